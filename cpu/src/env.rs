@@ -1,0 +1,144 @@
+//! What a vCPU asks of the world around it: memory, devices, time and its local APIC.
+//!
+//! Problem: this crate makes no host calls and knows no devices, yet instructions load, store, read
+//! ports and take interrupts. Scheme: two traits. [`Memory`] is hot and a type parameter (the mmu
+//! crate's soft TLB implements it); [`Env`] is cold and a trait object (the machine implements it).
+//! Invariants: a `Place::Ram` pointer stays valid to the end of its page until the next call that
+//! takes `&mut` memory; after a store through it the storer calls [`Memory::stored`] when
+//! `watched` was set. One instance per vCPU, on its thread.
+
+use std::sync::atomic::AtomicU32;
+
+use crate::addr::{Gpa, Gva};
+use crate::state::CpuState;
+
+/// Kind of access.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Access {
+    Read = 0,
+    Write = 1,
+    Fetch = 2,
+}
+
+/// With whose rights a linear address is accessed (SDM vol. 3, "Access Rights").
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Privilege {
+    User = 0,
+    /// CPL < 3, or an implicit access to a system structure: SMAP holds when CR4.SMAP is set.
+    Supervisor = 1,
+    /// Explicit access at CPL < 3 with EFLAGS.AC set: exempt from SMAP.
+    SupervisorAc = 2,
+}
+
+/// Where a linear address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Guest RAM at this host address. `watched`: the page holds cached code, so a store must be
+    /// reported with [`Memory::stored`].
+    Ram { hva: *mut u8, gpa: Gpa, watched: bool },
+    /// Not RAM, or ROM being written: goes to [`Env::mmio_read`] and [`Env::mmio_write`].
+    Device { gpa: Gpa },
+}
+
+/// A refused translation. The caller puts `gva` into CR2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageFault {
+    pub gva: Gva,
+    /// See [`crate::exception::page_fault`].
+    pub error_code: u32,
+}
+
+/// Guest memory as one vCPU sees it, through its translation lookaside buffer.
+pub trait Memory {
+    /// Translates `gva`, setting accessed and dirty bits as that access does. The result holds for
+    /// the rest of the 4 KiB page. Addresses have been checked canonical.
+    ///
+    /// # Errors
+    /// The page fault to raise.
+    fn translate(
+        &mut self,
+        cpu: &CpuState,
+        gva: Gva,
+        access: Access,
+        privilege: Privilege,
+    ) -> Result<Place, PageFault>;
+
+    /// Host address of `len` bytes of RAM at `gpa`, if they are RAM and contiguous.
+    fn ram(&self, gpa: Gpa, len: usize) -> Option<*mut u8>;
+
+    /// Bytes in a `watched` page were stored to: its code version changes.
+    fn stored(&mut self, gpa: Gpa);
+
+    /// Starts watching the page of `gpa` for stores and returns its code version, never 0. The
+    /// version changes with every store to the page by anybody (vCPUs, DMA).
+    fn watch_code(&mut self, gpa: Gpa) -> u32;
+
+    /// The page's present code version; 0 if it isn't watched or isn't RAM.
+    fn code_version(&self, gpa: Gpa) -> u32;
+
+    /// Drops every cached translation, global ones too.
+    fn flush_all(&mut self);
+    /// Drops every non-global translation of `pcid`, or of all where `None`.
+    fn flush_context(&mut self, pcid: Option<u16>);
+    /// CR3 was loaded: translations of other PCIDs may be kept. `keep`: bit 63 of the new value was
+    /// set (with CR4.PCIDE), so this PCID's are kept too.
+    fn set_context(&mut self, cpu: &CpuState, keep: bool);
+    /// Drops `gva`'s translations in the current PCID and the global ones (`INVLPG`).
+    fn flush_page(&mut self, gva: Gva);
+    /// Drops `gva`'s non-global translations in `pcid` (`INVPCID` type 0).
+    fn flush_page_in(&mut self, pcid: u16, gva: Gva);
+}
+
+/// Bits of the attention word: what the vCPU must look at before its next block.
+pub mod attention {
+    /// The interrupt controller has an interrupt for this vCPU.
+    pub const INTR: u32 = 1 << 0;
+    pub const NMI: u32 = 1 << 1;
+    /// INIT signal.
+    pub const INIT: u32 = 1 << 2;
+    /// A start-up IPI; its vector is in bits 24-31.
+    pub const SIPI: u32 = 1 << 3;
+    /// The machine wants the vCPU out of its run loop.
+    pub const STOP: u32 = 1 << 4;
+    /// Counted time has reached a timer.
+    pub const TIMER: u32 = 1 << 5;
+}
+
+/// An MSR access that the local APIC refused, to become #GP(0).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
+
+/// The machine around a vCPU.
+pub trait Env: Send {
+    /// Port input of 1, 2 or 4 bytes; unclaimed ports read as ones.
+    fn pio_read(&mut self, port: u16, size: u8) -> u32;
+    fn pio_write(&mut self, port: u16, size: u8, value: u32);
+    /// Physical read of 1, 2, 4 or 8 bytes outside RAM; unclaimed addresses read as ones.
+    fn mmio_read(&mut self, gpa: Gpa, size: u8) -> u64;
+    fn mmio_write(&mut self, gpa: Gpa, size: u8, value: u64);
+    /// Raw time stamp counter, before `Msrs::tsc_offset`. `retired` is the vCPU's instruction count.
+    fn tsc(&mut self) -> u64;
+    /// Tells counted time how far this vCPU is; called before any other call that may read time.
+    fn set_retired(&mut self, retired: u64);
+    /// 64 random bits for RDRAND and RDSEED.
+    fn random(&mut self) -> u64;
+    /// INTA cycle: the vector to deliver now, if there still is one.
+    fn acknowledge_interrupt(&mut self) -> Option<u8>;
+    /// IA32_APIC_BASE, IA32_TSC_DEADLINE and the x2APIC range 0x800-0x8ff.
+    ///
+    /// # Errors
+    /// `Refused`: no such register, or not in this mode.
+    fn apic_msr_read(&mut self, msr: u32) -> Result<u64, Refused>;
+    /// # Errors
+    /// `Refused`: no such register, reserved bits, or not in this mode.
+    fn apic_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused>;
+    /// CR8.
+    fn task_priority(&mut self) -> u8;
+    fn set_task_priority(&mut self, tpr: u8);
+    /// The FERR# pin: an unmasked x87 error with CR0.NE clear.
+    fn ferr(&mut self);
+    /// The word with [`attention`] bits, set by other threads.
+    fn attention(&self) -> &AtomicU32;
+}

@@ -1,0 +1,12 @@
+//! Architectural state and rules of an x86 processor, and the reference interpreter.
+//!
+//! This crate makes no host calls and does no I/O: memory, devices and time come through the traits
+//! in [`env`].
+
+pub mod addr;
+pub mod env;
+pub mod exception;
+pub mod state;
+
+pub use addr::{Gpa, Gva, PAGE_SIZE};
+pub use state::CpuState;

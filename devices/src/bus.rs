@@ -1,0 +1,186 @@
+//! Port and memory-mapped I/O buses: which device answers at which address.
+//!
+//! Problem: vCPUs on several threads reach devices by address. Scheme: one sorted table per bus, built
+//! before the machine runs and then read without a lock; each device sits behind a mutex of its own.
+//! Invariants: ranges of one bus don't overlap; an access wider than a device's width reaches it as
+//! several, lowest address first; nobody's address reads as ones and drops writes. Any thread.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use crate::clock::lock;
+
+/// A device on a bus. Ports and memory differ only in the bus that they are put on.
+pub trait BusDevice: Send {
+    /// Reads `size` bytes (1, 2, 4 or 8, at most [`BusDevice::width`]) at `offset` from the start of
+    /// the range. Upper bytes of the result are ignored.
+    fn read(&mut self, offset: u64, size: u8) -> u64;
+    /// Writes the low `size` bytes of `value`.
+    fn write(&mut self, offset: u64, size: u8, value: u64);
+    /// Widest access that the device takes in one piece, in bytes.
+    fn width(&self) -> u8 {
+        1
+    }
+}
+
+/// A bus address range with its device.
+struct Range {
+    start: u64,
+    len: u64,
+    /// Offset of `start` in the device, for a device with several ranges.
+    base: u64,
+    device: Arc<Mutex<dyn BusDevice>>,
+}
+
+/// A port or memory bus.
+#[derive(Default)]
+pub struct Bus {
+    ranges: Vec<Range>,
+}
+
+/// Two devices claim one address.
+#[derive(Debug, thiserror::Error)]
+#[error("bus range {start:#x}+{len:#x} overlaps another device's")]
+pub struct Overlap {
+    start: u64,
+    len: u64,
+}
+
+impl fmt::Debug for Bus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.ranges.iter().map(|range| (range.start, range.len)))
+            .finish()
+    }
+}
+
+impl Bus {
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts `device` at `start..start + len`; its offsets begin at 0.
+    ///
+    /// # Errors
+    /// [`Overlap`] if part of the range is taken.
+    pub fn insert(
+        &mut self,
+        start: u64,
+        len: u64,
+        device: Arc<Mutex<dyn BusDevice>>,
+    ) -> Result<(), Overlap> {
+        self.insert_at(start, len, 0, device)
+    }
+
+    /// Like [`Bus::insert`]; the range's first address is offset `base` in the device.
+    ///
+    /// # Errors
+    /// [`Overlap`] if part of the range is taken.
+    pub fn insert_at(
+        &mut self,
+        start: u64,
+        len: u64,
+        base: u64,
+        device: Arc<Mutex<dyn BusDevice>>,
+    ) -> Result<(), Overlap> {
+        let at = self.ranges.partition_point(|range| range.start < start);
+        let before_ok = at == 0 || {
+            let before = &self.ranges[at - 1];
+            before.start + before.len <= start
+        };
+        let after_ok = at == self.ranges.len() || start + len <= self.ranges[at].start;
+        if !(before_ok && after_ok) {
+            return Err(Overlap { start, len });
+        }
+        self.ranges.insert(at, Range { start, len, base, device });
+        Ok(())
+    }
+
+    /// Reads `size` bytes (1, 2, 4 or 8), little-endian.
+    #[must_use]
+    pub fn read(&self, address: u64, size: u8) -> u64 {
+        let mut value = 0;
+        let mut done = 0;
+        while done < size {
+            let at = address.wrapping_add(u64::from(done));
+            let (piece, part) = match self.find(at) {
+                None => (1, 0xff),
+                Some(range) => {
+                    let mut device = lock(&range.device);
+                    let piece = piece_of(&*device, size - done);
+                    (piece, device.read(range.base + (at - range.start), piece) & mask(piece))
+                }
+            };
+            value |= part << (8 * done);
+            done += piece;
+        }
+        value
+    }
+
+    /// Writes the low `size` bytes of `value`.
+    pub fn write(&self, address: u64, size: u8, value: u64) {
+        let mut done = 0;
+        while done < size {
+            let at = address.wrapping_add(u64::from(done));
+            done += match self.find(at) {
+                None => 1,
+                Some(range) => {
+                    let mut device = lock(&range.device);
+                    let piece = piece_of(&*device, size - done);
+                    let part = (value >> (8 * done)) & mask(piece);
+                    device.write(range.base + (at - range.start), piece, part);
+                    piece
+                }
+            };
+        }
+    }
+
+    fn find(&self, address: u64) -> Option<&Range> {
+        let at = self.ranges.partition_point(|range| range.start <= address);
+        let range = self.ranges.get(at.checked_sub(1)?)?;
+        (address - range.start < range.len).then_some(range)
+    }
+}
+
+fn piece_of(device: &dyn BusDevice, left: u8) -> u8 {
+    let width = device.width().min(left);
+    // The largest power of two that fits.
+    1 << (7 - width.leading_zeros())
+}
+
+fn mask(size: u8) -> u64 {
+    u64::MAX >> (64 - 8 * u32::from(size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Recorder(Vec<(u64, u8, u64)>);
+
+    impl BusDevice for Recorder {
+        fn read(&mut self, offset: u64, size: u8) -> u64 {
+            self.0.push((offset, size, 0));
+            offset
+        }
+        fn write(&mut self, offset: u64, size: u8, value: u64) {
+            self.0.push((offset, size, value));
+        }
+        fn width(&self) -> u8 {
+            2
+        }
+    }
+
+    #[test]
+    fn wide_accesses_are_split_and_holes_read_as_ones() {
+        let mut bus = Bus::new();
+        let device = Arc::new(Mutex::new(Recorder(Vec::new())));
+        bus.insert(0x10, 4, Arc::clone(&device) as _).expect("free");
+        assert!(bus.insert(0x13, 1, Arc::clone(&device) as _).is_err());
+        assert_eq!(bus.read(0x12, 4), 0xffff_0002);
+        bus.write(0x10, 4, 0x1122_3344);
+        assert_eq!(lock(&device).0, [(2, 2, 0), (0, 2, 0x3344), (2, 2, 0x1122)]);
+        assert_eq!(bus.read(0, 1), 0xff);
+    }
+}

@@ -1,0 +1,8 @@
+//! Emulated PC hardware behind small traits: [`bus`], [`irq`], [`clock`].
+//!
+//! Devices know neither the MMU nor the translator: they see guest memory through `vm-memory`, and
+//! interrupts and time through the traits here.
+
+pub mod bus;
+pub mod clock;
+pub mod irq;
