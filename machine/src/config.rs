@@ -1,0 +1,175 @@
+//! What a person asks for, and what is wrong with it.
+//!
+//! Problem: every mistake in a configuration must be told in one line that names the option and the
+//! way out. Scheme: [`Config`] is plain data without invariants; [`Config::check`] refuses what can be
+//! refused without looking at files, the loaders refuse the rest; both with [`ConfigError`], whose
+//! `Display` is that line. Any thread.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Which engine executes guest code.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// The plain interpreter: the reference.
+    #[default]
+    Interp,
+    /// The binary translator.
+    Bt,
+}
+
+/// A raw disk image on virtio-blk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    pub path: PathBuf,
+    pub read_only: bool,
+}
+
+/// A machine to build.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// RAM in bytes, a multiple of 4 KiB (`-m`).
+    pub memory_bytes: u64,
+    /// Number of processors (`-c`).
+    pub vcpus: u32,
+    /// CPUID model and switches: `MODEL,+feature,-feature` (`--cpu`).
+    pub cpu: String,
+    pub engine: Engine,
+    /// bzImage, ELF with a PVH note, or multiboot-1 image.
+    pub kernel: PathBuf,
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line (`--append`).
+    pub command_line: String,
+    pub disks: Vec<DiskConfig>,
+    /// End with [`crate::End::Timeout`] after so much host time.
+    pub timeout: Option<Duration>,
+    /// A guest reset ends the run instead of starting the machine again.
+    pub no_reboot: bool,
+    /// Guest time is counted in instructions, 1 ns each, instead of host time.
+    pub icount: bool,
+}
+
+/// Smallest and largest RAM.
+pub const MEMORY_BYTES_MIN: u64 = 4 << 20;
+pub const MEMORY_BYTES_MAX: u64 = 64 << 30;
+/// Most processors: 8-bit APIC ids, 255 being the broadcast address.
+pub const VCPUS_MAX: u32 = 64;
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            memory_bytes: 512 << 20,
+            vcpus: 1,
+            cpu: "host".to_owned(),
+            engine: Engine::default(),
+            kernel: PathBuf::new(),
+            initrd: None,
+            command_line: String::new(),
+            disks: Vec::new(),
+            timeout: None,
+            no_reboot: false,
+            icount: false,
+        }
+    }
+}
+
+impl Config {
+    /// Refuses what is wrong whatever the files hold.
+    ///
+    /// # Errors
+    /// The first thing wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&self.memory_bytes)
+            || !self.memory_bytes.is_multiple_of(4096)
+        {
+            return Err(ConfigError::Memory { bytes: self.memory_bytes });
+        }
+        if !(1..=VCPUS_MAX).contains(&self.vcpus) {
+            return Err(ConfigError::Vcpus { vcpus: self.vcpus });
+        }
+        if self.engine == Engine::Bt {
+            return Err(ConfigError::NoTranslator);
+        }
+        if self.icount && self.vcpus > 1 {
+            return Err(ConfigError::CountedTimeVcpus { vcpus: self.vcpus });
+        }
+        Ok(())
+    }
+}
+
+/// Why a machine can't be built. `Display` is one line for the person who asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error(
+        "-m: {bytes} bytes of memory: give at least {} MiB and at most {} GiB, in whole 4 KiB pages",
+        MEMORY_BYTES_MIN >> 20,
+        MEMORY_BYTES_MAX >> 30
+    )]
+    Memory { bytes: u64 },
+    #[error("-c: {vcpus} processors: give 1 to {VCPUS_MAX}")]
+    Vcpus { vcpus: u32 },
+    #[error("--engine bt: the translator is not there yet; use --engine interp")]
+    NoTranslator,
+    #[error("--icount counts one processor's instructions and so needs -c 1, not -c {vcpus}")]
+    CountedTimeVcpus { vcpus: u32 },
+    #[error("--cpu {model}: {reason}")]
+    Cpu { model: String, reason: String },
+    /// A file couldn't be opened or read.
+    #[error("{option} {}: {}", path.display(), describe(source))]
+    File { option: &'static str, path: PathBuf, source: io::Error },
+    /// The kernel isn't in a format that we load.
+    #[error(
+        "--kernel {}: not a kernel that can be loaded: it must be a Linux bzImage, an ELF with a \
+         PVH note (vmlinux) or a multiboot-1 image{hint}",
+        path.display()
+    )]
+    UnknownKernel { path: PathBuf, hint: &'static str },
+    /// The kernel is in a known format, but damaged or unsuitable.
+    #[error("--kernel {}: {reason}", path.display())]
+    Kernel { path: PathBuf, reason: String },
+    #[error("--initrd {}: {reason}", path.display())]
+    Initrd { path: PathBuf, reason: String },
+    #[error("--append: the command line has {len} bytes, and this kernel takes at most {max}")]
+    CommandLine { len: usize, max: usize },
+    #[error("--append: the command line holds a NUL byte")]
+    CommandLineNul,
+    #[error("--disk {}: {reason}", path.display())]
+    Disk { path: PathBuf, reason: String },
+    /// The host refused something that is not a matter of configuration.
+    #[error("cannot {what}: {reason}")]
+    Host { what: &'static str, reason: String },
+}
+
+/// An I/O error without the "(os error N)" that tells nobody anything.
+fn describe(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(at) => text[..at].to_owned(),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absurd_configurations_are_refused_in_one_line() {
+        let good = Config::default();
+        good.check().expect("the default configuration is sound");
+        let bad = [
+            Config { memory_bytes: 0, ..good.clone() },
+            Config { memory_bytes: u64::MAX, ..good.clone() },
+            Config { memory_bytes: (64 << 20) + 1, ..good.clone() },
+            Config { vcpus: 0, ..good.clone() },
+            Config { vcpus: 1000, ..good.clone() },
+            Config { engine: Engine::Bt, ..good.clone() },
+            Config { icount: true, vcpus: 2, ..good },
+        ];
+        for config in bad {
+            let text = config.check().expect_err("refused").to_string();
+            assert!(!text.contains('\n') && text.starts_with('-'), "{text}");
+        }
+    }
+}
