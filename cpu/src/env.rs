@@ -4,9 +4,10 @@
 //! ports and take interrupts. Scheme: two traits. [`Memory`] is hot and a type parameter (the mmu
 //! crate's soft TLB implements it); [`Env`] is cold and a trait object (the machine implements it).
 //! Invariants: a `Place::Ram` pointer stays valid to the end of its page until the next call that
-//! takes `&mut` memory; after a store through it the storer calls [`Memory::stored`] when
-//! `watched` was set. One instance per vCPU, on its thread.
+//! takes `&mut` memory; after a store through it, not before, the storer calls [`Memory::stored`].
+//! One instance per vCPU, on its thread.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
 use crate::addr::{Gpa, Gva};
@@ -35,9 +36,8 @@ pub enum Privilege {
 /// Where a linear address leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// Guest RAM at this host address. `watched`: the page holds cached code, so a store must be
-    /// reported with [`Memory::stored`].
-    Ram { hva: *mut u8, gpa: Gpa, watched: bool },
+    /// Guest RAM at this host address. A store through it must be followed by [`Memory::stored`].
+    Ram { hva: *mut u8, gpa: Gpa },
     /// Not RAM, or ROM being written: goes to [`Env::mmio_read`] and [`Env::mmio_write`].
     Device { gpa: Gpa },
 }
@@ -68,8 +68,9 @@ pub trait Memory {
     /// Host address of `len` bytes of RAM at `gpa`, if they are RAM and contiguous.
     fn ram(&self, gpa: Gpa, len: usize) -> Option<*mut u8>;
 
-    /// Bytes in a `watched` page were stored to: its code version changes.
-    fn stored(&mut self, gpa: Gpa);
+    /// To be called after a store to RAM at `gpa` (one call for each page touched). If the page is
+    /// watched its code version changes, and the answer is true.
+    fn stored(&mut self, gpa: Gpa) -> bool;
 
     /// Starts watching the page of `gpa` for stores and returns its code version, never 0. The
     /// version changes with every store to the page by anybody (vCPUs, DMA).
@@ -139,6 +140,6 @@ pub trait Env: Send {
     fn set_task_priority(&mut self, tpr: u8);
     /// The FERR# pin: an unmasked x87 error with CR0.NE clear.
     fn ferr(&mut self);
-    /// The word with [`attention`] bits, set by other threads.
-    fn attention(&self) -> &AtomicU32;
+    /// The word with [`attention`] bits, set by other threads; always the same one.
+    fn attention(&self) -> Arc<AtomicU32>;
 }

@@ -7,6 +7,7 @@ pub mod addr;
 pub mod env;
 pub mod exception;
 pub mod host_code;
+pub mod interp;
 pub mod state;
 
 pub use addr::{Gpa, Gva, PAGE_SIZE};

@@ -308,6 +308,18 @@ pub enum Activity {
     Shutdown,
 }
 
+/// What is held off for one instruction (SDM vol. 3, "Masking Exceptions and Interrupts When Switching
+/// Stacks"; vol. 2, "STI").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Shadow {
+    None,
+    /// After an STI that set IF: maskable interrupts are held off.
+    Sti,
+    /// After a load of SS: interrupts and debug exceptions are held off.
+    MovSs,
+}
+
 /// Everything one vCPU remembers between instructions.
 #[derive(Clone, Debug)]
 #[repr(C, align(64))]
@@ -334,10 +346,11 @@ pub struct CpuState {
     pub pdpte: [u64; 4],
     pub cpl: u8,
     pub activity: Activity,
-    /// Interrupts are held off for one instruction (STI or MOV/POP SS came before).
-    pub shadow: bool,
+    pub shadow: Shadow,
     /// An NMI is being handled; IRET ends it.
     pub nmi_blocked: bool,
+    /// DR6 bits of debug traps that wait for the end of a `MovSs` shadow.
+    pub pending_debug: u32,
     pub msr: Msrs,
     /// Instructions retired since start: the base of counted time.
     pub retired: u64,
@@ -368,7 +381,8 @@ impl CpuState {
             pdpte: [0; 4],
             cpl: 0,
             activity: Activity::Running,
-            shadow: false,
+            shadow: Shadow::None,
+            pending_debug: 0,
             nmi_blocked: false,
             msr: Msrs { pat: 0x0007_0406_0007_0406, misc_enable: 1, ..Msrs::default() },
             retired: 0,

@@ -1,0 +1,2 @@
+//! interp
+pub mod width;
