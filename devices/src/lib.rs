@@ -6,3 +6,8 @@
 pub mod bus;
 pub mod clock;
 pub mod irq;
+pub mod legacy;
+pub mod power;
+
+#[cfg(test)]
+mod fake;
