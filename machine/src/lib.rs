@@ -4,8 +4,10 @@
 //! [`End`]. Everything a guest does wrong ends in the guest; everything a person does wrong ends in a
 //! [`ConfigError`] of one line.
 
+pub mod boot;
 pub mod config;
 mod machine;
+pub mod memory_map;
 
 pub use config::{Config, ConfigError, DiskConfig, Engine};
 pub use machine::{End, Handle, Machine, SerialInput};

@@ -1,0 +1,284 @@
+//! Boot loaders: from kernel files to bytes in guest memory and a processor to start.
+//!
+//! Problem: three formats, each with its own header, information block and register contract, from
+//! files that may be cut short or hostile. Scheme: a loader is a pure function from the files and the
+//! [`MemoryMap`] to a [`Loaded`]: pieces of memory and entry registers. The machine copies the pieces
+//! at every (re)start, so loaders need no RAM to be tested. Every format we take is entered in flat
+//! 32-bit protected mode with paging off. Invariants: pieces lie in RAM and don't overlap; a file
+//! offset is used only after it was checked against the file's length. Called before the machine
+//! runs.
+//!
+//! The image is tried as QEMU does: bzImage, multiboot, then ELF with a PVH note.
+
+mod bzimage;
+mod elf;
+mod multiboot;
+mod pvh;
+
+use std::fs;
+use std::io::Read;
+use std::path::Path;
+
+use xenolith_cpu::CpuState;
+use xenolith_cpu::state::{Segment, TableRegister, sreg};
+
+use crate::config::{Config, ConfigError};
+use crate::memory_map::MemoryMap;
+
+/// Low memory that loaders share. The firmware's data area is at 0x400, its extended one at
+/// [`crate::memory_map::EBDA_START`].
+mod place {
+    /// Descriptor table, [`super::GDT`].
+    pub const GDT: u64 = 0x500;
+    /// PVH start information, memory map and module list, or multiboot information.
+    pub const INFO: u64 = 0x1000;
+    /// Linux's boot parameters.
+    pub const BOOT_PARAMS: u64 = 0x7000;
+    pub const COMMAND_LINE: u64 = 0x2_0000;
+    /// Longest command line that fits below the extended BIOS data area, with its NUL.
+    pub const COMMAND_LINE_MAX: usize = 0x1_0000;
+}
+
+/// Null, null, flat code at 0x10, flat data at 0x18 (the selectors of Linux's boot protocol), and a
+/// task state segment for PVH.
+const GDT: [u64; 5] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
+
+/// Bytes to place in guest memory before the start.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Piece {
+    pub gpa: u64,
+    pub bytes: Vec<u8>,
+}
+
+impl std::fmt::Debug for Piece {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Piece({:#x}+{:#x})", self.gpa, self.bytes.len())
+    }
+}
+
+/// A guest's first state: memory and the boot processor's registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    pub pieces: Vec<Piece>,
+    pub eip: u32,
+    pub eax: u32,
+    pub ebx: u32,
+    pub esi: u32,
+}
+
+impl Loaded {
+    /// Gives the boot processor its registers: flat 32-bit protected mode, paging off, interrupts off.
+    pub fn enter(&self, cpu: &mut CpuState) {
+        cpu.gpr = [0; 16];
+        cpu.gpr[0] = u64::from(self.eax);
+        cpu.gpr[3] = u64::from(self.ebx);
+        cpu.gpr[6] = u64::from(self.esi);
+        cpu.rip = u64::from(self.eip);
+        cpu.rflags = 2;
+        cpu.cr0 = 0x11;
+        cpu.gdtr = TableRegister { base: place::GDT, limit: (GDT.len() * 8 - 1) as u16 };
+        cpu.idtr = TableRegister { base: 0, limit: 0 };
+        cpu.seg = [Segment::from_descriptor(0x18, GDT[3]); 6];
+        cpu.seg[sreg::CS] = Segment::from_descriptor(0x10, GDT[2]);
+        cpu.tr = Segment::from_descriptor(0x20, GDT[4]);
+    }
+}
+
+/// What the loaders work from.
+struct Request<'a> {
+    kernel: &'a [u8],
+    kernel_path: &'a Path,
+    initrd: Option<Vec<u8>>,
+    initrd_path: &'a Path,
+    command_line: &'a str,
+    map: &'a MemoryMap,
+    /// Address of the ACPI root pointer.
+    rsdp: u64,
+}
+
+impl Request<'_> {
+    /// The kernel is damaged or unsuitable.
+    fn bad(&self, reason: impl Into<String>) -> ConfigError {
+        ConfigError::Kernel { path: self.kernel_path.to_owned(), reason: reason.into() }
+    }
+
+    /// The command line with its NUL, refused beyond `max` bytes without it.
+    fn command_line(&self, max: usize) -> Result<Vec<u8>, ConfigError> {
+        let max = max.min(place::COMMAND_LINE_MAX - 1);
+        terminated(self.command_line, max)
+    }
+
+    /// Takes the initrd and places it as high as it fits in low RAM, below `limit` and above `floor`.
+    fn place_initrd(&mut self, floor: u64, limit: u64) -> Result<Option<Piece>, ConfigError> {
+        let Some(bytes) = self.initrd.take() else { return Ok(None) };
+        let top = self.map.low_end().min(limit);
+        let len = bytes.len() as u64;
+        let gpa = top.checked_sub(len).map(|start| start & !0xfff);
+        match gpa {
+            Some(gpa) if gpa >= floor => Ok(Some(Piece { gpa, bytes })),
+            _ => Err(self.no_room(len, floor, top)),
+        }
+    }
+
+    /// Takes the initrd and places it at `floor`.
+    fn place_initrd_low(&mut self, floor: u64) -> Result<Option<Piece>, ConfigError> {
+        let Some(bytes) = self.initrd.take() else { return Ok(None) };
+        let len = bytes.len() as u64;
+        if !self.map.is_ram(floor, len) {
+            return Err(self.no_room(len, floor, self.map.low_end()));
+        }
+        Ok(Some(Piece { gpa: floor, bytes }))
+    }
+
+    fn no_room(&self, len: u64, floor: u64, top: u64) -> ConfigError {
+        ConfigError::Initrd {
+            path: self.initrd_path.to_owned(),
+            reason: format!(
+                "its {len} bytes don't fit between the end of the kernel ({floor:#x}) and the end \
+                 of low memory ({top:#x}); give more memory with -m"
+            ),
+        }
+    }
+}
+
+/// `text` with a NUL behind it.
+fn terminated(text: &str, max: usize) -> Result<Vec<u8>, ConfigError> {
+    if text.len() > max {
+        return Err(ConfigError::CommandLine { len: text.len(), max });
+    }
+    if text.contains('\0') {
+        return Err(ConfigError::CommandLineNul);
+    }
+    let mut bytes = text.as_bytes().to_vec();
+    bytes.push(0);
+    Ok(bytes)
+}
+
+/// Reads a file whole, but not more than `max` bytes: a device file may never end.
+fn read_file(option: &'static str, path: &Path, max: u64) -> Result<Vec<u8>, ConfigError> {
+    let wrong = |source| ConfigError::File { option, path: path.to_owned(), source };
+    let file = fs::File::open(path).map_err(wrong)?;
+    let meta = file.metadata().map_err(wrong)?;
+    if meta.is_dir() {
+        return Err(wrong(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+    }
+    let mut bytes = Vec::new();
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(wrong)?;
+    if bytes.len() as u64 > max {
+        let text = format!("larger than the {} MiB of memory; give more with -m", max >> 20);
+        return Err(wrong(std::io::Error::other(text)));
+    }
+    Ok(bytes)
+}
+
+/// Loads what `config` names.
+///
+/// # Errors
+/// A file can't be read, isn't a kernel, is damaged, or doesn't fit.
+pub fn load(config: &Config, map: &MemoryMap, rsdp: u64) -> Result<Loaded, ConfigError> {
+    let kernel = read_file("--kernel", &config.kernel, config.memory_bytes)?;
+    let empty = Path::new("");
+    let initrd = match &config.initrd {
+        None => None,
+        Some(path) => Some(read_file("--initrd", path, config.memory_bytes)?),
+    };
+    let request = Request {
+        kernel: &kernel,
+        kernel_path: &config.kernel,
+        initrd,
+        initrd_path: config.initrd.as_deref().unwrap_or(empty),
+        command_line: &config.command_line,
+        map,
+        rsdp,
+    };
+    let loaded = load_image(request)?;
+    check(&loaded, map, &config.kernel)?;
+    Ok(loaded)
+}
+
+fn load_image(request: Request<'_>) -> Result<Loaded, ConfigError> {
+    let mut loaded = if bzimage::matches(request.kernel) {
+        bzimage::load(request)
+    } else if let Some(header) = multiboot::find(request.kernel) {
+        multiboot::load(request, header)
+    } else if elf::matches(request.kernel) {
+        pvh::load(request)
+    } else {
+        Err(ConfigError::UnknownKernel {
+            path: request.kernel_path.to_owned(),
+            hint: hint(request.kernel),
+        })
+    }?;
+    let mut gdt = Vec::new();
+    for descriptor in GDT {
+        gdt.extend(descriptor.to_le_bytes());
+    }
+    loaded.pieces.push(Piece { gpa: place::GDT, bytes: gdt });
+    loaded.pieces.retain(|piece| !piece.bytes.is_empty());
+    Ok(loaded)
+}
+
+/// What a file that is no kernel seems to be.
+fn hint(bytes: &[u8]) -> &'static str {
+    let head = &bytes[..bytes.len().min(512)];
+    if bytes.is_empty() {
+        " (the file is empty)"
+    } else if head.starts_with(&[0x1f, 0x8b]) || head.starts_with(b"\xfd7zXZ") {
+        " (it is a compressed file: unpack it first)"
+    } else if bytes.len() < 0x250 && head.starts_with(b"MZ") {
+        " (it seems to be a bzImage cut short)"
+    } else if head.iter().all(|&b| b == b'\t' || b == b'\n' || b == b'\r' || (32..127).contains(&b))
+    {
+        " (it seems to be a text file)"
+    } else if bytes.get(510..512) == Some(&[0x55, 0xaa]) {
+        " (it seems to be a disk image or boot sector; firmware boot is not there yet)"
+    } else {
+        ""
+    }
+}
+
+/// Holds a loader to its promise: everything is in RAM, nothing overlaps.
+fn check(loaded: &Loaded, map: &MemoryMap, kernel: &Path) -> Result<(), ConfigError> {
+    let bad = |reason| Err(ConfigError::Kernel { path: kernel.to_owned(), reason });
+    let mut spans: Vec<(u64, u64)> = Vec::new();
+    for piece in &loaded.pieces {
+        let len = piece.bytes.len() as u64;
+        if !map.is_ram(piece.gpa, len) {
+            return bad(format!(
+                "it loads {len:#x} bytes at {:#x}, where there is no memory; give more with -m",
+                piece.gpa
+            ));
+        }
+        spans.push((piece.gpa, piece.gpa + len));
+    }
+    spans.sort_unstable();
+    match spans.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+        None => Ok(()),
+        Some(pair) => bad(format!(
+            "it wants memory at {:#x} that the boot loader or another part of it uses",
+            pair[1].0
+        )),
+    }
+}
+
+fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
+    let end = offset.checked_add(2)?;
+    Some(u16::from_le_bytes(bytes.get(offset..end)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
+    let end = offset.checked_add(4)?;
+    Some(u32::from_le_bytes(bytes.get(offset..end)?.try_into().ok()?))
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> Option<u64> {
+    let end = offset.checked_add(8)?;
+    Some(u64::from_le_bytes(bytes.get(offset..end)?.try_into().ok()?))
+}
+
+fn put(bytes: &mut [u8], offset: usize, value: &[u8]) {
+    bytes[offset..offset + value.len()].copy_from_slice(value);
+}
+
+#[cfg(test)]
+mod tests;
