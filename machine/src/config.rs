@@ -29,7 +29,7 @@ pub struct DiskConfig {
 /// A machine to build.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// RAM in bytes, a multiple of 4 KiB (`-m`).
+    /// RAM in bytes, a multiple of 1 MiB (`-m`).
     pub memory_bytes: u64,
     /// Number of processors (`-c`).
     pub vcpus: u32,
@@ -51,7 +51,7 @@ pub struct Config {
 }
 
 /// Smallest and largest RAM.
-pub const MEMORY_BYTES_MIN: u64 = 4 << 20;
+pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
 pub const MEMORY_BYTES_MAX: u64 = 64 << 30;
 /// Most processors: 8-bit APIC ids, 255 being the broadcast address.
 pub const VCPUS_MAX: u32 = 64;
@@ -81,7 +81,7 @@ impl Config {
     /// The first thing wrong.
     pub fn check(&self) -> Result<(), ConfigError> {
         if !(MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&self.memory_bytes)
-            || !self.memory_bytes.is_multiple_of(4096)
+            || !self.memory_bytes.is_multiple_of(1 << 20)
         {
             return Err(ConfigError::Memory { bytes: self.memory_bytes });
         }
@@ -102,7 +102,7 @@ impl Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error(
-        "-m: {bytes} bytes of memory: give at least {} MiB and at most {} GiB, in whole 4 KiB pages",
+        "-m: {bytes} bytes of memory: give at least {} MiB and at most {} GiB, in whole MiB",
         MEMORY_BYTES_MIN >> 20,
         MEMORY_BYTES_MAX >> 30
     )]

@@ -5,9 +5,11 @@
 //! [`ConfigError`] of one line.
 
 pub mod boot;
+pub mod clock;
 pub mod config;
 mod machine;
 pub mod memory_map;
+pub mod vcpu;
 
 pub use config::{Config, ConfigError, DiskConfig, Engine};
 pub use machine::{End, Handle, Machine, SerialInput};

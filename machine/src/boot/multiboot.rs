@@ -34,6 +34,8 @@ const LOADER_NAME_AT: usize = 144;
 const MEMORY_MAP_AT: usize = 160;
 const MODULE_LINE_MAX: usize = 4096;
 
+const _: () = assert!(INFO_BYTES <= MODULE_AT, "the parts don't overlap");
+
 /// Finds the header: its offset in the image.
 pub fn find(image: &[u8]) -> Option<usize> {
     (0..SEARCH_BYTES.min(image.len()).saturating_sub(11)).step_by(4).find(|&at| {
@@ -100,7 +102,6 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
     put32(64, place::INFO + LOADER_NAME_AT as u64);
     put32(0, u64::from(has));
     put(&mut info, LOADER_NAME_AT, b"xenolith");
-    debug_assert!(INFO_BYTES <= MODULE_AT, "the parts don't overlap");
     for entry in request.map.e820() {
         // The size field doesn't count itself.
         info.extend(20u32.to_le_bytes());
