@@ -3,6 +3,7 @@
 //! Devices know neither the MMU nor the translator: they see guest memory through `vm-memory`, and
 //! interrupts and time through the traits here.
 
+pub mod acpi;
 pub mod bus;
 pub mod clock;
 pub mod irq;

@@ -1,4 +1,7 @@
 //! The parts of a PC that were there before PCI.
 
+pub mod debug_exit;
+pub mod reset;
 pub mod serial_io;
+pub mod testdev;
 pub mod uart;
