@@ -2,11 +2,12 @@
 //!
 //! Problem: vCPUs on several threads reach devices by address. Scheme: one sorted table per bus, built
 //! before the machine runs and then read without a lock; each device sits behind a mutex of its own.
-//! Invariants: ranges of one bus don't overlap; an access wider than a device's width reaches it as
+//! Ranges that move while it runs (PCI base address registers) are in [`MovingRanges`], asked second and
+//! behind a read lock. Invariants: fixed ranges of one bus don't overlap and win over moving ones; an access wider than a device's width reaches it as
 //! several, lowest address first; nobody's address reads as ones and drops writes. Any thread.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::clock::lock;
 
@@ -36,6 +37,44 @@ struct Range {
 #[derive(Default)]
 pub struct Bus {
     ranges: Vec<Range>,
+    moving: Arc<MovingRanges>,
+}
+
+/// Ranges that appear, move and go away while vCPUs run. They may overlap, as the guest places them:
+/// the one mapped first answers.
+#[derive(Default)]
+pub struct MovingRanges {
+    ranges: RwLock<Vec<Range>>,
+}
+
+impl fmt::Debug for MovingRanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        f.debug_list().entries(ranges.iter().map(|range| (range.start, range.len))).finish()
+    }
+}
+
+impl MovingRanges {
+    /// Puts `device` at `start..start + len`; the first address is offset `base` in the device.
+    pub fn map(&self, start: u64, len: u64, base: u64, device: Arc<Mutex<dyn BusDevice>>) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        ranges.push(Range { start, len, base, device });
+    }
+
+    /// Takes away the range of `device` that was mapped with `base`. An access that a vCPU has begun
+    /// may still reach the device after this returns.
+    pub fn unmap(&self, base: u64, device: &Arc<Mutex<dyn BusDevice>>) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        ranges.retain(|range| range.base != base || !Arc::ptr_eq(&range.device, device));
+    }
+
+    /// The device at `address` and the offset in it. The lock is not held when the device is called,
+    /// so a device may remap itself.
+    fn find(&self, address: u64) -> Option<(Arc<Mutex<dyn BusDevice>>, u64)> {
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let range = ranges.iter().find(|range| address.wrapping_sub(range.start) < range.len)?;
+        Some((Arc::clone(&range.device), range.base + (address - range.start)))
+    }
 }
 
 /// Two devices claim one address.
@@ -48,9 +87,7 @@ pub struct Overlap {
 
 impl fmt::Debug for Bus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list()
-            .entries(self.ranges.iter().map(|range| (range.start, range.len)))
-            .finish()
+        f.debug_list().entries(self.ranges.iter().map(|range| (range.start, range.len))).finish()
     }
 }
 
@@ -104,14 +141,12 @@ impl Bus {
         let mut done = 0;
         while done < size {
             let at = address.wrapping_add(u64::from(done));
-            let (piece, part) = match self.find(at) {
-                None => (1, 0xff),
-                Some(range) => {
-                    let mut device = lock(&range.device);
-                    let piece = piece_of(&*device, size - done);
-                    (piece, device.read(range.base + (at - range.start), piece) & mask(piece))
-                }
-            };
+            let (piece, part) = self
+                .with_device(at, |device, offset| {
+                    let piece = piece_of(device, size - done);
+                    (piece, device.read(offset, piece) & mask(piece))
+                })
+                .unwrap_or((1, 0xff));
             value |= part << (8 * done);
             done += piece;
         }
@@ -123,17 +158,36 @@ impl Bus {
         let mut done = 0;
         while done < size {
             let at = address.wrapping_add(u64::from(done));
-            done += match self.find(at) {
-                None => 1,
-                Some(range) => {
-                    let mut device = lock(&range.device);
-                    let piece = piece_of(&*device, size - done);
+            done += self
+                .with_device(at, |device, offset| {
+                    let piece = piece_of(device, size - done);
                     let part = (value >> (8 * done)) & mask(piece);
-                    device.write(range.base + (at - range.start), piece, part);
+                    device.write(offset, piece, part);
                     piece
-                }
-            };
+                })
+                .unwrap_or(1);
         }
+    }
+
+    /// Where devices that move put themselves.
+    #[must_use]
+    pub fn moving(&self) -> Arc<MovingRanges> {
+        Arc::clone(&self.moving)
+    }
+
+    /// Calls `access` with the device at `address`, locked, and the offset in it.
+    fn with_device<R>(
+        &self,
+        address: u64,
+        access: impl FnOnce(&mut dyn BusDevice, u64) -> R,
+    ) -> Option<R> {
+        if let Some(range) = self.find(address) {
+            let mut device = lock(&range.device);
+            return Some(access(&mut *device, range.base + (address - range.start)));
+        }
+        let (device, offset) = self.moving.find(address)?;
+        let mut device = lock(&device);
+        Some(access(&mut *device, offset))
     }
 
     fn find(&self, address: u64) -> Option<&Range> {
@@ -182,5 +236,20 @@ mod tests {
         bus.write(0x10, 4, 0x1122_3344);
         assert_eq!(lock(&device).0, [(2, 2, 0), (0, 2, 0x3344), (2, 2, 0x1122)]);
         assert_eq!(bus.read(0, 1), 0xff);
+    }
+
+    #[test]
+    fn fixed_ranges_win_over_moving_ones_and_unmapped_ranges_are_gone() {
+        let mut bus = Bus::new();
+        let fixed = Arc::new(Mutex::new(Recorder(Vec::new())));
+        bus.insert(0x10, 4, fixed).expect("free");
+        let moving: Arc<Mutex<dyn BusDevice>> = Arc::new(Mutex::new(Recorder(Vec::new())));
+        bus.moving().map(0x12, 4, 0x40, Arc::clone(&moving));
+        assert_eq!(bus.read(0x12, 1), 2, "the fixed range answers");
+        assert_eq!(bus.read(0x14, 1), 0x42);
+        bus.moving().map(u64::MAX - 1, 2, 0x80, Arc::clone(&moving));
+        assert_eq!(bus.read(u64::MAX, 1), 0x81, "a range may end at the top");
+        bus.moving().unmap(0x40, &moving);
+        assert_eq!(bus.read(0x14, 1), 0xff);
     }
 }

@@ -6,9 +6,12 @@
 pub mod acpi;
 pub mod bus;
 pub mod clock;
+pub mod disk;
 pub mod irq;
 pub mod legacy;
 pub mod power;
 
 #[cfg(test)]
 mod fake;
+pub mod pci;
+pub mod virtio;

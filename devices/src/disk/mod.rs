@@ -1,0 +1,71 @@
+//! Disk images behind one trait.
+//!
+//! Problem: block devices (virtio, later IDE) don't care how an image is stored. Scheme:
+//! [`DiskImage`], positioned and shared by reference, so that workers need no lock; [`RawImage`] is
+//! the first. Invariants: offsets and lengths that a device passes are within [`DiskImage::size`];
+//! what was written before a [`DiskImage::flush`] that succeeded survives our being killed, and the
+//! host's. Called by the devices' workers; may block.
+
+mod raw;
+
+use std::io;
+
+pub use raw::{DiskError, RawImage};
+
+/// Bytes of a sector, the unit of sizes and requests.
+pub const SECTOR: u64 = 512;
+
+/// A disk's contents.
+pub trait DiskImage: Send + Sync {
+    /// Fills `data` from byte `offset` on.
+    ///
+    /// # Errors
+    /// The host's.
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `data` from byte `offset` on.
+    ///
+    /// # Errors
+    /// The host's, or [`io::ErrorKind::PermissionDenied`] on a read-only image.
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes everything written so far durable.
+    ///
+    /// # Errors
+    /// The host's.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Bytes in the image, a multiple of [`SECTOR`].
+    fn size(&self) -> u64;
+
+    fn read_only(&self) -> bool;
+
+    /// Whether [`DiskImage::discard`] gives space back.
+    fn can_discard(&self) -> bool {
+        false
+    }
+
+    /// The bytes are not needed any more; what they read as is undefined.
+    ///
+    /// # Errors
+    /// The host's.
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        let _ = (offset, len);
+        Ok(())
+    }
+
+    /// Makes the bytes read as zeroes.
+    ///
+    /// # Errors
+    /// As [`DiskImage::write_at`].
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        let mut done = 0;
+        while done < len {
+            let piece = (len - done).min(ZEROES.len() as u64);
+            self.write_at(offset + done, &ZEROES[..piece as usize])?;
+            done += piece;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,199 @@
+//! Raw images: the file's bytes are the disk's.
+//!
+//! Problem: two programs that write one image ruin it, and a wrong path must be told in one line.
+//! Scheme: an advisory lock on the open file, exclusive for writing and shared for reading only, kept
+//! until the image is dropped. Invariants: the size is fixed at opening; a tail shorter than a sector
+//! is out of the guest's reach, and said so. Any thread; positioned reads and writes share the file.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use super::{DiskImage, SECTOR};
+
+/// Why an image can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("disk image {}: {source}", path.display())]
+    Open { path: PathBuf, source: io::Error },
+    #[error("disk image {}: is a directory", .0.display())]
+    Directory(PathBuf),
+    #[error("disk image {}: neither a regular file nor a block device", .0.display())]
+    NotADisk(PathBuf),
+    #[error("disk image {}: {bytes} bytes, less than a sector of 512", path.display())]
+    TooSmall { path: PathBuf, bytes: u64 },
+    #[error("disk image {}: in use by another program", .0.display())]
+    InUse(PathBuf),
+}
+
+/// A file or block device used as it is.
+#[derive(Debug)]
+pub struct RawImage {
+    file: File,
+    size: u64,
+    read_only: bool,
+    tail: u64,
+}
+
+impl RawImage {
+    /// Opens and locks the image at `path`.
+    ///
+    /// # Errors
+    /// See [`DiskError`].
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
+        let told = |source| DiskError::Open { path: path.to_owned(), source };
+        // Looked at first: opening a pipe would wait for its other end.
+        let kind = std::fs::metadata(path).map_err(told)?.file_type();
+        if kind.is_dir() {
+            return Err(DiskError::Directory(path.to_owned()));
+        }
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::NotADisk(path.to_owned()));
+        }
+        let mut file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(told)?;
+        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+        match locked {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DiskError::InUse(path.to_owned())),
+            // Some network file systems have no locks. The user may still use the image there.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                tracing::warn!("disk image {}: can't be locked: {error}", path.display());
+            }
+            Err(TryLockError::Error(error)) => return Err(told(error)),
+        }
+        // Unlike the metadata's length, this is right for block devices too.
+        let bytes = file.seek(SeekFrom::End(0)).map_err(told)?;
+        let tail = bytes % SECTOR;
+        let size = bytes - tail;
+        if size == 0 {
+            return Err(DiskError::TooSmall { path: path.to_owned(), bytes });
+        }
+        if tail != 0 {
+            tracing::warn!(
+                "disk image {}: {bytes} bytes is no multiple of 512; the guest sees the first {size}",
+                path.display()
+            );
+        }
+        Ok(Self { file, size, read_only, tail })
+    }
+
+    /// Bytes at the end of the file that the guest doesn't see, fewer than a sector.
+    #[must_use]
+    pub fn tail(&self) -> u64 {
+        self.tail
+    }
+
+    /// Refuses what would reach past the image: a write there would make the file longer.
+    fn check(&self, offset: u64, len: usize) -> io::Result<()> {
+        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+        if end.is_some_and(|end| end <= self.size) {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "past the end of the disk image"))
+        }
+    }
+}
+
+impl DiskImage for RawImage {
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        self.check(offset, data.len())?;
+        self.file.read_exact_at(data, offset)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.check(offset, data.len())?;
+        if self.read_only {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        self.file.write_all_at(data, offset)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        if self.read_only { Ok(()) } else { self.file.sync_data() }
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file that is deleted when dropped.
+    struct Scratch(PathBuf);
+
+    impl Scratch {
+        fn new(name: &str, bytes: &[u8]) -> Self {
+            let path = std::env::temp_dir().join(format!("xenolith-{name}-{}", std::process::id()));
+            std::fs::write(&path, bytes).expect("the temporary directory is writable");
+            Self(path)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    #[test]
+    fn one_writer_or_many_readers() {
+        let scratch = Scratch::new("lock", &[0; 1024]);
+        let writer = RawImage::open(&scratch.0, false).expect("free");
+        assert!(matches!(RawImage::open(&scratch.0, false), Err(DiskError::InUse(_))));
+        assert!(matches!(RawImage::open(&scratch.0, true), Err(DiskError::InUse(_))));
+        drop(writer);
+        let _one = RawImage::open(&scratch.0, true).expect("free");
+        let _two = RawImage::open(&scratch.0, true).expect("readers share");
+        assert!(matches!(RawImage::open(&scratch.0, false), Err(DiskError::InUse(_))));
+    }
+
+    #[test]
+    fn bad_paths_are_told_in_one_line() {
+        let missing = RawImage::open(Path::new("/nonexistent/disk.img"), false).expect_err("none");
+        assert_eq!(
+            missing.to_string(),
+            "disk image /nonexistent/disk.img: No such file or directory (os error 2)"
+        );
+        assert!(matches!(RawImage::open(Path::new("/"), false), Err(DiskError::Directory(_))));
+        assert!(matches!(
+            RawImage::open(Path::new("/dev/null"), false),
+            Err(DiskError::NotADisk(_))
+        ));
+        let scratch = Scratch::new("small", &[0; 511]);
+        assert!(matches!(
+            RawImage::open(&scratch.0, false),
+            Err(DiskError::TooSmall { bytes: 511, .. })
+        ));
+    }
+
+    #[test]
+    fn the_tail_below_a_sector_is_out_of_reach() {
+        let scratch = Scratch::new("tail", &[7; 1500]);
+        let image = RawImage::open(&scratch.0, false).expect("opens");
+        assert_eq!((image.size(), image.tail()), (1024, 476));
+        assert!(image.write_at(1024, &[0]).is_err());
+        assert!(image.read_at(1000, &mut [0; 25]).is_err());
+        assert!(image.read_at(u64::MAX, &mut [0; 2]).is_err());
+        image.write_zeroes(0, 1024).expect("writes");
+        drop(image);
+        let bytes = std::fs::read(&scratch.0).expect("readable");
+        assert!(bytes[..1024].iter().all(|&byte| byte == 0));
+        assert_eq!(bytes[1024..], [7; 476]);
+    }
+
+    #[test]
+    fn a_read_only_image_takes_no_write() {
+        let scratch = Scratch::new("ro", &[1; 512]);
+        let image = RawImage::open(&scratch.0, true).expect("opens");
+        assert!(image.write_at(0, &[2]).is_err());
+        image.flush().expect("nothing to do");
+    }
+}

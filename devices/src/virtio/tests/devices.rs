@@ -1,0 +1,266 @@
+//! What well-behaved drivers see.
+
+use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::board::{Board, PciTransport, RAM, TestHal, alloc, eventually};
+use crate::clock::lock;
+use crate::disk::DiskImage;
+use crate::virtio::Block;
+
+/// An image in memory that counts flushes.
+pub struct MemoryImage {
+    bytes: Mutex<Vec<u8>>,
+    flushes: AtomicUsize,
+    read_only: bool,
+}
+
+impl MemoryImage {
+    pub fn new(sectors: usize, read_only: bool) -> Arc<Self> {
+        let bytes = (0..sectors * 512).map(|i| (i / 512) as u8).collect();
+        Arc::new(Self { bytes: Mutex::new(bytes), flushes: AtomicUsize::new(0), read_only })
+    }
+}
+
+impl DiskImage for MemoryImage {
+    fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let at = offset as usize;
+        data.copy_from_slice(&lock(&self.bytes)[at..at + data.len()]);
+        Ok(())
+    }
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        assert!(!self.read_only, "the device checks first");
+        let at = offset as usize;
+        lock(&self.bytes)[at..at + data.len()].copy_from_slice(data);
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+    fn size(&self) -> u64 {
+        lock(&self.bytes).len() as u64
+    }
+    fn read_only(&self) -> bool {
+        self.read_only
+    }
+}
+
+type BlockDriver = VirtIOBlk<TestHal, PciTransport>;
+
+fn block(image: &Arc<MemoryImage>) -> (Arc<Board>, BlockDriver) {
+    let board = Board::with(Block::new(Arc::clone(image) as _, "xenolith"), &RAM);
+    let driver = BlockDriver::new(PciTransport::new(&board)).expect("the driver starts");
+    (board, driver)
+}
+
+#[test]
+fn block_reads_writes_and_flushes() {
+    let image = MemoryImage::new(64, false);
+    let (_board, mut driver) = block(&image);
+    assert_eq!(driver.capacity(), 64);
+    assert!(!driver.readonly());
+    let mut data = [0; 4 * SECTOR_SIZE];
+    driver.read_blocks(3, &mut data).expect("reads");
+    assert_eq!((data[0], data[SECTOR_SIZE], data[4 * SECTOR_SIZE - 1]), (3, 4, 6));
+    driver.write_blocks(62, &[0xaa; 2 * SECTOR_SIZE]).expect("writes");
+    assert_eq!(lock(&image.bytes)[62 * 512..], [0xaa; 1024]);
+    assert_eq!(lock(&image.bytes)[62 * 512 - 1], 61);
+    let before = image.flushes.load(Ordering::SeqCst);
+    driver.flush().expect("flushes");
+    assert_eq!(image.flushes.load(Ordering::SeqCst), before + 1);
+    let mut id = [0; 20];
+    let len = driver.device_id(&mut id).expect("has an ID");
+    assert_eq!(&id[..len], b"xenolith");
+    // Past the end, also partly.
+    assert!(driver.read_blocks(64, &mut data[..SECTOR_SIZE]).is_err());
+    assert!(driver.write_blocks(63, &[0; 2 * SECTOR_SIZE]).is_err());
+    assert_eq!(lock(&image.bytes)[63 * 512], 0xaa, "nothing of it is written");
+    driver.read_blocks(0, &mut data).expect("still works");
+}
+
+#[test]
+fn block_refuses_writes_to_a_read_only_image() {
+    let (_board, mut driver) = block(&MemoryImage::new(8, true));
+    assert!(driver.readonly());
+    assert!(driver.write_blocks(0, &[0; SECTOR_SIZE]).is_err());
+    driver.read_blocks(0, &mut [0; SECTOR_SIZE]).expect("reads");
+}
+
+#[test]
+fn block_interrupts_by_intx_until_isr_is_read() {
+    let (board, mut driver) = block(&MemoryImage::new(8, false));
+    driver.read_blocks(0, &mut [0; SECTOR_SIZE]).expect("reads");
+    // Slot 2, INTA#.
+    eventually("INTx", || board.sink.level(18));
+    assert!(board.sink.level(10), "also routed as PIRQ");
+    assert_ne!(board.config_read(2, 6, 2) & 8, 0, "interrupt status");
+    assert!(!driver.ack_interrupt().is_empty());
+    assert!(!board.sink.level(18) && !board.sink.level(10));
+    assert!(driver.ack_interrupt().is_empty());
+    assert!(board.sink.messages().is_empty());
+}
+
+#[test]
+fn block_interrupts_by_msix_and_a_masked_vector_waits() {
+    let image = MemoryImage::new(8, false);
+    let board = Board::with(Block::new(Arc::clone(&image) as _, ""), &RAM);
+    board.enable_msix(2);
+    let mut driver = BlockDriver::new(PciTransport::new(&board)).expect("the driver starts");
+    driver.read_blocks(0, &mut [0; SECTOR_SIZE]).expect("reads");
+    eventually("a message", || board.sink.messages() == [(0xfee0_1000, 0x41)]);
+    assert!(!board.sink.level(18));
+
+    let table = board.bar(2, 1);
+    board.memory.write(table + 16 + 12, 4, 1);
+    driver.read_blocks(0, &mut [0; SECTOR_SIZE]).expect("reads");
+    eventually("the pending bit", || board.memory.read(table + 0x800, 4) == 0b10);
+    assert_eq!(board.sink.messages().len(), 1);
+    board.memory.write(table + 16 + 12, 4, 0);
+    assert_eq!(board.sink.messages().len(), 2, "sent when unmasked");
+    assert_eq!(board.memory.read(table + 0x800, 4), 0);
+
+    let control = board.capability(2, 0x11, None) + 2;
+    board.config_write(2, control, 2, 0xc000);
+    driver.read_blocks(0, &mut [0; SECTOR_SIZE]).expect("reads");
+    eventually("the pending bit", || board.memory.read(table + 0x800, 4) == 0b10);
+    assert_eq!(board.sink.messages().len(), 2, "the function mask holds it back");
+    board.config_write(2, control, 2, 0x8000);
+    assert_eq!(board.sink.messages().len(), 3);
+}
+
+#[test]
+fn without_the_flush_feature_every_write_is_flushed() {
+    let image = MemoryImage::new(8, false);
+    let board = Board::with(Block::new(Arc::clone(&image) as _, ""), &RAM);
+    let driver = PciTransport::new(&board);
+    assert!(driver.negotiate(1 << 32));
+    let ring = alloc(3 * 4096);
+    let request = alloc(4096);
+    queue(&driver, ring);
+    driver.write(0x14, 1, 0xf);
+    // Header (write sector 1), 512 bytes, status.
+    RAM.write_obj(1u32, GuestAddress(request)).expect("in RAM");
+    RAM.write_obj(1u64, GuestAddress(request + 8)).expect("in RAM");
+    RAM.write_slice(&[0x5a; 513], GuestAddress(request + 16)).expect("in RAM");
+    let descriptors =
+        [(request, 16u32, 1u16, 1u16), (request + 16, 512, 1, 2), (request + 528, 1, 2, 0)];
+    for (i, (address, len, flags, next)) in descriptors.into_iter().enumerate() {
+        let at = ring + 16 * i as u64;
+        RAM.write_obj(address, GuestAddress(at)).expect("in RAM");
+        RAM.write_obj(len, GuestAddress(at + 8)).expect("in RAM");
+        RAM.write_obj(flags, GuestAddress(at + 12)).expect("in RAM");
+        RAM.write_obj(next, GuestAddress(at + 14)).expect("in RAM");
+    }
+    RAM.write_obj(1u16, GuestAddress(ring + 0x1002)).expect("in RAM");
+    driver.notify_queue(0);
+    eventually("the write", || {
+        RAM.read_obj::<u16>(GuestAddress(ring + 0x2002)).expect("in RAM") == 1
+    });
+    assert_eq!(RAM.read_obj::<u8>(GuestAddress(request + 528)).expect("in RAM"), 0);
+    assert_eq!(lock(&image.bytes)[512..1024], [0x5a; 512]);
+    assert_eq!(image.flushes.load(Ordering::SeqCst), 1);
+}
+
+/// Sets up queue 0 with 16 entries in three pages.
+fn queue(driver: &PciTransport, ring: u64) {
+    driver.write(0x16, 2, 0);
+    driver.write(0x18, 2, 16);
+    driver.write(0x20, 8, ring);
+    driver.write(0x28, 8, ring + 0x1000);
+    driver.write(0x30, 8, ring + 0x2000);
+    driver.write(0x1c, 2, 1);
+}
+
+#[test]
+fn features_that_were_not_offered_are_refused() {
+    let board = Board::with(Block::new(MemoryImage::new(8, false), ""), &RAM);
+    let driver = PciTransport::new(&board);
+    assert!(!driver.negotiate(0), "VERSION_1 is a must");
+    assert!(!driver.negotiate(1 << 32 | 1 << 40));
+    driver.write(0x14, 1, 0xf);
+    assert_eq!(driver.read(0x14, 1) & 4, 0, "no DRIVER_OK without FEATURES_OK");
+    assert!(driver.negotiate(1 << 32));
+    driver.write(0x0c, 4, 0);
+    driver.write(0x08, 4, 1);
+    assert_eq!(driver.read(0x0c, 4), 1, "fixed once accepted");
+}
+
+#[test]
+fn the_configuration_window_reaches_the_structures() {
+    let board = Board::with(Block::new(MemoryImage::new(8, false), ""), &RAM);
+    let at = board.capability(2, 9, Some(5));
+    board.config_write(2, at + 4, 1, 4);
+    board.config_write(2, at + 8, 4, 0x2000);
+    board.config_write(2, at + 12, 4, 4);
+    assert_eq!(board.config_read(2, at + 16, 4), 8, "capacity");
+    board.config_write(2, at + 8, 4, 0x14);
+    board.config_write(2, at + 12, 4, 1);
+    board.config_write(2, at + 16, 4, 1);
+    assert_eq!(PciTransport::new(&board).read(0x14, 1), 1, "status written");
+}
+
+#[test]
+fn a_moved_bar_answers_at_its_new_place_only() {
+    let board = Board::with(Block::new(MemoryImage::new(8, false), ""), &RAM);
+    let old = board.bar(2, 4);
+    assert_eq!(board.memory.read(old + 0x2000, 4), 8);
+    // Sizing with decoding on.
+    board.config_write(2, 0x20, 4, u32::MAX);
+    assert_eq!(board.config_read(2, 0x20, 4), 0xffff_c00c);
+    board.config_write(2, 0x24, 4, u32::MAX);
+    assert_eq!(board.config_read(2, 0x24, 4), 0xffff_ffff);
+    board.config_write(2, 0x20, 4, 0x4000);
+    board.config_write(2, 0x24, 4, 0x10);
+    assert_eq!(board.memory.read(0x10_0000_6000, 4), 8, "above 4 GiB");
+    assert_eq!(board.memory.read(old + 0x2000, 4), 0xffff_ffff);
+    board.config_write(2, 4, 2, 0);
+    assert_eq!(board.memory.read(0x10_0000_6000, 4), 0xffff_ffff, "decoding disabled");
+}
+
+#[test]
+fn reset_and_drop_end_the_worker() {
+    let image = MemoryImage::new(8, false);
+    let (board, mut driver) = block(&image);
+    driver.read_blocks(0, &mut [0; SECTOR_SIZE]).expect("reads");
+    // The test, the device and its worker.
+    assert_eq!(Arc::strong_count(&image), 3);
+    lock(&board.root).reset();
+    assert_eq!(Arc::strong_count(&image), 2, "the worker is gone");
+    board.assign();
+    let mut driver = {
+        std::mem::forget(driver);
+        BlockDriver::new(PciTransport::new(&board)).expect("starts again")
+    };
+    driver.read_blocks(0, &mut [0; SECTOR_SIZE]).expect("reads");
+    assert_eq!(Arc::strong_count(&image), 3);
+    std::mem::forget(driver);
+    // The forgotten drivers keep the board; take it apart by hand.
+    lock(&board.root).reset();
+    let board = Board::with(Block::new(Arc::clone(&image) as _, ""), &RAM);
+    drop(BlockDriver::new(PciTransport::new(&board)).expect("starts"));
+    drop(board);
+    assert_eq!(Arc::strong_count(&image), 2, "dropping the buses drops the device");
+}
+
+#[test]
+fn bridges_are_what_guests_look_for() {
+    let board = Board::new();
+    assert_eq!(board.config_read(0, 0, 4), 0x1237_8086);
+    assert_eq!(board.config_read(0, 0x0a, 2), 0x0600);
+    assert_eq!(board.config_read(1, 0, 4), 0x7000_8086);
+    assert_eq!(board.config_read(1, 0x0e, 1), 0x80);
+    assert_eq!(board.config_read(5, 0, 4), 0xffff_ffff);
+    board.ports.write(0xcf8, 4, 0x8000_0000);
+    assert_eq!(board.ports.read(0xcf8, 4), 0x8000_0000);
+    board.ports.write(0xcf8, 1, 0);
+    board.ports.write(0xcf9, 1, 6);
+    assert_eq!(board.ports.read(0xcf8, 4), 0x8000_0000, "only whole accesses reach CONFADD");
+    assert_eq!(board.ports.read(0xcfe, 2), 0x1237);
+    board.ports.write(0xcf8, 4, 0x8001_0000);
+    assert_eq!(board.ports.read(0xcfc, 4), 0xffff_ffff, "bus 1 isn't there");
+}
