@@ -1,3 +1,5 @@
-//! ACPI: the fixed hardware ([`pm`]) and the tables that describe the machine (`tables`).
+//! ACPI: the fixed hardware ([`pm`]), and the tables ([`tables`], [`dsdt`]) that describe the machine.
 
+pub mod dsdt;
 pub mod pm;
+pub mod tables;
