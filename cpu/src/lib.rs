@@ -4,6 +4,7 @@
 //! in [`env`].
 
 pub mod addr;
+pub mod cpuid;
 pub mod env;
 pub mod exception;
 pub mod host_code;
