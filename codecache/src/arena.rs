@@ -1,0 +1,264 @@
+//! Executable memory with separate views for writing and for running.
+//!
+//! Problem: generated code must be written and run, yet memory that is writable and executable at once
+//! hands any stray write to the guest's advantage. Scheme: one memfd with two shared mappings, one
+//! readable and writable, one readable and executable. Code is published by bump allocation and
+//! never changed; [`Arena::reset`] forgets all of it. After mapping, the file is sealed against other
+//! sizes and against further writable mappings, and closed, so that the executable view can't be made
+//! writable by `mprotect` either.
+//!
+//! Invariants: bytes below `used` in the executable view are published code or INT3 padding; entry
+//! points are aligned to 16. What is forgotten is overwritten by INT3, so a stale entry point traps.
+//! The writing view has another linear address than the running one, so the processor need not
+//! notice that bytes it has prefetched are new: [`Arena::publish`] serialises its thread. Others
+//! that run the code must synchronise with it first. One owner; any thread.
+//! Source: SDM vol. 3, "Handling Self- and Cross-Modifying Code"; memfd_create(2), fcntl(2) on seals.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+/// Alignment of entry points.
+pub const ENTRY_ALIGN: usize = 16;
+/// Arenas are whole host pages and at most this large: a rel32 reaches all of an arena.
+pub const CAPACITY_BYTES_MAX: usize = 1 << 30;
+
+const PAGE_BYTES: usize = 4096;
+const INT3: u8 = 0xcc;
+
+/// Why there is no arena.
+#[derive(Debug, thiserror::Error)]
+pub enum ArenaError {
+    #[error("a code arena of {bytes} bytes is not possible: from 1 byte to 1 GiB is")]
+    Capacity { bytes: usize },
+    #[error("the host gives no memory file for generated code: {0}")]
+    Create(std::io::Error),
+    #[error("the host does not map {bytes} bytes for generated code: {error}")]
+    Map { bytes: usize, error: std::io::Error },
+}
+
+/// A shared mapping of the whole file, unmapped when dropped.
+#[derive(Debug)]
+struct View {
+    start: NonNull<u8>,
+    bytes: usize,
+}
+
+impl View {
+    fn map(file: &OwnedFd, bytes: usize, protection: ProtFlags) -> Result<Self, ArenaError> {
+        // SAFETY: the kernel picks a free address, so no mapping of anybody's is touched.
+        let start =
+            unsafe { mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, 0) }
+                .map_err(|error| ArenaError::Map { bytes, error: error.into() })?;
+        let start = NonNull::new(start.cast()).expect("the kernel never picks address 0");
+        Ok(Self { start, bytes })
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `map` mapped; whoever kept a pointer into it broke its contract.
+        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+        debug_assert!(unmapped.is_ok(), "a mapping of ours could not be unmapped");
+    }
+}
+
+/// Executable memory.
+#[derive(Debug)]
+pub struct Arena {
+    write: View,
+    run: View,
+    /// Where the next code goes; a multiple of [`ENTRY_ALIGN`].
+    used: usize,
+}
+
+// SAFETY: the views are ours alone; the pointers handed out are raw, and running them is the
+// caller's unsafe act.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// An empty arena of at least `capacity_bytes`, rounded up to whole pages. The host's memory is
+    /// taken page by page as code is published.
+    ///
+    /// # Errors
+    /// A size out of range, or the host refuses.
+    pub fn new(capacity_bytes: usize) -> Result<Self, ArenaError> {
+        if !(1..=CAPACITY_BYTES_MAX).contains(&capacity_bytes) {
+            return Err(ArenaError::Capacity { bytes: capacity_bytes });
+        }
+        let bytes = capacity_bytes.next_multiple_of(PAGE_BYTES);
+        let file = code_file().map_err(|error| ArenaError::Create(error.into()))?;
+        ftruncate(&file, bytes as u64).map_err(|error| ArenaError::Create(error.into()))?;
+        let write = View::map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        seal(&file).map_err(|error| ArenaError::Create(error.into()))?;
+        let run = View::map(&file, bytes, ProtFlags::READ | ProtFlags::EXEC)?;
+        Ok(Self { write, run, used: 0 })
+    }
+
+    /// Copies finished, position-independent `code` into executable memory and returns its entry
+    /// point, aligned to 16. It stays there, unchanged, until [`Self::reset`]. `None` if there is no
+    /// room, or no code.
+    pub fn publish(&mut self, code: &[u8]) -> Option<*const u8> {
+        let end = self.used.checked_add(code.len())?.checked_next_multiple_of(ENTRY_ALIGN)?;
+        if code.is_empty() || end > self.write.bytes {
+            return None;
+        }
+        let start = self.used;
+        let padded = self.writable(start, end);
+        let (body, padding) = padded.split_at_mut(code.len());
+        body.copy_from_slice(code);
+        padding.fill(INT3);
+        self.used = end;
+        serialise();
+        Some(self.run.start.as_ptr().wrapping_add(start).cast_const())
+    }
+
+    /// Forgets everything published. Nothing of it may be running or be run afterwards.
+    pub fn reset(&mut self) {
+        self.writable(0, self.used).fill(INT3);
+        self.used = 0;
+        serialise();
+    }
+
+    /// Whether `pointer` is into published code.
+    #[must_use]
+    pub fn contains(&self, pointer: *const u8) -> bool {
+        pointer.addr().checked_sub(self.run.start.addr().get()).is_some_and(|at| at < self.used)
+    }
+
+    /// Bytes in use, padding included.
+    #[must_use]
+    pub fn used_bytes(&self) -> usize {
+        self.used
+    }
+
+    #[must_use]
+    pub fn capacity_bytes(&self) -> usize {
+        self.run.bytes
+    }
+
+    fn writable(&mut self, start: usize, end: usize) -> &mut [u8] {
+        assert!(start <= end && end <= self.write.bytes, "a range within the arena");
+        let first = self.write.start.as_ptr().wrapping_add(start);
+        // SAFETY: within the writing view, which lives as long as `self`; `&mut self` makes this the
+        // only reference. The running view is only ever read as instructions.
+        unsafe { std::slice::from_raw_parts_mut(first, end - start) }
+    }
+}
+
+/// A memfd for code. The file itself is never executed, only mapped, which hosts that forbid
+/// executable memfds (`vm.memfd_noexec`) allow. Kernels before 6.3 don't know the flag.
+fn code_file() -> Result<OwnedFd, Errno> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    match memfd_create("xenolith-code", flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create("xenolith-code", flags),
+        result => result,
+    }
+}
+
+fn seal(file: &OwnedFd) -> Result<(), Errno> {
+    let size = SealFlags::GROW | SealFlags::SHRINK;
+    // Kernels before 5.1 don't know FUTURE_WRITE; then closing the file has to do.
+    match fcntl_add_seals(file.as_fd(), size | SealFlags::FUTURE_WRITE | SealFlags::SEAL) {
+        Err(Errno::INVAL) => fcntl_add_seals(file.as_fd(), size | SealFlags::SEAL),
+        result => result,
+    }
+}
+
+/// Makes this processor forget instructions that it has fetched: CPUID is serialising.
+fn serialise() {
+    let _ = std::hint::black_box(std::arch::x86_64::__cpuid(0));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `mov eax, value; ret`.
+    fn returns(value: u32) -> Vec<u8> {
+        let mut code = vec![0xb8];
+        code.extend(value.to_le_bytes());
+        code.push(0xc3);
+        code
+    }
+
+    fn run(entry: *const u8) -> u32 {
+        // SAFETY: `entry` is published code that keeps to the C calling convention.
+        let function: extern "C" fn() -> u32 = unsafe { std::mem::transmute(entry) };
+        function()
+    }
+
+    fn protections(address: usize) -> String {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
+        let line = maps.lines().find(|line| {
+            let (start, end) =
+                line.split(' ').next().and_then(|r| r.split_once('-')).expect("range");
+            let parse = |text| usize::from_str_radix(text, 16).expect("hexadecimal");
+            (parse(start)..parse(end)).contains(&address)
+        });
+        line.and_then(|line| line.split(' ').nth(1)).expect("a mapped address").to_owned()
+    }
+
+    #[test]
+    fn published_code_runs() {
+        let mut arena = Arena::new(PAGE_BYTES).expect("a page");
+        let entries: Vec<_> =
+            (0..5).map(|n| arena.publish(&returns(n * 1000)).expect("room")).collect();
+        for (n, entry) in (0..).zip(entries) {
+            assert_eq!(entry.addr() % ENTRY_ALIGN, 0);
+            assert!(arena.contains(entry));
+            assert_eq!(run(entry), n * 1000);
+        }
+    }
+
+    #[test]
+    fn code_published_after_a_reset_replaces_the_old() {
+        let mut arena = Arena::new(1).expect("a page");
+        for value in 0..2000 {
+            let entry = arena.publish(&returns(value)).expect("room");
+            assert_eq!(run(entry), value);
+            arena.reset();
+            assert!(!arena.contains(entry));
+            // SAFETY: still mapped; nobody writes meanwhile.
+            assert_eq!(unsafe { entry.read() }, INT3);
+        }
+    }
+
+    #[test]
+    fn a_full_arena_says_so() {
+        let mut arena = Arena::new(PAGE_BYTES + 1).expect("two pages");
+        assert_eq!(arena.capacity_bytes(), 2 * PAGE_BYTES);
+        assert!(arena.publish(&vec![INT3; 2 * PAGE_BYTES + 1]).is_none());
+        assert!(arena.publish(&vec![INT3; 2 * PAGE_BYTES - 17]).is_some());
+        assert_eq!(arena.used_bytes(), 2 * PAGE_BYTES - 16);
+        assert!(arena.publish(&[INT3; 17]).is_none());
+        let last = arena.publish(&[INT3; 16]).expect("exactly the rest");
+        assert!(arena.contains(last.wrapping_add(15)) && !arena.contains(last.wrapping_add(16)));
+        assert!(arena.publish(&[0xc3]).is_none());
+        assert!(arena.publish(&[]).is_none());
+        assert!(!arena.contains(std::ptr::null()));
+        arena.reset();
+        assert!(arena.publish(&[0xc3]).is_some());
+    }
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        for bytes in [0, CAPACITY_BYTES_MAX + 1, usize::MAX] {
+            assert!(matches!(Arena::new(bytes), Err(ArenaError::Capacity { .. })));
+        }
+    }
+
+    #[test]
+    fn no_view_is_writable_and_executable() {
+        let arena = Arena::new(PAGE_BYTES).expect("a page");
+        assert_eq!(protections(arena.write.start.addr().get()), "rw-s");
+        assert_eq!(protections(arena.run.start.addr().get()), "r-xs");
+        let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        // SAFETY: changes, if anything, the protection of a mapping that only this test uses.
+        let changed = unsafe { libc::mprotect(arena.run.start.as_ptr().cast(), PAGE_BYTES, all) };
+        assert_eq!(changed, -1, "the executable view could be made writable");
+    }
+}
