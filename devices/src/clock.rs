@@ -12,6 +12,10 @@ use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::Duration;
 
+/// Least distance of two wake-ups of one periodic device. A guest may program any period; the timer
+/// thread has others to serve.
+pub const WAKE_NS_MIN: u64 = 20_000;
+
 /// The one source of time for devices.
 pub trait Clock: Send + Sync {
     /// Nanoseconds since the machine started.
