@@ -4,6 +4,7 @@
 //! interrupts and time through the traits here.
 
 pub mod acpi;
+pub mod apic;
 pub mod bus;
 pub mod clock;
 pub mod disk;

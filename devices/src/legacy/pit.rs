@@ -449,7 +449,7 @@ impl BusDevice for Pit {
             }
             OFFSET_0X61 => {
                 self.channels[2].settle(tick);
-                let refresh = u8::from(tick / REFRESH_TICKS & 1 != 0);
+                let refresh = u8::from((tick / REFRESH_TICKS) & 1 != 0);
                 let out = u8::from(self.channels[2].out(tick));
                 (self.port_0x61 | refresh << 4 | out << 5).into()
             }

@@ -211,7 +211,11 @@ impl Rtc {
 
     /// Encodes a number as registers hold it.
     fn encode(&self, value: u8) -> u8 {
-        if self.reg(REG_B) & B_BINARY != 0 { value } else { value / 10 % 10 << 4 | value % 10 }
+        if self.reg(REG_B) & B_BINARY != 0 {
+            value
+        } else {
+            ((value / 10 % 10) << 4) | (value % 10)
+        }
     }
 
     fn decode(&self, value: u8) -> u8 {
@@ -372,9 +376,8 @@ impl Rtc {
         let (now_s, _) = self.time(now_ns);
         let runs = self.runs();
         let update = (runs && b & B_UIE != 0).then(|| at_second(now_s + 1)).flatten();
-        let alarm = (runs && b & B_AIE != 0)
-            .then(|| self.next_alarm(now_s).and_then(at_second))
-            .flatten();
+        let alarm =
+            (runs && b & B_AIE != 0).then(|| self.next_alarm(now_s).and_then(at_second)).flatten();
         let periodic = if b & B_PIE != 0 { self.periodic() } else { None };
         let periodic = periodic.map(|rate| rate.next_ns(now_ns.saturating_add(self.phase_ns)));
         let periodic = periodic.map(|ns| ns.saturating_sub(self.phase_ns));

@@ -117,7 +117,10 @@ fn update_ended_and_periodic_interrupts() {
     let bench = Bench::new();
     bench.write(REG_B, B_24H | B_UIE);
     let seen = bench.run(3 * NS_PER_S);
-    assert_eq!(seen.iter().map(|event| event.0).collect::<Vec<_>>(), [1, 2, 3].map(|s| s * NS_PER_S));
+    assert_eq!(
+        seen.iter().map(|event| event.0).collect::<Vec<_>>(),
+        [1, 2, 3].map(|s| s * NS_PER_S)
+    );
     assert!(seen.iter().all(|event| event.1 & !C_PF == C_IRQF | C_UF));
     bench.write(REG_B, B_24H | B_PIE);
     let seen = bench.run(10 * NS_PER_S);
@@ -141,10 +144,7 @@ fn alarms_match_and_ignore() {
         bench.write(index, value);
     }
     let seen = bench.run(SECONDS_PER_DAY.unsigned_abs() * 2 * NS_PER_S);
-    assert_eq!(
-        seen.iter().map(|event| event.0 / NS_PER_S).collect::<Vec<_>>(),
-        [45, 45 + 86_400],
-    );
+    assert_eq!(seen.iter().map(|event| event.0 / NS_PER_S).collect::<Vec<_>>(), [45, 45 + 86_400],);
     assert_eq!(seen[0].1 & (C_IRQF | C_AF), C_IRQF | C_AF);
     // Each minute.
     let bench = Bench::new();
@@ -163,7 +163,7 @@ fn memory_sizes_are_where_firmware_looks() {
     lock(&bench.rtc).set_memory(3 << 30, 5 << 30);
     let word = |index| u16::from_le_bytes([bench.read(index), bench.read(index + 1)]);
     assert_eq!((word(0x15), word(0x17), word(0x30)), (640, 0xffff, 0xffff));
-    assert_eq!(word(0x34), ((3 << 30) - (16 << 20) >> 16) as u16);
+    assert_eq!(word(0x34), (((3 << 30) - (16 << 20)) >> 16) as u16);
     assert_eq!((word(0x5b), bench.read(0x5d)), (0x4000, 1));
     lock(&bench.rtc).set_memory(8 << 20, 0);
     assert_eq!((word(0x15), word(0x17), word(0x34)), (640, 7168, 0));
