@@ -10,9 +10,9 @@ pub mod clock;
 pub mod disk;
 pub mod irq;
 pub mod legacy;
+pub mod pci;
 pub mod power;
+pub mod virtio;
 
 #[cfg(test)]
 mod fake;
-pub mod pci;
-pub mod virtio;

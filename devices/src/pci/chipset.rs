@@ -72,6 +72,8 @@ pub(super) fn isa_bridge(router: Arc<IntxRouter>) -> Function {
     // Multi-function: function 0 of a chip whose IDE and USB functions are not fitted.
     config.set_u8(HEADER_TYPE, 0x80);
     config.set_writable(PIRQRC, &[0x8f; 4]);
+    // Deterministic latency control: Linux turns passive release on, and looks whether it is.
+    config.set_writable(0x82, &[0x0f]);
     for index in 0..4 {
         config.set_u8(PIRQRC + index, PIRQ_DISABLED);
     }

@@ -16,6 +16,9 @@ mod function;
 mod interrupts;
 mod root;
 
+#[cfg(test)]
+mod tests;
+
 pub use function::{Function, PciDevice};
 pub use interrupts::{INTX_GSI_BASE, Interrupts, IntxRouter, intx_gsi};
 pub use root::{PciError, PciRoot};

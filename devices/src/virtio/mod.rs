@@ -13,7 +13,9 @@
 //! Initialization And Device Operation".
 
 mod block;
+mod console;
 mod doorbell;
+mod entropy;
 mod queue;
 mod signals;
 mod transport;
@@ -26,8 +28,10 @@ use std::sync::Arc;
 use vm_memory::GuestAddressSpace;
 
 pub use block::Block;
+pub use console::{Console, ConsoleHandle};
 
 pub use doorbell::{Doorbell, Events};
+pub use entropy::Entropy;
 
 pub use queue::{Chain, Malformed, VirtQueue};
 pub use signals::Signals;
