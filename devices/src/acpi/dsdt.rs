@@ -24,14 +24,13 @@ use acpi_tables::{Aml, AmlSink, aml};
 use super::pm;
 use super::tables::{AcpiConfig, HPET_BYTES, HPET_GPA};
 use crate::legacy::uart;
+use crate::pci;
 
 /// Interrupt lines that a PCI link may be routed to, when the 8259s are in use.
 const LINK_IRQS: [u32; 3] = [5, 10, 11];
-const SLOTS: u32 = 32;
-const PINS: u32 = 4;
-const INTX_GSI_BASE: u32 = 16;
-const INTX_GSIS: u32 = 8;
-const LINKS: u32 = 4;
+const SLOTS: u8 = 32;
+const PINS: u8 = 4;
+const LINKS: [&str; 4] = ["LNKA", "LNKB", "LNKC", "LNKD"];
 
 /// Finished AML.
 struct Raw(Vec<u8>);
@@ -100,8 +99,7 @@ fn processors(vcpus: u32) -> Vec<Raw> {
 }
 
 /// One of the ISA bridge's PIRQ routers as a link device.
-fn link(index: u32) -> Raw {
-    let letter = ["A", "B", "C", "D"][(index % LINKS) as usize];
+fn link(index: u32, path: &str) -> Raw {
     let register = aml::Path::new(&format!("\\_SB_.PCI0.ISA_.PRQ{index}"));
     let (value, buffer) = (aml::Path::new("IRQV"), aml::Path::new("BUF0"));
     let present = raw(&aml::Return::new(&0x0bu8));
@@ -109,7 +107,7 @@ fn link(index: u32) -> Raw {
     let off = aml::And::new(&aml::ZERO, &register, &0x80u8);
     let at = 5u8; // The number's offset in an extended interrupt descriptor.
     device(
-        &format!("LNK{letter}"),
+        path,
         &[
             name("_HID", &eisa("PNP0C0F")),
             name("_UID", &index),
@@ -139,12 +137,12 @@ fn link(index: u32) -> Raw {
 }
 
 /// A `_PRT` package; `source` gives the third and fourth element for slot and pin.
-fn routing(path: &str, source: impl Fn(u32, u32) -> (Raw, u32)) -> Raw {
+fn routing(path: &str, source: impl Fn(u8, u8) -> (Raw, u32)) -> Raw {
     let mut table = aml::PackageBuilder::new();
     for slot in 0..SLOTS {
         for pin in 0..PINS {
             let (link, index) = source(slot, pin);
-            let address = slot << 16 | 0xffff;
+            let address = u32::from(slot) << 16 | 0xffff;
             table.add_element(&aml::Package::new(vec![&address, &pin, &link, &index]));
         }
     }
@@ -198,13 +196,11 @@ fn pci_root(config: &AcpiConfig) -> Raw {
         name("_CRS", &resources(&windows)),
         isa_bridge(config),
     ];
-    children.extend((0..LINKS).map(link));
-    children.push(routing("PRTA", |slot, pin| {
-        (raw(&aml::ZERO), INTX_GSI_BASE + (slot + pin) % INTX_GSIS)
-    }));
+    children.extend((0u32..).zip(LINKS).map(|(index, path)| link(index, path)));
+    children.push(routing("PRTA", |slot, pin| (raw(&aml::ZERO), pci::intx_gsi(slot, pin))));
     children.push(routing("PRTL", |slot, pin| {
-        let letter = ["A", "B", "C", "D"][((slot + pin + LINKS - 1) % LINKS) as usize];
-        (raw(&aml::Path::new(&format!("LNK{letter}"))), 0)
+        let link = usize::from(slot) + usize::from(pin) + LINKS.len() - 1;
+        (raw(&aml::Path::new(LINKS[link % LINKS.len()])), 0)
     }));
     children.push(method(
         "_PRT",
