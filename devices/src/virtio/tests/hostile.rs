@@ -98,6 +98,8 @@ fn a_malformed_ring_needs_a_reset_and_works_after_it() {
     let end = RAM_START + RAM_LEN as u64;
     let cases: &[(&str, &[Descriptor], u16, u16)] = &[
         ("loop", &[(DATA, 16, NEXT, 1), (DATA, 16, NEXT, 0)], 0, 1),
+        ("sound but for its end", &[READ[0], READ[1], (DATA + 528, 1, NEXT | WRITE, 16)], 0, 1),
+        ("sound but for a loop", &[READ[0], READ[1], (DATA + 528, 1, NEXT | WRITE, 2)], 0, 1),
         ("self loop", &[(DATA, 16, NEXT, 0)], 0, 1),
         ("next past the table", &[(DATA, 16, NEXT, 16)], 0, 1),
         ("head past the table", &READ, 16, 1),
