@@ -1,0 +1,123 @@
+//! `xenolith run`: builds the machine, lends it the terminal, waits for its end.
+//!
+//! Threads: the machine runs on the main thread (and on threads of its own); one thread of ours reads
+//! standard input, one waits for signals. Neither holds up the end: both die with the process.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::thread;
+
+use anyhow::{Context, Result};
+use xenolith_machine::{Config, Handle, Machine, SerialInput};
+
+use crate::flags::{RunArgs, Serial};
+use crate::guests;
+use crate::keys::{HELP, Key, Keys};
+use crate::signals::Signals;
+use crate::status;
+use crate::terminal::{self, SerialOutput, Trouble};
+
+/// Runs a guest to its end and gives the exit status.
+///
+/// # Errors
+/// Whatever keeps the machine from starting, and output that can't be written.
+pub fn run(args: &RunArgs) -> Result<u8> {
+    let interactive = args.console.serial == Serial::Stdio;
+    let config = configure(args, interactive)?;
+    // What can be refused without looking at files is, before a serial file is created.
+    config.check()?;
+    let trouble = Arc::new(Trouble::default());
+    let output: Box<dyn io::Write + Send> = match &args.console.serial {
+        Serial::Stdio => Box::new(
+            SerialOutput::stdout(Arc::clone(&trouble)).context("cannot use standard output")?,
+        ),
+        Serial::File(path) => {
+            let file = File::create(path)
+                .map_err(|error| crate::cmd::plain(&error))
+                .with_context(|| format!("--serial file:{}: cannot write it", path.display()))?;
+            Box::new(SerialOutput::new(file, Arc::clone(&trouble)))
+        }
+        Serial::None => Box::new(io::sink()),
+    };
+
+    let signals = Signals::block();
+    let machine = Machine::new(config, output)?;
+    let handle = machine.handle();
+    trouble.ends(handle.clone());
+    signals.serve(handle.clone());
+    if let Some((columns, rows)) = terminal::window() {
+        handle.set_console_size(columns, rows);
+    }
+    if interactive {
+        terminal::lend().context("cannot put the terminal into raw mode")?;
+        let input = machine.serial_input();
+        thread::spawn(move || pass_input(&input, &handle));
+    }
+
+    let end = machine.run();
+    terminal::restore();
+    signals.die_if_told();
+    if let Some(error) = trouble.take() {
+        return Err(crate::cmd::plain(&error)).context("cannot write the guest's serial output");
+    }
+    if let Some(text) = status::explain(&end) {
+        terminal::say(&text);
+    }
+    Ok(status::of(&end))
+}
+
+/// The machine that `args` describe; a named guest is fetched if need be.
+fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
+    let mut config = Config {
+        memory_bytes: args.machine.memory_bytes,
+        vcpus: args.machine.cpus,
+        cpu: args.machine.cpu.clone(),
+        engine: args.machine.engine.into(),
+        disks: args.boot.disks.clone(),
+        timeout: args.limits.timeout,
+        no_reboot: args.limits.no_reboot,
+        icount: args.machine.icount,
+        ..Config::default()
+    };
+    match (&args.boot.guest, &args.boot.kernel) {
+        (Some(name), _) => {
+            let guest = guests::find(name)?;
+            // A mistake elsewhere on the command line is told before anything is fetched.
+            config.check()?;
+            let window = if interactive { terminal::window() } else { None };
+            let boot = guests::provide(guest, args.cache.folder.as_deref())?;
+            config.kernel = boot.kernel;
+            config.initrd = Some(boot.initrd);
+            config.command_line = guest.command_line(window, &args.boot.append);
+        }
+        (None, Some(kernel)) => {
+            config.kernel.clone_from(kernel);
+            config.initrd.clone_from(&args.boot.initrd);
+            config.command_line.clone_from(&args.boot.append);
+        }
+        // clap has refused this already.
+        (None, None) => anyhow::bail!("no guest given; try 'xenolith run debian'"),
+    }
+    Ok(config)
+}
+
+/// Passes standard input to the guest until it ends. Its end is not the guest's end: a guest fed from a
+/// pipe goes on.
+fn pass_input(input: &SerialInput, handle: &Handle) {
+    let mut keys = Keys::default();
+    let mut buffer = [0; 4096];
+    loop {
+        let typed = terminal::read_input(&mut buffer);
+        if typed.is_empty() {
+            return;
+        }
+        for key in keys.feed(typed) {
+            match key {
+                Key::Bytes(bytes) => input.send(&bytes),
+                Key::Help => terminal::say(HELP),
+                Key::Quit => handle.quit(),
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The machine's size and kind.
+
+use clap::{Args, ValueEnum};
+use xenolith_machine::Engine;
+
+#[derive(Args, Debug)]
+pub struct MachineFlags {
+    /// Memory: a number of MiB, or with a suffix K, M, G or T (powers of 1024); 4M to 64G
+    #[arg(short = 'm', long = "memory", value_name = "SIZE", help_heading = "Machine")]
+    #[arg(value_parser = parse_size, default_value = "512M", allow_negative_numbers = true)]
+    pub memory_bytes: u64,
+
+    /// Number of processors
+    #[arg(short = 'c', long = "cpus", value_name = "N", help_heading = "Machine")]
+    #[arg(default_value_t = 1, allow_negative_numbers = true)]
+    pub cpus: u32,
+
+    /// Processor: host (this computer's, cut to what is emulated), x86-64-v2, x86-64-v3 or i686, then
+    /// switches such as "x86-64-v3,-avx2,+rdrand"
+    #[arg(long, value_name = "MODEL[,+F][,-F]", help_heading = "Machine", default_value = "host")]
+    pub cpu: String,
+
+    /// What executes guest code
+    #[arg(long, value_name = "ENGINE", help_heading = "Machine", value_enum)]
+    #[arg(default_value_t = EngineFlag::Interp)]
+    pub engine: EngineFlag,
+
+    /// Guest time counts instructions (1 ns each) instead of following this computer's clock: the same
+    /// run every time. Needs -c 1
+    #[arg(long, help_heading = "Machine")]
+    pub icount: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineFlag {
+    /// the interpreter, the reference
+    Interp,
+    /// the binary translator
+    Bt,
+}
+
+impl From<EngineFlag> for Engine {
+    fn from(flag: EngineFlag) -> Self {
+        match flag {
+            EngineFlag::Interp => Self::Interp,
+            EngineFlag::Bt => Self::Bt,
+        }
+    }
+}
+
+/// QEMU's syntax for `-m`: MiB unless a suffix says otherwise. The bounds are the machine's to check.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "K" | "KB" | "KIB" => 10,
+        "" | "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        "T" | "TB" | "TIB" => 40,
+        _ => return Err("a size is a number with K, M, G or T behind it, as 512M or 2G".to_owned()),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(
+            "a size is a whole number with K, M, G or T behind it, as 512M or 2G".to_owned()
+        );
+    }
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "more than a computer can have".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_as_qemu_reads_them() {
+        assert_eq!(parse_size("512"), Ok(512 << 20));
+        assert_eq!(parse_size("64M"), Ok(64 << 20));
+        assert_eq!(parse_size("2g"), Ok(2 << 30));
+        assert_eq!(parse_size("8192K"), Ok(8 << 20));
+        assert_eq!(parse_size("10T"), Ok(10 << 40));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        for text in ["", "G", "-1", "1.5G", "lots", "1X", "0x10", "1 G", "99999999999T", "½G"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}
