@@ -10,6 +10,7 @@ pub mod exception;
 pub mod host_code;
 pub mod interp;
 pub mod state;
+pub mod vector;
 
 pub use addr::{Gpa, Gva, PAGE_SIZE};
 pub use state::CpuState;

@@ -1,0 +1,398 @@
+//! x87, MMX, SSE and AVX instructions, run on the host.
+//!
+//! Problem: vector and floating-point semantics are large, and the only exact definition at hand is the
+//! processor itself. Scheme: each instruction is classified by an allowlist ([`classify`]). The
+//! commonest moves are plain Rust ([`moves`]); state management is written out ([`x87`], [`xsave`]);
+//! instructions that touch memory element by element are written out too ([`masked`]); everything
+//! else runs **as itself** in a generated stub ([`stub`]) with the guest's registers loaded, its
+//! general register renamed to RAX and its memory operand pointed at a bounce buffer.
+//!
+//! Invariants:
+//! - A guest-chosen opcode reaches the host only through the allowlist; default is refusal.
+//! - Memory is read before and written after the stub, through [`OperandMemory`]; whatever could
+//!   fault is checked before any register changes.
+//! - Every exception comes out as an `Err` with the state as before the instruction, but for what the
+//!   SDM lets change: MXCSR flags with #XM, finished elements of a gather.
+//! - The host never takes #MF: x87 instructions run only after the pending-exception check, and stubs
+//!   save the state with non-waiting instructions.
+//! - The host takes #XM (SIGFPE) only with an exception unmasked in the guest's MXCSR, at the one
+//!   instruction announced to [`simd_fault`], which says where the handler resumes.
+//!
+//! What the guest sees of x87 pointers, on every host: FIP follows every non-control instruction; FDP
+//! and FOP only those that raise an unmasked exception (CPUID.7.0:EBX bit 6, FDP_EXCPTN_ONLY, must
+//! be reported 1); FCS and FDS are zero (bit 13 must be reported 1).
+//!
+//! Thread: the vCPU's. Source: SDM vol. 1, "Programming with the x87 FPU" to "Programming with AVX,
+//! FMA, and AVX2"; vol. 2, "Exceptions Type 1-14" and the instruction pages.
+
+mod classify;
+mod masked;
+mod moves;
+pub mod simd_fault;
+mod stub;
+#[cfg(test)]
+mod tests;
+mod x87;
+mod xsave;
+
+use std::collections::HashMap;
+use std::fmt;
+
+use iced_x86::{Code, Instruction, Register};
+
+use crate::exception::{Outcome, Trap};
+use crate::host_code::HostCode;
+use crate::state::{CpuState, Cr0, Cr4, VectorState, sreg};
+use classify::{Action, Guard, HostFeatures, StubOp};
+use stub::Bounce;
+
+/// Guest memory by segment:offset, as the interpreter implements it: it does the segment, canonical
+/// and paging checks and returns the guest's exception (#SS, #GP, #PF, #AC).
+pub trait OperandMemory {
+    /// # Errors
+    /// The exception to raise; `out` may then hold anything.
+    fn read(&mut self, cpu: &mut CpuState, segment: usize, offset: u64, out: &mut [u8]) -> Outcome;
+    /// # Errors
+    /// The exception to raise; nothing has then been written.
+    fn write(&mut self, cpu: &mut CpuState, segment: usize, offset: u64, data: &[u8]) -> Outcome;
+    /// Checks that a later write of `len` bytes can't fault.
+    ///
+    /// # Errors
+    /// The exception that the write would raise.
+    fn probe_write(
+        &mut self,
+        cpu: &mut CpuState,
+        segment: usize,
+        offset: u64,
+        len: usize,
+    ) -> Outcome;
+}
+
+/// A prepared instruction: a small handle to keep with the decoded one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VectorOp {
+    generation: u32,
+    index: u32,
+}
+
+/// What tells two prepared instructions apart: the renamed encoding and the general register behind
+/// the name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    code: Code,
+    gpr: u8,
+    len: u8,
+    bytes: [u8; 15],
+}
+
+/// Most prepared instructions kept; then all are forgotten and the generation changes. A stub takes
+/// some 50 to 150 bytes of host code.
+const OPS_MAX: usize = 1 << 16;
+
+/// One vCPU's means of running vector and x87 instructions.
+pub struct VectorUnit {
+    code: Box<dyn HostCode>,
+    host: HostFeatures,
+    ops: Vec<classify::Prepared>,
+    index: HashMap<Key, u32>,
+    generation: u32,
+    xcr0_supported: u64,
+    bounce: Box<Bounce>,
+}
+
+impl fmt::Debug for VectorUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VectorUnit")
+            .field("ops", &self.ops.len())
+            .field("generation", &self.generation)
+            .field("xcr0_supported", &self.xcr0_supported)
+            .finish_non_exhaustive()
+    }
+}
+
+/// An instruction in execution: what every handler needs to know about it.
+pub(crate) struct Operand<'a> {
+    pub cpu: &'a mut CpuState,
+    pub mem: &'a mut dyn OperandMemory,
+    pub segment: usize,
+    pub address: u64,
+}
+
+impl Operand<'_> {
+    /// Reads `out.len()` bytes at `displacement` from the operand's start.
+    pub fn read(&mut self, displacement: u64, out: &mut [u8]) -> Outcome {
+        self.mem.read(self.cpu, self.segment, self.address.wrapping_add(displacement), out)
+    }
+    pub fn write(&mut self, displacement: u64, data: &[u8]) -> Outcome {
+        self.mem.write(self.cpu, self.segment, self.address.wrapping_add(displacement), data)
+    }
+    pub fn probe(&mut self, len: usize) -> Outcome {
+        self.mem.probe_write(self.cpu, self.segment, self.address, len)
+    }
+    /// #GP(0) unless the operand's linear address is a multiple of `align`, a power of two.
+    pub fn check_alignment(&self, align: u64) -> Outcome {
+        if align > 1 && self.linear() & (align - 1) != 0 { Err(Trap::gp0()) } else { Ok(()) }
+    }
+    fn linear(&self) -> u64 {
+        let base = if self.cpu.is_64bit() && self.segment < sreg::FS {
+            0
+        } else {
+            self.cpu.seg.get(self.segment).map_or(0, |segment| segment.base)
+        };
+        base.wrapping_add(self.address)
+    }
+}
+
+impl VectorUnit {
+    #[must_use]
+    pub fn new(code: Box<dyn HostCode>) -> Self {
+        Self {
+            code,
+            host: HostFeatures::detect(),
+            ops: Vec::new(),
+            index: HashMap::new(),
+            generation: 0,
+            xcr0_supported: 7,
+            bounce: Box::default(),
+        }
+    }
+
+    /// Which XCR0 bits the guest's CPUID model has (leaf 0xD); XSETBV refuses the others. 7 unless
+    /// told.
+    pub fn set_xcr0_supported(&mut self, mask: u64) {
+        self.xcr0_supported = mask & 7;
+    }
+
+    /// Whether `op` still names a prepared instruction. [`Self::execute`] takes a stale one too, but
+    /// prepares it anew each time: a caller who keeps handles should then replace its own.
+    #[must_use]
+    pub fn is_current(&self, op: &VectorOp) -> bool {
+        op.generation == self.generation
+    }
+
+    /// Makes `insn` ready to execute. `None`: not one of ours, or the host can't run it; unless the
+    /// integer interpreter has it, it is #UD.
+    ///
+    /// The caller has checked that the guest's CPUID model has the instruction's features.
+    pub fn prepare(&mut self, insn: &Instruction) -> Option<VectorOp> {
+        let prepared = classify::classify(insn, &self.host)?;
+        let key = match prepared.action {
+            // These take their operands from the instruction each time.
+            Action::System(_) | Action::Masked(_) => {
+                Key { code: insn.code(), gpr: 0, len: 0, bytes: [0; 15] }
+            }
+            Action::Native(_) | Action::Stub(_) => {
+                let (bytes, len) = stub::renamed_bytes(insn)?;
+                Key { code: insn.code(), gpr: stub::explicit_gpr(insn).unwrap_or(0), len, bytes }
+            }
+        };
+        if let Some(&index) = self.index.get(&key) {
+            return Some(VectorOp { generation: self.generation, index });
+        }
+        if self.ops.len() >= OPS_MAX {
+            self.forget_all();
+        }
+        let index = u32::try_from(self.ops.len()).expect("bounded by OPS_MAX");
+        self.ops.push(prepared);
+        self.index.insert(key, index);
+        Some(VectorOp { generation: self.generation, index })
+    }
+
+    fn forget_all(&mut self) {
+        self.ops.clear();
+        self.index.clear();
+        self.code.reset();
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// Executes `insn`, which `op` was prepared from. `address`: effective address (offset) of its
+    /// memory operand if it has one, truncated to the address size; the segment is taken from `insn`.
+    /// (Gathers and MASKMOV work out their own addresses.) `cpu.rip` is the instruction's own address
+    /// and is not changed.
+    ///
+    /// A host SIGFPE handler that asks [`simd_fault::recover`] must be installed.
+    ///
+    /// # Errors
+    /// The exception to deliver with RIP at the instruction. A pending x87 exception is
+    /// [`Trap::mf`]: with CR0.NE clear the caller asserts FERR# instead.
+    pub fn execute(
+        &mut self,
+        op: &VectorOp,
+        insn: &Instruction,
+        cpu: &mut CpuState,
+        mem: &mut dyn OperandMemory,
+        address: u64,
+    ) -> Outcome {
+        let op = if self.is_current(op) { *op } else { self.prepare(insn).ok_or(Trap::ud())? };
+        let Some(&prepared) = self.ops.get(op.index as usize) else {
+            return Err(Trap::ud());
+        };
+        check_guard(prepared.guard, cpu)?;
+        let segment = insn.memory_segment();
+        let segment = if segment == Register::None { sreg::DS } else { segment.number() };
+        let operand = Operand { cpu, mem, segment, address };
+        match prepared.action {
+            Action::Native(native) => moves::execute(native, operand),
+            Action::Stub(stub) => self.run_stub(op.index, stub, insn, operand),
+            Action::System(system) => self.execute_system(system, insn, operand),
+            Action::Masked(masked) => masked::execute(masked, insn, operand),
+        }
+    }
+
+    fn execute_system(
+        &mut self,
+        system: classify::System,
+        insn: &Instruction,
+        mut operand: Operand<'_>,
+    ) -> Outcome {
+        use classify::System as S;
+        match system {
+            S::X87(control) => x87::execute(control, &mut operand),
+            S::Save(area) => xsave::execute(area, &mut operand),
+            S::Xgetbv => xsave::xgetbv(operand.cpu),
+            S::Xsetbv => xsave::xsetbv(operand.cpu, self.xcr0_supported),
+            S::Ldmxcsr => xsave::ldmxcsr(&mut operand),
+            S::Stmxcsr => {
+                let mxcsr = operand.cpu.vector.mxcsr();
+                operand.write(0, &mxcsr.to_le_bytes())
+            }
+            S::Vzero { all } => {
+                moves::vzero(operand.cpu, all);
+                Ok(())
+            }
+            S::Movnti => {
+                let register = insn.op1_register();
+                let value = operand.cpu.gpr[register.number() & 15].to_le_bytes();
+                operand.write(0, &value[..register.size().min(8)])
+            }
+        }
+    }
+
+    /// Makes sure that the stub is published; returns it with its entry filled in.
+    fn publish(&mut self, index: u32, mut op: StubOp, insn: &Instruction) -> Outcome<StubOp> {
+        let stub = stub::generate(insn, &op).ok_or(Trap::ud())?;
+        let entry = match self.code.publish(&stub.bytes) {
+            Some(entry) => entry,
+            None => {
+                // Full. Handles stay good: each stub is published again when next executed.
+                self.code.reset();
+                for prepared in &mut self.ops {
+                    if let Action::Stub(stub) = &mut prepared.action {
+                        stub.entry = 0;
+                    }
+                }
+                self.code.publish(&stub.bytes).expect("an empty code area holds one stub")
+            }
+        };
+        op.entry = entry as usize;
+        op.insn_at = stub.insn_at;
+        op.resume_at = stub.resume_at;
+        if let Some(prepared) = self.ops.get_mut(index as usize) {
+            prepared.action = Action::Stub(op);
+        }
+        Ok(op)
+    }
+
+    fn run_stub(
+        &mut self,
+        index: u32,
+        op: StubOp,
+        insn: &Instruction,
+        mut operand: Operand<'_>,
+    ) -> Outcome {
+        let op = if op.entry == 0 { self.publish(index, op, insn)? } else { op };
+        let size = usize::from(op.memory_len);
+        if size != 0 {
+            operand.check_alignment(u64::from(op.align))?;
+            if !op.writes_memory {
+                operand.read(0, &mut self.bounce.data[..size])?;
+            }
+        }
+        if op.x87_state {
+            return self.run_x87_stub(op, insn, operand, size);
+        }
+        if stub::run(&op, operand.cpu, &mut self.bounce) == stub::Exit::SimdFault {
+            return Err(simd_exception(operand.cpu));
+        }
+        // Of these only VCVTPS2PH changes more than its destination: on hardware as here, MXCSR has
+        // its flags even if the store faults, and an unmasked one comes before the store.
+        if op.writes_memory { operand.write(0, &self.bounce.data[..size]) } else { Ok(()) }
+    }
+
+    /// A stub with x87 or MMX state.
+    fn run_x87_stub(
+        &mut self,
+        op: StubOp,
+        insn: &Instruction,
+        mut operand: Operand<'_>,
+        size: usize,
+    ) -> Outcome {
+        let saved = op.writes_memory.then(|| x87::Saved::of(&operand.cpu.vector));
+        let cpu = &mut *operand.cpu;
+        // The host would put its own addresses into the pointers.
+        let pointers = x87::take_pointers(&mut cpu.vector);
+        let exit = stub::run(&op, cpu, &mut self.bounce);
+        x87::put_pointers(&mut cpu.vector, pointers);
+        if exit == stub::Exit::SimdFault {
+            return Err(simd_exception(cpu));
+        }
+        if op.x87_pointers {
+            x87::update_pointers(cpu, insn, (size != 0).then_some(operand.address));
+        }
+        let Some(saved) = saved else { return Ok(()) };
+        // An unmasked exception suppresses the store, and with it a page fault.
+        if op.x87_pointers && !x87::stored(&cpu.vector) {
+            return Ok(());
+        }
+        operand.write(0, &self.bounce.data[..size]).inspect_err(|_| {
+            saved.restore(&mut operand.cpu.vector);
+        })
+    }
+}
+
+/// The exception for an unmasked SIMD floating-point condition (SDM vol. 3, "Interrupt 19").
+fn simd_exception(cpu: &CpuState) -> Trap {
+    if cpu.cr4(Cr4::OSXMMEXCPT) { Trap::xm() } else { Trap::ud() }
+}
+
+/// The checks that come before any operand is touched, in the order of the SDM's exception classes.
+#[inline]
+fn check_guard(guard: Guard, cpu: &CpuState) -> Outcome {
+    let fail_if = |condition: bool, trap: Trap| if condition { Err(trap) } else { Ok(()) };
+    match guard {
+        Guard::None => Ok(()),
+        Guard::Sse | Guard::SseMmx => {
+            fail_if(cpu.cr0(Cr0::EM) || !cpu.cr4(Cr4::OSFXSR), Trap::ud())?;
+            fail_if(cpu.cr0(Cr0::TS), Trap::nm())?;
+            fail_if(guard == Guard::SseMmx && x87::is_pending(&cpu.vector), Trap::mf())
+        }
+        Guard::Vex => {
+            fail_if(cpu.real_or_v86() || !cpu.cr4(Cr4::OSXSAVE) || cpu.xcr0 & 6 != 6, Trap::ud())?;
+            fail_if(cpu.cr0(Cr0::TS), Trap::nm())
+        }
+        Guard::Mmx => {
+            fail_if(cpu.cr0(Cr0::EM), Trap::ud())?;
+            fail_if(cpu.cr0(Cr0::TS), Trap::nm())?;
+            fail_if(x87::is_pending(&cpu.vector), Trap::mf())
+        }
+        Guard::X87 | Guard::X87NoWait => {
+            fail_if(cpu.cr0(Cr0::EM) || cpu.cr0(Cr0::TS), Trap::nm())?;
+            fail_if(guard == Guard::X87 && x87::is_pending(&cpu.vector), Trap::mf())
+        }
+        Guard::Wait => {
+            fail_if(cpu.cr0(Cr0::MP) && cpu.cr0(Cr0::TS), Trap::nm())?;
+            fail_if(x87::is_pending(&cpu.vector), Trap::mf())
+        }
+        Guard::Fxsr => fail_if(cpu.cr0(Cr0::EM) || cpu.cr0(Cr0::TS), Trap::nm()),
+        Guard::Xsave => {
+            fail_if(!cpu.cr4(Cr4::OSXSAVE), Trap::ud())?;
+            fail_if(cpu.cr0(Cr0::TS), Trap::nm())
+        }
+        Guard::Osxsave => fail_if(!cpu.cr4(Cr4::OSXSAVE), Trap::ud()),
+    }
+}
+
+/// The 16 bytes of XMMn.
+fn xmm(state: &VectorState, n: usize) -> &[u8] {
+    &state.bytes[VectorState::XMM + 16 * (n & 15)..][..16]
+}

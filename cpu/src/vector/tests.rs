@@ -1,0 +1,7 @@
+//! Every allowed instruction against the host itself: see [`native`] for how the host is asked and
+//! [`generate`] for how cases are made.
+
+mod directed;
+mod generate;
+mod native;
+mod random;

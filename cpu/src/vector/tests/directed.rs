@@ -1,0 +1,1 @@
+//! Single rules, each with the smallest state that shows it.
