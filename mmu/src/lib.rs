@@ -5,6 +5,8 @@
 //! [`xenolith_cpu::env::Memory`] that the interpreter runs on.
 
 pub mod code;
+#[cfg(test)]
+mod oracle;
 pub mod ram;
 pub mod tlb;
 pub mod walk;

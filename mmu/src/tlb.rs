@@ -335,3 +335,6 @@ impl Memory for SoftMmu {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -444,3 +444,6 @@ pub fn load_pdptes(ram: &GuestRam, cr3: u64, physical_bits: u8) -> Result<[u64; 
     }
     Ok(pdptes)
 }
+
+#[cfg(test)]
+mod tests;
