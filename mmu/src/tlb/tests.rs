@@ -56,10 +56,9 @@ enum Op {
         access: Access,
         privilege: Privilege,
     },
-    /// Changes a leaf (a large page at level 1 or 2, or a PTE), then invalidates it properly.
+    /// Changes the leaf of a path, be it a large page or a PTE, then invalidates it properly.
     Leaf {
         path: usize,
-        level: usize,
         flags: u64,
         page: u64,
         fragment: u64,
@@ -101,9 +100,8 @@ fn any_op() -> impl Strategy<Value = Op> {
         12 => (path(), 0..FRAGMENTS, access, privilege).prop_map(
             |(path, fragment, access, privilege)| Op::Access { path, fragment, access, privilege }
         ),
-        4 => (path(), 1_usize..4, flags(), 0_u64..6, 0..FRAGMENTS).prop_map(
-            |(path, level, flags, page, fragment)| Op::Leaf { path, level, flags, page, fragment }
-        ),
+        4 => (path(), flags(), 0_u64..6, 0..FRAGMENTS)
+            .prop_map(|(path, flags, page, fragment)| Op::Leaf { path, flags, page, fragment }),
         1 => (path(), 1_usize..3, flags(), 0_u64..6).prop_map(
             |(path, level, flags, page)| Op::Size { path, level, flags, page }
         ),
@@ -153,13 +151,21 @@ impl Rig {
         self.mmu.set_context(&self.cpu, false);
     }
 
-    fn is_leaf(&self, path: Path, level: usize) -> bool {
-        level == 3 || self.tables.get64(path.entry_gpa(self.root, level)) & 0x80 != 0
+    /// Turns half of the paths into large pages, so that random edits find some.
+    fn enlarge_some_pages(&mut self) {
+        for (root, path) in
+            [0, 1].into_iter().flat_map(|root| (0..16).map(move |n| (root, Path(n))))
+        {
+            let level = if path.choice(1) == 1 { 1 } else { 2 };
+            if path.choice(level) == 1 {
+                let entry = Self::leaf_entry(path, level, 6 | 1 << 20, 0);
+                self.tables.set64(path.entry_gpa(root, level), entry);
+            }
+        }
     }
 
-    /// Whether the levels above `level` all refer to tables.
-    fn is_reached(&self, path: Path, level: usize) -> bool {
-        (0..level).all(|above| !self.is_leaf(path, above))
+    fn is_leaf(&self, path: Path, level: usize) -> bool {
+        level == 3 || self.tables.get64(path.entry_gpa(self.root, level)) & 0x80 != 0
     }
 
     fn leaf_entry(path: Path, level: usize, flags: u64, page: u64) -> u64 {
@@ -198,18 +204,17 @@ impl Rig {
                 });
                 prop_assert_eq!(found, expected.map(|found| found.gpa | 0x123), "{:?}", op);
             }
-            Op::Leaf { path, level, flags, page, fragment } => {
+            Op::Leaf { path, flags, page, fragment } => {
                 let path = Path(path);
-                if self.is_leaf(path, level) && self.is_reached(path, level) {
-                    let entry = Self::leaf_entry(path, level, flags, page);
-                    self.tables.set64(path.entry_gpa(self.root, level), entry);
-                    // Any address in the page will do.
-                    let inside = fragment << if level < 3 { 13 } else { 3 };
-                    let gva = Gva(path.gva() ^ inside);
-                    self.mmu.flush_page(gva);
-                    if path.shared() {
-                        self.mmu.flush_page_in(1 - self.root as u16, gva);
-                    }
+                let level = (1..4).find(|&level| self.is_leaf(path, level)).expect("a PTE at last");
+                let entry = Self::leaf_entry(path, level, flags, page);
+                self.tables.set64(path.entry_gpa(self.root, level), entry);
+                // Any address in the page will do.
+                let inside = fragment << if level < 3 { 13 } else { 3 };
+                let gva = Gva(path.gva() ^ inside);
+                self.mmu.flush_page(gva);
+                if path.shared() {
+                    self.mmu.flush_page_in(1 - self.root as u16, gva);
                 }
             }
             Op::Size { path, level, flags, page } => {
@@ -244,15 +249,16 @@ impl Rig {
 #[test]
 fn the_tlb_answers_as_a_fresh_walk_does() {
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 1500,
+        cases: 1000,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
     let rig = std::cell::RefCell::new(Rig::new());
-    let ops = prop::collection::vec(any_op(), 1..120);
+    let ops = prop::collection::vec(any_op(), 1..250);
     let result = runner.run(&ops, |ops| {
         let mut rig = rig.borrow_mut();
         rig.start();
+        rig.enlarge_some_pages();
         ops.iter().try_for_each(|op| rig.apply(op))
     });
     if let Err(error) = result {
