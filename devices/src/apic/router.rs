@@ -17,7 +17,9 @@ use std::sync::{Arc, Mutex};
 
 use super::io::IoApic;
 use super::local::{BASE_ADDRESS, BASE_ENABLE, BASE_X2APIC, Local, View};
-use super::{Delivery, Destination, Effect, IO_APIC_BASE, IO_APIC_PINS, Message, Refused};
+use super::{
+    Delivery, Destination, Effect, IO_APIC_BASE, IO_APIC_PINS, LOCAL_APIC_BASE, Message, Refused,
+};
 use crate::bus::{Bus, BusDevice, Overlap};
 use crate::clock::{Clock, TimerQueue, lock};
 use crate::irq::{CpuSignals, IrqSink};
@@ -157,8 +159,9 @@ impl InterruptRouter {
         })
     }
 
-    /// Puts the 8259A pair and the I/O APIC on the buses. Local APICs are reached through
-    /// [`InterruptRouter::local_offset`], as each vCPU sees its own.
+    /// Puts the 8259A pair, the I/O APIC and the MSI address range on the buses. Local APICs are
+    /// reached through [`InterruptRouter::local_offset`], to be asked first, as each vCPU sees its
+    /// own.
     ///
     /// # Errors
     /// [`Overlap`] if an address is taken.
@@ -167,7 +170,9 @@ impl InterruptRouter {
         ports.insert(0x20, 2, Arc::clone(&pic))?;
         ports.insert_at(0xa0, 2, 2, Arc::clone(&pic))?;
         ports.insert_at(0x4d0, 2, 4, pic)?;
-        memory.insert(IO_APIC_BASE, 0x1000, Arc::new(Mutex::new(IoApicMmio(Arc::clone(self)))))
+        memory.insert(IO_APIC_BASE, 0x1000, Arc::new(Mutex::new(IoApicMmio(Arc::clone(self)))))?;
+        let window = Arc::new(Mutex::new(MessageWindow(Arc::clone(self))));
+        memory.insert(LOCAL_APIC_BASE, MESSAGE_WINDOW_BYTES, window)
     }
 
     /// RESET of the whole machine.
@@ -423,6 +428,27 @@ impl BusDevice for IoApicMmio {
         }
         let deliver = |message: &Message| self.0.locals.deliver(message);
         lock(&self.0.io).apic.write(offset, u32::from_le_bytes([a, b, c, d]), &deliver);
+    }
+    fn width(&self) -> u8 {
+        4
+    }
+}
+
+/// The MSI address range on the memory bus, for processors that write messages themselves.
+struct MessageWindow(Arc<InterruptRouter>);
+
+const MESSAGE_WINDOW_BYTES: u64 = 1 << 20;
+
+impl BusDevice for MessageWindow {
+    fn read(&mut self, _: u64, _: u8) -> u64 {
+        u64::MAX
+    }
+    fn write(&mut self, offset: u64, size: u8, value: u64) {
+        // What is left of the first page are registers of an APIC that is off.
+        if size == 4 && offset & 3 == 0 && !(0x10..0x1000).contains(&offset) {
+            let [a, b, c, d, ..] = value.to_le_bytes();
+            self.0.message(LOCAL_APIC_BASE + offset, u32::from_le_bytes([a, b, c, d]));
+        }
     }
     fn width(&self) -> u8 {
         4
