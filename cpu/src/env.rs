@@ -79,6 +79,10 @@ pub trait Memory {
     /// The page's present code version; 0 if it isn't watched or isn't RAM.
     fn code_version(&self, gpa: Gpa) -> u32;
 
+    /// The four page-directory-pointer entries that `cr3` names under PAE paging; `None` when one has
+    /// reserved bits set.
+    fn pdptes(&self, cr3: u64) -> Option<[u64; 4]>;
+
     /// Drops every cached translation, global ones too.
     fn flush_all(&mut self);
     /// Drops every non-global translation of `pcid`, or of all where `None`.

@@ -143,7 +143,8 @@ impl Segment {
     pub fn from_descriptor(selector: u16, descriptor: u64) -> Self {
         let access = ((descriptor >> 40) & 0xf0ff) as u32;
         let raw_limit = ((descriptor & 0xffff) | ((descriptor >> 32) & 0xf_0000)) as u32;
-        let limit = if access & Self::GRANULARITY != 0 { (raw_limit << 12) | 0xfff } else { raw_limit };
+        let limit =
+            if access & Self::GRANULARITY != 0 { (raw_limit << 12) | 0xfff } else { raw_limit };
         let base = ((descriptor >> 16) & 0xff_ffff) | ((descriptor >> 32) & 0xff00_0000);
         Self { base, limit, access, selector }
     }

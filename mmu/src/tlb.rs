@@ -32,7 +32,7 @@ use xenolith_cpu::state::Cr4;
 use xenolith_cpu::{CpuState, Gpa, Gva, PAGE_SIZE};
 
 use crate::ram::GuestRam;
-use crate::walk::{Paging, Translation, walk};
+use crate::walk::{Paging, Translation, load_pdptes, walk};
 
 /// Entries in the table.
 const ENTRIES: usize = 4096;
@@ -301,6 +301,10 @@ impl Memory for SoftMmu {
     #[inline(always)]
     fn code_version(&self, gpa: Gpa) -> u32 {
         self.ram.code().version(gpa.gpn())
+    }
+
+    fn pdptes(&self, cr3: u64) -> Option<[u64; 4]> {
+        load_pdptes(&self.ram, cr3, self.physical_bits).ok()
     }
 
     fn flush_all(&mut self) {

@@ -54,11 +54,6 @@ pub trait Width: Copy + Eq + Default + std::fmt::Debug + 'static {
     /// # Safety
     /// `p` must be valid for reads and writes of `BYTES` bytes.
     unsafe fn compare_exchange(p: *mut u8, old: Self, new: Self) -> Self;
-    /// `XCHG` with memory.
-    ///
-    /// # Safety
-    /// `p` must be valid for reads and writes of `BYTES` bytes.
-    unsafe fn exchange(p: *mut u8, value: Self) -> Self;
 
     fn add(a: Self, b: Self, flags: &mut u64) -> Self;
     fn adc(a: Self, b: Self, flags: &mut u64) -> Self;
@@ -240,16 +235,6 @@ macro_rules! width {
                         inout($a) old => held, options(nostack));
                 }
                 held
-            }
-            #[inline(always)]
-            unsafe fn exchange(p: *mut u8, value: Self) -> Self {
-                let mut v = value;
-                // SAFETY: the caller vouches for `p`.
-                unsafe {
-                    asm!(concat!("xchg [{p}], {v", $m, "}"), v = inout($class) v, p = in(reg) p,
-                        options(nostack, preserves_flags));
-                }
-                v
             }
             binary!($t, $class, $m; add sub and or xor);
             with_flags! { $t, $class;

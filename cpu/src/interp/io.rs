@@ -1,0 +1,108 @@
+//! IN and OUT, and who may use which port.
+//!
+//! Problem: port access is allowed by IOPL or by the TSS's bitmap. Scheme: one check before every
+//! access. Invariant: no device sees an access that the guest was not allowed. Source: SDM vol. 1,
+//! "Protected-Mode I/O".
+
+use iced_x86::{Instruction, OpKind, Register};
+
+use super::decode::{Handler, Insn};
+use super::width::Width;
+use super::{Interp, breakpoint_armed, breakpoint_meets};
+use crate::env::Memory;
+use crate::exception::{Outcome, Trap};
+use crate::state::reg::{RAX, RDX};
+use crate::state::{Cr4, Rflags};
+
+impl<M: Memory> Interp<M> {
+    /// #GP(0) unless this code may access `bytes` ports from `port`.
+    pub(super) fn check_io(&mut self, port: u16, bytes: u64) -> Outcome {
+        if self.state.protected()
+            && (self.state.cpl > self.state.iopl() || self.state.flag(Rflags::VM))
+        {
+            self.check_io_bitmap(port, bytes)?;
+        }
+        self.note_port_access(port, bytes);
+        Ok(())
+    }
+
+    fn check_io_bitmap(&mut self, port: u16, bytes: u64) -> Outcome {
+        let tr = self.state.tr;
+        // Only a 32- or 64-bit TSS has a bitmap.
+        if !tr.is_usable() || tr.access & 8 == 0 || tr.limit < 0x67 {
+            return Err(Trap::gp0());
+        }
+        let map = u64::from(self.load_system::<u16>(tr.base.wrapping_add(0x66))?);
+        let at = map + u64::from(port / 8);
+        // Two bytes are always read: the ports may straddle them.
+        if at + 1 > u64::from(tr.limit) {
+            return Err(Trap::gp0());
+        }
+        let bits = self.load_system::<u16>(self.wrap(tr.base.wrapping_add(at)))?;
+        let wanted = ((1u16 << bytes) - 1) << (port % 8);
+        if bits & wanted == 0 { Ok(()) } else { Err(Trap::gp0()) }
+    }
+
+    /// I/O breakpoints (CR4.DE and DR7.R/W = 2).
+    fn note_port_access(&mut self, port: u16, bytes: u64) {
+        if !self.mode.breakpoints || !self.state.cr4(Cr4::DE) {
+            return;
+        }
+        for n in 0..4 {
+            let armed = breakpoint_armed(&self.state, n, 2);
+            if armed && breakpoint_meets(&self.state, n, u64::from(port), bytes) {
+                self.state.pending_debug |= 1 << n;
+            }
+        }
+    }
+
+    pub(super) fn port_in(&mut self, port: u16, bytes: u8) -> u32 {
+        self.env.set_retired(self.state.retired);
+        self.env.pio_read(port, bytes)
+    }
+
+    pub(super) fn port_out(&mut self, port: u16, bytes: u8, value: u32) {
+        self.env.set_retired(self.state.retired);
+        self.env.pio_write(port, bytes, value);
+    }
+}
+
+fn port_of<M: Memory>(vm: &Interp<M>, i: &Insn<M>, operand: u32) -> u16 {
+    if i.raw.op_kind(operand) == OpKind::Register {
+        vm.state.gpr[RDX] as u16
+    } else {
+        i.imm as u8 as u16
+    }
+}
+
+fn input<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
+    let port = port_of(vm, i, 1);
+    vm.check_io(port, W::BYTES)?;
+    let value = vm.port_in(port, W::BYTES as u8);
+    W::set(&mut vm.state, RAX as u8, W::from_u64(u64::from(value)));
+    Ok(())
+}
+
+fn output<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
+    let port = port_of(vm, i, 0);
+    vm.check_io(port, W::BYTES)?;
+    let value = W::get(&vm.state, RAX as u8).to_u64() as u32;
+    vm.port_out(port, W::BYTES as u8, value);
+    Ok(())
+}
+
+pub(super) fn in_<M: Memory>(raw: &Instruction) -> Handler<M> {
+    match raw.op0_register() {
+        Register::AL => input::<M, u8>,
+        Register::AX => input::<M, u16>,
+        _ => input::<M, u32>,
+    }
+}
+
+pub(super) fn out<M: Memory>(raw: &Instruction) -> Handler<M> {
+    match raw.op1_register() {
+        Register::AL => output::<M, u8>,
+        Register::AX => output::<M, u16>,
+        _ => output::<M, u32>,
+    }
+}

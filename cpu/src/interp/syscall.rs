@@ -1,0 +1,106 @@
+//! Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT.
+//!
+//! Problem: these load CS and SS with fixed contents, without looking at descriptors. Scheme: one
+//! function builds a flat segment. Invariant: RFLAGS, CS, SS and CPL change together. Source: SDM vol. 2,
+//! each instruction; vol. 3, "Performing Fast Calls to System Procedures".
+
+use super::Interp;
+use super::decode::Insn;
+use super::memory::is_canonical;
+use crate::env::Memory;
+use crate::exception::{Outcome, Trap};
+use crate::state::reg::{RCX, RDX, RSP};
+use crate::state::{Efer, Rflags, Segment, sreg};
+
+/// A flat 4 GiB segment: code that is readable, or writable data; accessed, present.
+fn flat(selector: u16, dpl: u8, code: bool, size: u32) -> Segment {
+    let kind = if code { 0xb } else { 0x3 };
+    let access =
+        kind | Segment::S | Segment::PRESENT | Segment::GRANULARITY | u32::from(dpl) << 5 | size;
+    Segment { base: 0, limit: 0xffff_ffff, access, selector }
+}
+
+impl<M: Memory> Interp<M> {
+    fn enter_flat(&mut self, cs: u16, ss: u16, cpl: u8, code_size: u32) {
+        self.state.seg[sreg::CS] = flat(cs, cpl, true, code_size);
+        self.state.seg[sreg::SS] = flat(ss, cpl, false, Segment::DB);
+        self.state.cpl = cpl;
+    }
+}
+
+pub(super) fn syscall<M: Memory>(vm: &mut Interp<M>, _: &Insn<M>) -> Outcome {
+    // Intel's processors have it in 64-bit mode only.
+    if vm.state.efer & Efer::SCE.bits() == 0 || !vm.mode.long64 {
+        return Err(Trap::ud());
+    }
+    vm.state.gpr[RCX] = vm.state.rip;
+    vm.state.gpr[11] = vm.state.rflags & !Rflags::RF.bits();
+    let selector = (vm.state.msr.star >> 32) as u16;
+    vm.enter_flat(selector & 0xfffc, (selector & 0xfffc).wrapping_add(8), 0, Segment::LONG);
+    vm.state.rip = vm.state.msr.lstar;
+    let kept = !vm.state.msr.fmask & !Rflags::RF.bits();
+    vm.state.rflags = vm.state.rflags & kept | Rflags::FIXED.bits();
+    // A single-step trap is taken only if FMASK left TF set.
+    vm.no_step_trap = !vm.state.flag(Rflags::TF);
+    Err(Trap::Exit)
+}
+
+pub(super) fn sysret<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
+    if vm.state.efer & Efer::SCE.bits() == 0 || !vm.mode.long64 {
+        return Err(Trap::ud());
+    }
+    vm.privileged()?;
+    let wide = i.raw.code() == iced_x86::Code::Sysretq;
+    let target = vm.state.gpr[RCX];
+    if wide && !is_canonical(target) {
+        return Err(Trap::gp0());
+    }
+    let base = (vm.state.msr.star >> 48) as u16;
+    let (cs, size) =
+        if wide { (base.wrapping_add(16), Segment::LONG) } else { (base, Segment::DB) };
+    vm.enter_flat(cs | 3, base.wrapping_add(8) | 3, 3, size);
+    vm.state.rip = if wide { target } else { target & 0xffff_ffff };
+    let image = Rflags::all().difference(Rflags::RF | Rflags::VM).bits();
+    vm.state.rflags = vm.state.gpr[11] & image | Rflags::FIXED.bits();
+    Err(Trap::Exit)
+}
+
+pub(super) fn sysenter<M: Memory>(vm: &mut Interp<M>, _: &Insn<M>) -> Outcome {
+    let selector = vm.state.msr.sysenter_cs as u16;
+    if !vm.state.protected() || selector & 0xfffc == 0 {
+        return Err(Trap::gp0());
+    }
+    let long = vm.state.long_mode();
+    let cleared = Rflags::VM | Rflags::IF | Rflags::RF;
+    vm.state.rflags &= !cleared.bits();
+    let size = if long { Segment::LONG } else { Segment::DB };
+    vm.enter_flat(selector & 0xfffc, (selector & 0xfffc).wrapping_add(8), 0, size);
+    let mask = if long { u64::MAX } else { 0xffff_ffff };
+    vm.state.gpr[RSP] = vm.state.msr.sysenter_esp & mask;
+    vm.state.rip = vm.state.msr.sysenter_eip & mask;
+    Err(Trap::Exit)
+}
+
+pub(super) fn sysexit<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
+    let selector = vm.state.msr.sysenter_cs as u16;
+    if !vm.state.protected() || selector & 0xfffc == 0 || vm.state.cpl != 0 {
+        return Err(Trap::gp0());
+    }
+    let wide = i.raw.code() == iced_x86::Code::Sysexitq;
+    let (target, stack) = (vm.state.gpr[RDX], vm.state.gpr[RCX]);
+    if wide {
+        if !is_canonical(target) || !is_canonical(stack) {
+            return Err(Trap::gp0());
+        }
+        let cs = selector.wrapping_add(32);
+        vm.enter_flat(cs | 3, selector.wrapping_add(40) | 3, 3, Segment::LONG);
+        vm.state.gpr[RSP] = stack;
+        vm.state.rip = target;
+    } else {
+        let cs = selector.wrapping_add(16);
+        vm.enter_flat(cs | 3, selector.wrapping_add(24) | 3, 3, Segment::DB);
+        vm.state.gpr[RSP] = stack & 0xffff_ffff;
+        vm.state.rip = target & 0xffff_ffff;
+    }
+    Err(Trap::Exit)
+}
