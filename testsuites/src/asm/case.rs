@@ -181,7 +181,7 @@ impl Register {
             return field(8 * n, 8);
         }
         if let Some(n) = state::GPR_32.iter().position(|known| *known == name) {
-            return field(8 * n, 8);
+            return field(8 * n, 4);
         }
         if let Some(n) = state::SEGMENT_NAMES.iter().position(|known| *known == name) {
             return field(state::SEGMENTS + 4 * n, 4);
@@ -367,7 +367,12 @@ pub fn assign(state: &mut State, what: &Assignment, base: u64, labels: &Labels) 
     let text = what.text.as_str();
     match what.register {
         Register::Field { offset, len } => {
-            let value = value::evaluate(text, labels)?;
+            let mut value = value::evaluate(text, labels)?;
+            if offset < state::RIP && len == 4 {
+                // EAX and the like: the upper half is zero.
+                state.set(offset, 8, 0);
+                value &= 0xffff_ffff;
+            }
             ensure!(len == 8 || value >> (8 * len) == 0, "{text} is too large");
             state.set(offset, len, value);
         }

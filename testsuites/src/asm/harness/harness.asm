@@ -64,6 +64,9 @@ start:
         mov es, ax
         mov ss, ax
         mov esp, home_stack_top
+        xor eax, eax                    ; the loader may have left anything in these
+        mov fs, ax
+        mov gs, ax
         mov al, 0xff                    ; all PIC lines masked
         out 0x21, al
         out 0xa1, al

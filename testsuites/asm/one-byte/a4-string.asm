@@ -1,0 +1,197 @@
+; MOVS, CMPS, STOS, LODS, SCAS: counts, direction, address size, segments, faults in the middle.
+; SDM vol. 1, "String Operations"; vol. 2B, "REP/REPE/REPZ/REPNE/REPNZ-Repeat String Operation Prefix".
+; mode: long64 cpl=3
+
+; case: movsb-single
+; in: rsi=RO rdi=DATA rcx=9
+; in-mem: RO = 5a
+        movsb
+; out: rsi=RO+0x1 rdi=DATA+0x1
+; out-mem: DATA = 5a
+
+; case: rep-movsb
+; in: rsi=RO+1 rdi=DATA+3 rcx=5
+; in-mem: RO = 00 01 02 03 04 05 06
+        rep movsb
+; out: rcx=0 rsi=RO+0x6 rdi=DATA+0x8
+; out-mem: DATA+0x3 = 01 02 03 04 05
+
+; case: rep-movsq-backward
+; in: rsi=RO+8 rdi=DATA+0x18 rcx=2 flags=DF
+; in-mem: RO = u64:0x1111111111111111,0x2222222222222222
+        rep movsq
+; out: rcx=0 rsi=0x1013ff8 rdi=DATA+0x8
+; out-mem: DATA+0x10 = 11 11 11 11 11 11 11 11 22 22 22 22 22 22 22 22
+
+; case: rep-with-zero-count-does-nothing
+; in: rsi=ABSENT rdi=ABSENT
+        rep movsq
+; out: unchanged
+
+; case: overlapping-copy-by-bytes-replicates
+; in: rsi=DATA rdi=DATA+1 rcx=7
+; in-mem: DATA = 11 22 33 44
+        rep movsb
+; out: rcx=0 rsi=DATA+0x7 rdi=DATA+0x8
+; out-mem: DATA+0x1 = 11 11 11 11 11 11 11
+
+; case: rep-movsw-crossing-pages
+; in: rsi=RO rdi=DATA2-3 rcx=3
+; in-mem: RO = 01 02 03 04 05 06
+        rep movsw
+; out: rcx=0 rsi=RO+0x6 rdi=DATA+0x1003
+; out-mem: DATA+0xffd = 01 02 03 04 05 06
+
+; case: rep-movsb-faults-in-the-middle-of-the-destination
+; in: rsi=RO rdi=ABSENT-3 rcx=8
+; in-mem: RO = 01 02 03 04 05 06 07 08
+.here:  rep movsb
+; fault: #PF(6) at .here
+; out: rcx=5 rsi=RO+0x3 rdi=ABSENT cr2=ABSENT
+; out-mem: DATA+0x1ffd = 01 02 03
+
+; case: rep-movsb-faults-in-the-middle-of-the-source
+; in: rsi=RO+0xffe rdi=DATA rcx=8
+; in-mem: RO+0xffe = 77 88
+.here:  rep movsb
+; fault: #PF(4) at .here
+; out: rcx=6 rsi=RO+0x1000 rdi=DATA+0x2 cr2=RO+0x1000
+; out-mem: DATA = 77 88
+
+; case: rep-stosd-runs-into-absent-page
+; in: rax=0xa5a5a5a5 rdi=ABSENT-8 rcx=5
+.here:  rep stosd
+; fault: #PF(6) at .here
+; out: rcx=3 rdi=ABSENT cr2=ABSENT
+; out-mem: DATA+0x1ff8 = a5 a5 a5 a5 a5 a5 a5 a5
+
+; case: rep-stosq-with-address-size-32
+; in: rax=-1 rdi=0x1_01010000 rcx=0x1_00000002
+        a32 rep stosq
+; out: rcx=0 rdi=DATA+0x10
+; out-mem: DATA = ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff ff
+
+; case: stosb-keeps-upper-rdi-in-64-bit-addressing
+; in: rax=0x41 rdi=DATA
+        stosb
+; out: rdi=DATA+0x1
+; out-mem: DATA = 41
+
+; case: lodsb-keeps-upper-bits
+; in: rax=-1 rsi=DATA
+; in-mem: DATA = 12
+        lodsb
+; out: rax=0xffffffffffffff12 rsi=DATA+0x1
+
+; case: lodsd-clears-upper-half
+; in: rax=-1 rsi=DATA
+; in-mem: DATA = u32:0x12345678
+        lodsd
+; out: rax=0x12345678 rsi=DATA+0x4
+
+; case: rep-lodsb-loads-the-last
+; in: rsi=DATA rcx=3
+; in-mem: DATA = 01 02 03 04
+        rep lodsb
+; out: rax=3 rcx=0 rsi=DATA+0x3
+
+; case: lodsb-with-fs-override-null-base
+; host: no, the base of FS is the C library's
+; in: rsi=DATA
+; in-mem: DATA = 42
+        fs lodsb
+; out: rax=0x42 rsi=DATA+0x1
+
+; case: repe-cmpsb-stops-at-difference
+; in: rsi=DATA rdi=DATA+0x10 rcx=8
+; in-mem: DATA = 01 02 03 04
+; in-mem: DATA+0x10 = 01 02 04 04
+        repe cmpsb
+; out: rcx=5 rsi=DATA+0x3 rdi=DATA+0x13 flags=CF,PF,AF,SF
+
+; case: repe-cmpsb-runs-out
+; in: rsi=DATA rdi=DATA+0x10 rcx=4
+; in-mem: DATA = 01 02 03 04
+; in-mem: DATA+0x10 = 01 02 03 04
+        repe cmpsb
+; out: rcx=0 rsi=DATA+0x4 rdi=DATA+0x14 flags=PF,ZF
+
+; case: repne-cmpsw-stops-at-equal
+; in: rsi=DATA rdi=DATA+0x10 rcx=4
+; in-mem: DATA = u16:1,2,3,4
+; in-mem: DATA+0x10 = u16:9,9,3,9
+        repne cmpsw
+; out: rcx=1 rsi=DATA+0x6 rdi=DATA+0x16 flags=PF,ZF
+
+; case: repe-cmpsb-with-zero-count-keeps-flags
+; in: flags=CF,SF
+        repe cmpsb
+; out: unchanged
+
+; case: cmpsd-compares-source-with-destination
+; in: rsi=DATA rdi=DATA+4
+; in-mem: DATA = u32:1,2
+        cmpsd
+; out: rsi=DATA+0x4 rdi=DATA+0x8 flags=CF,PF,AF,SF
+
+; case: repne-scasb-strlen
+; in: rdi=DATA rcx=-1 rax=0
+; in-mem: DATA = 61 62 63 00
+        repne scasb
+; out: rcx=0xfffffffffffffffb rdi=DATA+0x4 flags=PF,ZF
+
+; case: repe-scasd-backward
+; in: rdi=DATA+8 rcx=3 rax=7 flags=DF
+; in-mem: DATA = u32:1,7,7
+        repe scasd
+; out: rcx=0 rdi=0x100fffc flags=PF,DF
+
+; case: scasb-faults-in-the-middle
+; qemu-differs: leaves the flags of the last comparison; SDM vol. 2B, "REP": EFLAGS are as before the instruction
+; in: rdi=ABSENT-2 rcx=5 rax=9
+.here:  repne scasb
+; fault: #PF(4) at .here
+; out: rcx=3 rdi=ABSENT cr2=ABSENT
+
+; case: rep-movsb-16-bit-addresses-wrap
+; mode: real
+; in: esi=0x1ffff edi=0x3 ecx=0x10002
+; in-mem: DATA16 = 22
+; in-mem: DATA16+0xffff = 11
+        rep movsb
+; out: ecx=0x10000 esi=0x10001 edi=5
+; out-mem: EXTRA16+0x3 = 11 22
+
+; case: rep-stosb-source-override-does-not-move-destination
+; mode: real
+; in: eax=0x77 edi=4 ecx=2
+        ds rep stosb
+; out: ecx=0 edi=6
+; out-mem: EXTRA16+0x4 = 77 77
+
+; case: movsw-with-es-source-override
+; mode: real
+; in: esi=2 edi=8
+; in-mem: EXTRA16+2 = 34 12
+        es movsw
+; out: esi=4 edi=0xa
+; out-mem: EXTRA16+0x8 = 34 12
+
+; case: rep-movsd-with-32-bit-addresses-in-real-mode
+; mode: real
+; in: esi=0x10 edi=0x20 ecx=2
+; in-mem: DATA16+0x10 = u32:0x11111111,0x22222222
+        a32 rep movsd
+; out: ecx=0 esi=0x18 edi=0x28
+; out-mem: EXTRA16+0x20 = 11 11 11 11 22 22 22 22
+
+; case: insb-at-cpl-3-without-permission
+; in: rdx=0x60 rdi=DATA
+.here:  insb
+; fault: #GP(0) at .here
+
+; case: rep-outsb-with-zero-count-still-checks-permission
+; host: no, CPUs disagree whether a count of zero checks the port
+; in: rdx=0x60 rsi=DATA rcx=1
+.here:  rep outsb
+; fault: #GP(0) at .here
