@@ -141,6 +141,7 @@ const V3: &[Feature] = {
         F::Bmi2,
         F::Erms,
         F::Invpcid,
+        F::FdpExcptnOnly,
         F::ZeroFcsFds,
         F::Lzcnt,
         F::Pdpe1gb,
@@ -166,6 +167,8 @@ const WITHOUT_HOST: &[Feature] = {
         F::Smap,
         F::Nx,
         F::Pdpe1gb,
+        F::FdpExcptnOnly,
+        F::ZeroFcsFds,
     ]
 };
 

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 mod machine;
 pub mod memory_map;
+pub mod signal;
 pub mod vcpu;
 
 pub use config::{Config, ConfigError, DiskConfig, Engine};

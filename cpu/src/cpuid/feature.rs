@@ -155,6 +155,7 @@ features! {
     TscAdjust = Leaf7Ebx 1 ["tsc_adjust"] false [Tsc, Msr];
     Bmi1 = Leaf7Ebx 3 ["bmi1"] false [];
     Avx2 = Leaf7Ebx 5 ["avx2"] true [Avx];
+    FdpExcptnOnly = Leaf7Ebx 6 ["fdp_excptn_only"] false [];
     Smep = Leaf7Ebx 7 ["smep"] false [];
     Bmi2 = Leaf7Ebx 8 ["bmi2"] false [];
     Erms = Leaf7Ebx 9 ["erms"] false [];
