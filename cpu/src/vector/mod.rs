@@ -1,10 +1,10 @@
 //! x87, MMX, SSE and AVX instructions, run on the host.
 //!
 //! Problem: vector and floating-point semantics are large, and the only exact definition at hand is the
-//! processor itself. Scheme: each instruction is classified by an allowlist ([`classify`]). The
-//! commonest moves are plain Rust ([`moves`]); state management is written out ([`x87`], [`xsave`]);
-//! instructions that touch memory element by element are written out too ([`masked`]); everything
-//! else runs **as itself** in a generated stub ([`stub`]) with the guest's registers loaded, its
+//! processor itself. Scheme: each instruction is classified by an allowlist (`classify`). The
+//! commonest moves are plain Rust (`moves`); state management is written out (`x87`, `xsave`);
+//! instructions that touch memory element by element are written out too (`masked`); everything
+//! else runs **as itself** in a generated stub (`stub`) with the guest's registers loaded, its
 //! general register renamed to RAX and its memory operand pointed at a bounce buffer.
 //!
 //! Invariants:

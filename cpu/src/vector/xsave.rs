@@ -55,7 +55,10 @@ fn registers_len(cpu: &CpuState) -> usize {
 
 /// Components not in their initial configuration. MXCSR is not part of SSE here.
 fn in_use(state: &VectorState) -> u64 {
-    let zero = |from: usize, len: usize| state.bytes[from..from + len].iter().all(|&b| b == 0);
+    // Without an early way out the compiler makes vector code of it.
+    let zero = |from: usize, len: usize| {
+        state.bytes[from..from + len].iter().fold(0, |any, &byte| any | byte) == 0
+    };
     let x87_init = state.u16_at(VectorState::FCW) == 0x37f
         && zero(VectorState::FSW, VectorState::MXCSR - VectorState::FSW)
         && zero(VectorState::ST, 128);
