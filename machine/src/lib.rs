@@ -4,13 +4,20 @@
 //! [`End`]. Everything a guest does wrong ends in the guest; everything a person does wrong ends in a
 //! [`ConfigError`] of one line.
 
-pub mod boot;
+mod boot;
+mod builder;
 pub mod clock;
 pub mod config;
+mod console;
+mod control;
+mod engine;
+mod env;
 mod machine;
-pub mod memory_map;
-pub mod signal;
-pub mod vcpu;
+mod memory_map;
+mod random;
+mod run;
+mod signal;
+mod vcpu;
 
 pub use config::{Config, ConfigError, DiskConfig, Engine};
 pub use machine::{End, Handle, Machine, SerialInput};

@@ -1,9 +1,29 @@
 //! The machine as its user sees it.
+//!
+//! Problem: a run survives any number of guest resets, while its user holds one input, one output and
+//! one handle. Scheme: [`Machine`] keeps what outlives a reset (configuration, loaded files, open disks,
+//! the console's host side, the [`Control`] cell) and builds a fresh [`Board`] for every start, so that a
+//! reset machine can't differ from a new one. Invariants: [`Machine::run`] returns after the last board's
+//! threads are gone and its output is written, or the time for that is up. Thread: the caller's.
 
 use std::fmt;
 use std::io::Write;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use xenolith_devices::power::PowerEvent;
+
+use crate::boot::{self, Loaded};
+use crate::builder::{Board, Disk, open_disks};
 use crate::config::{Config, ConfigError};
+use crate::console::{Input, Sink};
+use crate::control::{Cause, Control};
+use crate::memory_map::{ACPI_TABLES, MemoryMap};
+
+/// How long an ended run waits for a reader that is slow to take the last output.
+const DRAIN: Duration = Duration::from_secs(30);
+/// The same when the user wants out.
+const DRAIN_QUIT: Duration = Duration::from_millis(500);
 
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,32 +45,54 @@ pub enum End {
 }
 
 /// A machine, ready to run.
-pub struct Machine {}
+pub struct Machine {
+    config: Config,
+    map: MemoryMap,
+    loaded: Loaded,
+    disks: Vec<Disk>,
+    sink: Sink,
+    input: Input,
+    control: Arc<Control>,
+    /// Built by `new`, so that what is wrong shows there.
+    first: Option<Board>,
+}
 
 impl fmt::Debug for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Machine").finish_non_exhaustive()
+        f.debug_struct("Machine").field("config", &self.config).finish_non_exhaustive()
     }
 }
 
 /// The sending end of the guest's console.
 #[derive(Clone, Debug)]
-pub struct SerialInput {}
+pub struct SerialInput {
+    input: Input,
+}
 
 impl SerialInput {
-    /// Queues bytes typed at the console.
-    pub fn send(&self, _bytes: &[u8]) {}
+    /// Queues bytes typed at the console. Never waits.
+    pub fn send(&self, bytes: &[u8]) {
+        self.input.send(bytes);
+    }
 }
 
 /// Acts on a running machine from any thread.
 #[derive(Clone, Debug)]
-pub struct Handle {}
+pub struct Handle {
+    control: Arc<Control>,
+    input: Input,
+}
 
 impl Handle {
     /// Ends the run with [`End::Quit`].
-    pub fn quit(&self) {}
+    pub fn quit(&self) {
+        self.control.end(Cause::Quit);
+    }
+
     /// Tells the guest the size of the console's window.
-    pub fn set_console_size(&self, _columns: u16, _rows: u16) {}
+    pub fn set_console_size(&self, columns: u16, rows: u16) {
+        self.input.resize(columns, rows);
+    }
 }
 
 impl Machine {
@@ -58,23 +100,75 @@ impl Machine {
     ///
     /// # Errors
     /// What is wrong with `config`, in one line.
-    pub fn new(config: Config, _serial_output: Box<dyn Write + Send>) -> Result<Self, ConfigError> {
+    pub fn new(config: Config, serial_output: Box<dyn Write + Send>) -> Result<Self, ConfigError> {
         config.check()?;
-        Err(ConfigError::Host { what: "run a guest", reason: "not built yet".to_owned() })
+        let map = MemoryMap::new(config.memory_bytes);
+        let loaded = boot::load(&config, &map, ACPI_TABLES.0)?;
+        let disks = open_disks(&config.disks)?;
+        let sink = Sink::new(serial_output);
+        let first = Board::build(&config, &map, &loaded, &disks, &sink)?;
+        Ok(Self {
+            config,
+            map,
+            loaded,
+            disks,
+            sink,
+            input: Input::default(),
+            control: Control::new(),
+            first: Some(first),
+        })
     }
 
     #[must_use]
     pub fn serial_input(&self) -> SerialInput {
-        SerialInput {}
+        SerialInput { input: self.input.clone() }
     }
 
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle {}
+        Handle { control: Arc::clone(&self.control), input: self.input.clone() }
     }
 
     /// Runs the machine to its end.
-    pub fn run(self) -> End {
-        End::Quit
+    pub fn run(mut self) -> End {
+        let deadline = self.config.timeout.and_then(|limit| Instant::now().checked_add(limit));
+        loop {
+            let board = match self.first.take() {
+                Some(board) => Ok(board),
+                None => {
+                    Board::build(&self.config, &self.map, &self.loaded, &self.disks, &self.sink)
+                }
+            };
+            let board = match board {
+                Ok(board) => board,
+                Err(error) => return End::Failed { message: error.to_string() },
+            };
+            self.input.connect(Some(board.port()));
+            let cause = board.run(&self.control, deadline, drain_limit);
+            self.input.connect(None);
+            // A quit may have overtaken a reset meanwhile.
+            let cause = self.control.take().unwrap_or(cause);
+            return match cause {
+                Cause::Power(PowerEvent::Reset) if !self.config.no_reboot => {
+                    tracing::debug!("the guest resets the machine");
+                    continue;
+                }
+                Cause::Power(PowerEvent::Reset) => End::Reboot,
+                Cause::Power(PowerEvent::PowerOff) => End::PowerOff,
+                Cause::Power(PowerEvent::DebugExit(value)) => End::DebugExit(value),
+                Cause::TripleFault { dump } => End::TripleFault { dump },
+                Cause::Timeout => End::Timeout,
+                Cause::Quit => End::Quit,
+                Cause::Failed { message } => End::Failed { message },
+            };
+        }
+    }
+}
+
+/// How long the console's reader may take for what is left.
+fn drain_limit(cause: &Cause) -> Duration {
+    match cause {
+        Cause::Quit | Cause::Timeout => DRAIN_QUIT,
+        _ => DRAIN,
     }
 }

@@ -4,3 +4,7 @@
 //! one test. Scheme: one module each; the tests themselves are in `tests/`.
 
 pub mod asm;
+pub mod guest;
+pub mod multiboot;
+
+pub use guest::{Console, Guest};

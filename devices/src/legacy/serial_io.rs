@@ -152,6 +152,19 @@ impl SerialOutput {
     }
 }
 
+/// For devices that send more than a byte at a time. Never fails; waits while the line is full.
+impl Write for SerialOutput {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        for &byte in bytes {
+            self.push(byte);
+        }
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 impl Shared {
     /// Body of the writer thread.
     fn serve(&self, mut sink: Box<dyn Write + Send>) {

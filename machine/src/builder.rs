@@ -1,0 +1,403 @@
+//! From a configuration to a wired board.
+//!
+//! Problem: the parts know each other through traits only, so somebody must hold the wiring diagram.
+//! Scheme: [`Board::build`] is that diagram, read from top to bottom: RAM and what is in it, time,
+//! interrupt controllers, devices on the two buses, processors. There is no firmware: what a guest expects
+//! it to have set up (BARs, 8259 vectors, virtual wire mode, MTRRs, ACPI tables) is set here. Invariants: a
+//! board is used for one run; dropping it ends every thread that its devices have. Thread: the machine's.
+//! Source: Intel 440FX and PIIX3 datasheets for what sits where; ACPI Specification, "System Address Map
+//! Interfaces"; SDM vol. 3, "MTRR".
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use xenolith_cpu::CpuState;
+use xenolith_cpu::cpuid::{CpuidModel, Feature};
+use xenolith_cpu::env::attention;
+use xenolith_cpu::interp::Interp;
+use xenolith_cpu::state::Activity;
+use xenolith_devices::acpi::pm::{self, PmBlock};
+use xenolith_devices::acpi::tables::{self, AcpiConfig, Tables};
+use xenolith_devices::apic::{ApicFeatures, InterruptRouter};
+use xenolith_devices::bus::{Bus, Overlap};
+use xenolith_devices::clock::{Clock, TimerQueue, lock};
+use xenolith_devices::disk::{DiskImage, RawImage};
+use xenolith_devices::hpet::{Hpet, LegacyGate};
+use xenolith_devices::irq::{IrqLine, IrqSink};
+use xenolith_devices::legacy::debug_exit::{self, DebugExit};
+use xenolith_devices::legacy::i8042::{self, I8042};
+use xenolith_devices::legacy::pit::Pit;
+use xenolith_devices::legacy::reset::{self, A20Gate};
+use xenolith_devices::legacy::rtc::Rtc;
+use xenolith_devices::legacy::serial_io::SerialOutput;
+use xenolith_devices::legacy::testdev;
+use xenolith_devices::legacy::uart::{self, SerialInput, Uart};
+use xenolith_devices::pci::{PciError, PciRoot};
+use xenolith_devices::power::PowerEvents;
+use xenolith_devices::virtio::{self, ConsoleHandle};
+use xenolith_mmu::{GuestRam, SoftMmu};
+
+use crate::boot::Loaded;
+use crate::clock::{CountedClock, HostClock};
+use crate::config::{Config, ConfigError, DiskConfig};
+use crate::console::{Port, Sink, is_on_virtio};
+use crate::control::{Cause, Control};
+use crate::engine::Stubs;
+use crate::env::{Buses, Ferr, VcpuEnv, World};
+use crate::memory_map::{self, EBDA_START, MemoryMap};
+use crate::random::Random;
+use crate::run::{self, Time, Vcpu};
+use crate::signal;
+use crate::vcpu::Pins;
+
+/// Where BARs go: the top of the hole, right below the I/O APIC.
+const PCI_HOLE: std::ops::Range<u64> = 0xfe00_0000..0xfec0_0000;
+const PCI_PORTS: std::ops::Range<u16> = 0xc000..0xf000;
+
+/// An open disk image.
+pub type Disk = Arc<dyn DiskImage>;
+
+/// Opens the disks, which stay open over resets.
+///
+/// # Errors
+/// One can't be opened.
+pub fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ConfigError> {
+    disks
+        .iter()
+        .map(|disk| match RawImage::open(&disk.path, disk.read_only) {
+            Ok(image) => Ok(Arc::new(image) as Disk),
+            Err(error) => {
+                Err(ConfigError::Disk { path: disk.path.clone(), reason: error.to_string() })
+            }
+        })
+        .collect()
+}
+
+/// A machine from power-on to power-off or reset.
+pub struct Board {
+    vcpus: Vec<Vcpu>,
+    time: Time,
+    timers: Arc<TimerQueue>,
+    power: PowerEvents,
+    outputs: [SerialOutput; 2],
+    serial: SerialInput,
+    console: ConsoleHandle,
+    console_is_virtio: bool,
+}
+
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Board").field("vcpus", &self.vcpus.len()).finish_non_exhaustive()
+    }
+}
+
+/// Wraps what the host refuses.
+fn host(what: &'static str) -> impl FnOnce(Box<dyn std::error::Error>) -> ConfigError {
+    move |error| ConfigError::Host { what, reason: error.to_string() }
+}
+
+impl Board {
+    /// Wires a machine and puts its kernel into memory.
+    ///
+    /// # Errors
+    /// The CPU model is unknown, or the host refuses something.
+    pub fn build(
+        config: &Config,
+        map: &MemoryMap,
+        loaded: &Loaded,
+        disks: &[Disk],
+        sink: &Sink,
+    ) -> Result<Self, ConfigError> {
+        signal::install().map_err(|error| host("handle SIGFPE")(error.into()))?;
+        let ram = GuestRam::new(config.memory_bytes)
+            .map_err(|error| host("provide the guest's memory")(error.into()))?;
+        let acpi = tables::build(&AcpiConfig { vcpus: config.vcpus, ..AcpiConfig::default() })
+            .map_err(|error| host("describe the machine in ACPI tables")(error.into()))?;
+        fill(&ram, loaded, &acpi).map_err(|error| host("fill the guest's memory")(error.into()))?;
+
+        let timers = TimerQueue::new();
+        let time = if config.icount {
+            Time::Counted(Arc::new(CountedClock::new()))
+        } else {
+            Time::Host(Arc::new(HostClock::new()))
+        };
+        let clock = time.clock();
+
+        let mut model = CpuidModel::parse(&config.cpu).map_err(|error| ConfigError::Cpu {
+            model: config.cpu.clone(),
+            reason: error.to_string(),
+        })?;
+        model.set_vcpus(config.vcpus);
+        model.set_tsc_hz(clock.tsc_hz());
+        let model = Arc::new(model);
+
+        let pins: Vec<_> = (0..config.vcpus).map(|_| Pins::new()).collect();
+        if config.icount {
+            let first = Arc::clone(&pins[0]);
+            timers.on_earlier(Box::new(move || first.raise(attention::TIMER)));
+        }
+        let signals = pins.iter().map(|pins| Arc::clone(pins) as _).collect();
+        let features = ApicFeatures {
+            x2apic: model.has(Feature::X2apic),
+            tsc_deadline: model.has(Feature::TscDeadline),
+            physical_address_bits: model.physical_bits(),
+        };
+        let router = InterruptRouter::new(signals, features, &clock, &timers);
+        let mut wiring = Wiring {
+            ports: Bus::new(),
+            memory: Bus::new(),
+            sink: Arc::clone(&router) as _,
+            clock,
+            timers: Arc::clone(&timers),
+            power: PowerEvents::new(),
+        };
+        let overlap = |error: Overlap| host("wire the board")(error.into());
+        router.attach(&mut wiring.ports, &mut wiring.memory).map_err(overlap)?;
+        router.firmware_defaults();
+        let ferr = wiring.legacy(map).map_err(overlap)?;
+        let output = || {
+            SerialOutput::new(Box::new(sink.clone()))
+                .map_err(|error| host("start the console's thread")(error.into()))
+        };
+        // The serial port's and virtio-console's.
+        let outputs = [output()?, output()?];
+        let serial = wiring.serial(&outputs[0]).map_err(overlap)?;
+        let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
+        let console = wiring.pci(&ram, &router, disks, &outputs[1], random)?;
+
+        let buses = Arc::new(Buses { ports: wiring.ports, memory: wiring.memory });
+        let vcpus = (0..config.vcpus)
+            .zip(pins)
+            .map(|(index, pins)| {
+                let world = World {
+                    index: index as usize,
+                    buses: Arc::clone(&buses),
+                    router: Arc::clone(&router),
+                    time: time.clone(),
+                    pins: Arc::clone(&pins),
+                    ferr: Arc::clone(&ferr),
+                };
+                vcpu(world, pins, loaded, &ram, &model)
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            vcpus,
+            time,
+            timers,
+            power: wiring.power,
+            outputs,
+            serial,
+            console,
+            console_is_virtio: is_on_virtio(&config.command_line),
+        })
+    }
+
+    /// The console, for the host side.
+    #[must_use]
+    pub fn port(&self) -> Box<dyn Port> {
+        Box::new(Console {
+            serial: self.serial.clone(),
+            virtio: self.console.clone(),
+            is_virtio: self.console_is_virtio,
+        })
+    }
+
+    /// Runs the board to its end. `drain_limit` says how long its output may take to leave.
+    pub fn run(
+        self,
+        control: &Arc<Control>,
+        deadline: Option<Instant>,
+        drain_limit: impl Fn(&Cause) -> Duration,
+    ) -> Cause {
+        let to = Arc::clone(control);
+        self.power.on_event(Box::new(move |event| to.end(Cause::Power(event))));
+        let outputs = self.outputs;
+        let cause = run::run(self.vcpus, &self.time, &self.timers, control, deadline, |cause| {
+            for output in &outputs {
+                // A vCPU may wait for the console's reader: after the limit it is let go.
+                if !output.flush(drain_limit(cause)) {
+                    output.finish(Duration::ZERO);
+                }
+            }
+        });
+        // What was written between the cause and the vCPUs' stop.
+        for output in &outputs {
+            output.finish(drain_limit(&cause));
+        }
+        cause
+    }
+}
+
+/// Puts the kernel and the ACPI tables into fresh RAM.
+fn fill(ram: &GuestRam, loaded: &Loaded, acpi: &Tables) -> Result<(), GuestMemoryError> {
+    let memory = ram.memory();
+    for piece in &loaded.pieces {
+        memory.write_slice(&piece.bytes, GuestAddress(piece.gpa))?;
+    }
+    memory.write_slice(&acpi.bytes, GuestAddress(acpi.load_gpa))?;
+    // BIOS data area: where the extended one is, and conventional memory in KiB.
+    memory.write_obj((EBDA_START >> 4) as u16, GuestAddress(0x40e))?;
+    memory.write_obj((EBDA_START >> 10) as u16, GuestAddress(0x413))?;
+    memory.write_obj(1u8, GuestAddress(EBDA_START))
+}
+
+/// The buses as they grow, and what devices are wired to.
+struct Wiring {
+    ports: Bus,
+    memory: Bus,
+    sink: Arc<dyn IrqSink>,
+    clock: Arc<dyn Clock>,
+    timers: Arc<TimerQueue>,
+    power: PowerEvents,
+}
+
+impl Wiring {
+    fn line(&self, gsi: u32) -> IrqLine {
+        IrqLine::new(Arc::clone(&self.sink), gsi)
+    }
+
+    /// Everything that was there before PCI, but for serial ports. Returns the FERR# latch.
+    fn legacy(&mut self, map: &MemoryMap) -> Result<Arc<Mutex<Ferr>>, Overlap> {
+        // Legacy replacement takes lines 0 and 8 from the 8254 and the RTC.
+        let gate = LegacyGate::new(Arc::clone(&self.sink));
+        let gated = |gsi| IrqLine::new(Arc::clone(&gate) as _, gsi);
+        let pit = Pit::new(Arc::clone(&self.clock), &self.timers, gated(0));
+        lock(&pit).firmware_defaults();
+        Pit::attach(&pit, &mut self.ports)?;
+
+        let rtc = Rtc::new(Arc::clone(&self.clock), &self.timers, gated(8));
+        lock(&rtc).set_memory(map.low_end(), map.high_end() - memory_map::HIGH_START);
+        Rtc::attach(&rtc, &mut self.ports)?;
+
+        let sink = Arc::clone(&self.sink);
+        let hpet = Hpet::new(Arc::clone(&self.clock), &self.timers, sink, Arc::clone(&gate));
+        Hpet::attach(&hpet, &mut self.memory)?;
+
+        let a20 = A20Gate::new();
+        let fast = reset::SystemControlA::new(a20.clone(), self.power.clone());
+        self.ports.insert(reset::SYSTEM_CONTROL_A_PORT, 1, Arc::new(Mutex::new(fast)))?;
+        let (keyboard, mouse) = (self.line(i8042::KEYBOARD_IRQ), self.line(i8042::MOUSE_IRQ));
+        let i8042 = Arc::new(Mutex::new(I8042::new(keyboard, mouse, a20, self.power.clone())));
+        I8042::attach(&i8042, &mut self.ports)?;
+        let control = reset::ResetControl::new(self.power.clone());
+        self.ports.insert(reset::RESET_CONTROL_PORT, 1, Arc::new(Mutex::new(control)))?;
+
+        let debug_exit = DebugExit::new(self.power.clone());
+        self.ports.insert(debug_exit::PORT, debug_exit::PORTS, Arc::new(Mutex::new(debug_exit)))?;
+        testdev::attach(&mut self.ports, &mut self.memory, &self.sink)?;
+
+        let sci = self.line(u32::from(pm::SCI_IRQ));
+        let pm = PmBlock::new(sci, self.power.clone(), Arc::clone(&self.clock), &self.timers);
+        PmBlock::attach(&pm, &mut self.ports)?;
+
+        let ferr = Arc::new(Mutex::new(Ferr::new(self.line(13))));
+        self.ports.insert(Ferr::PORT, 2, Arc::clone(&ferr) as _)?;
+        Ok(ferr)
+    }
+
+    /// COM1.
+    fn serial(&mut self, output: &SerialOutput) -> Result<SerialInput, Overlap> {
+        let (port, irq) = uart::COM[0];
+        let line = self.line(irq);
+        let uart = Uart::new(line, Arc::clone(&self.clock), &self.timers, output.clone());
+        self.ports.insert(u64::from(port), uart::PORTS, Arc::clone(&uart) as _)?;
+        Ok(Uart::input(&uart))
+    }
+
+    /// The PCI bus with the virtio devices, set up as firmware would.
+    fn pci(
+        &mut self,
+        ram: &Arc<GuestRam>,
+        router: &InterruptRouter,
+        disks: &[Disk],
+        output: &SerialOutput,
+        mut random: Random,
+    ) -> Result<ConsoleHandle, ConfigError> {
+        let bad = |error: PciError| host("wire the PCI bus")(error.into());
+        let root = PciRoot::new(&self.memory, &mut self.ports, Arc::clone(&self.sink))
+            .map_err(|error| host("wire the PCI bus")(error.into()))?;
+        let mut root = lock(&root);
+        let (console, handle) = virtio::Console::new(Box::new(output.clone()));
+        virtio::add(&mut root, console, ram.memory_arc()).map_err(bad)?;
+        let entropy = virtio::Entropy::new(Box::new(move |bytes| random.fill(bytes)));
+        virtio::add(&mut root, entropy, ram.memory_arc()).map_err(bad)?;
+        for (n, disk) in disks.iter().enumerate() {
+            let block = virtio::Block::new(Arc::clone(disk), &format!("disk{n}"));
+            virtio::add(&mut root, block, ram.memory_arc()).map_err(bad)?;
+        }
+        root.assign_resources(PCI_HOLE, PCI_PORTS).map_err(bad)?;
+        // PCI interrupts are level-triggered at the 8259A pair.
+        router.set_elcr(1 << 10 | 1 << 11);
+        Ok(handle)
+    }
+}
+
+/// A vCPU in the state that a guest starts with.
+fn vcpu(
+    world: World,
+    pins: Arc<Pins>,
+    loaded: &Loaded,
+    ram: &Arc<GuestRam>,
+    model: &Arc<CpuidModel>,
+) -> Result<Vcpu, ConfigError> {
+    let index = world.index;
+    let mut state = CpuState::reset(model.signature());
+    firmware_msrs(&mut state, model.physical_bits());
+    if index == 0 {
+        loaded.enter(&mut state);
+    } else {
+        state.activity = Activity::WaitForSipi;
+    }
+    let mut mmu = SoftMmu::new(Arc::clone(ram), model.physical_bits());
+    mmu.set_gigabyte_pages(model.has(Feature::Pdpe1gb));
+    let code = Stubs::new().map_err(|error| host("provide memory for code")(error.into()))?;
+    let router = Arc::clone(&world.router);
+    let env = Box::new(VcpuEnv::new(world));
+    let engine = Interp::new(state, mmu, env, Arc::clone(model), Box::new(code));
+    Ok(Vcpu {
+        index: index as u32,
+        signature: model.signature(),
+        engine: Box::new(engine),
+        pins,
+        apic_init: Box::new(move || router.init_cpu(index)),
+    })
+}
+
+/// Memory types as firmware sets them: write-back, the legacy video and ROM areas and the PCI hole
+/// uncached (SDM vol. 3, "MTRR").
+fn firmware_msrs(state: &mut CpuState, physical_bits: u8) {
+    const WRITE_BACK: u64 = 0x0606_0606_0606_0606;
+    const WRITE_PROTECTED: u64 = 0x0505_0505_0505_0505;
+    let physical_mask = u64::MAX >> (64 - u32::from(physical_bits.clamp(32, 52)));
+    let hole_mask = physical_mask & !(memory_map::HIGH_START - memory_map::HOLE_START - 1);
+    let msr = &mut state.msr;
+    // Enabled, with fixed ranges; write-back where no range says otherwise.
+    msr.mtrr_def_type = 0xc06;
+    msr.mtrr_fixed = [WRITE_PROTECTED; 11];
+    // 0-0x7ffff, 0x80000-0x9ffff; 0xa0000-0xbffff is the video memory.
+    msr.mtrr_fixed[..3].copy_from_slice(&[WRITE_BACK, WRITE_BACK, 0]);
+    msr.mtrr_variable[..2].copy_from_slice(&[memory_map::HOLE_START, hole_mask | 1 << 11]);
+}
+
+/// The console of a board.
+struct Console {
+    serial: SerialInput,
+    virtio: ConsoleHandle,
+    is_virtio: bool,
+}
+
+impl Port for Console {
+    fn receive(&self, bytes: &[u8]) {
+        if self.is_virtio {
+            self.virtio.send(bytes);
+        } else {
+            self.serial.send(bytes);
+        }
+    }
+
+    fn resize(&self, columns: u16, rows: u16) {
+        self.virtio.set_size(columns, rows);
+    }
+}

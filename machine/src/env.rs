@@ -1,0 +1,162 @@
+//! The world around one vCPU.
+//!
+//! Problem: instructions reach ports, device memory, the local APIC, time and chance. Scheme: [`VcpuEnv`]
+//! passes each on to its part. A vCPU's own local APIC page comes before the memory bus, since every
+//! vCPU sees another device there. Invariants: before anything that may read time, the engine has told
+//! [`Env::set_retired`], so counted time is the same at the same instruction in every run. Thread: the
+//! vCPU's. Source: SDM vol. 3, "Local APIC"; IBM PC AT Technical Reference, "Coprocessor controls".
+
+use std::fmt;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
+
+use xenolith_cpu::Gpa;
+use xenolith_cpu::env::{Env, Refused};
+use xenolith_devices::apic::InterruptRouter;
+use xenolith_devices::bus::{Bus, BusDevice};
+use xenolith_devices::clock::{Clock, lock};
+use xenolith_devices::irq::IrqLine;
+
+use crate::random::Random;
+use crate::run::Time;
+use crate::vcpu::Pins;
+
+/// The two buses, as all vCPUs share them.
+#[derive(Debug)]
+pub struct Buses {
+    pub ports: Bus,
+    pub memory: Bus,
+}
+
+/// What a vCPU is wired to.
+#[derive(Debug)]
+pub struct World {
+    pub index: usize,
+    pub buses: Arc<Buses>,
+    pub router: Arc<InterruptRouter>,
+    pub time: Time,
+    pub pins: Arc<Pins>,
+    pub ferr: Arc<Mutex<Ferr>>,
+}
+
+/// One vCPU's environment.
+pub struct VcpuEnv {
+    world: World,
+    clock: Arc<dyn Clock>,
+    random: Random,
+}
+
+impl fmt::Debug for VcpuEnv {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VcpuEnv").field("index", &self.world.index).finish_non_exhaustive()
+    }
+}
+
+impl VcpuEnv {
+    #[must_use]
+    pub fn new(world: World) -> Self {
+        let random = match world.time {
+            Time::Host(_) => Random::host(),
+            Time::Counted(_) => Random::fixed(world.index as u64),
+        };
+        Self { clock: world.time.clock(), world, random }
+    }
+}
+
+impl Env for VcpuEnv {
+    fn pio_read(&mut self, port: u16, size: u8) -> u32 {
+        // At most four bytes are asked for.
+        self.world.buses.ports.read(u64::from(port), size) as u32
+    }
+
+    fn pio_write(&mut self, port: u16, size: u8, value: u32) {
+        self.world.buses.ports.write(u64::from(port), size, u64::from(value));
+    }
+
+    fn mmio_read(&mut self, gpa: Gpa, size: u8) -> u64 {
+        match self.world.router.local_offset(self.world.index, gpa.0) {
+            Some(offset) => self.world.router.mmio_read(self.world.index, offset, size),
+            None => self.world.buses.memory.read(gpa.0, size),
+        }
+    }
+
+    fn mmio_write(&mut self, gpa: Gpa, size: u8, value: u64) {
+        match self.world.router.local_offset(self.world.index, gpa.0) {
+            Some(offset) => self.world.router.mmio_write(self.world.index, offset, size, value),
+            None => self.world.buses.memory.write(gpa.0, size, value),
+        }
+    }
+
+    fn tsc(&mut self) -> u64 {
+        self.clock.tsc()
+    }
+
+    fn set_retired(&mut self, retired: u64) {
+        if let Time::Counted(clock) = &self.world.time {
+            clock.set_retired(retired);
+        }
+    }
+
+    fn random(&mut self) -> u64 {
+        self.random.draw()
+    }
+
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        self.world.router.acknowledge(self.world.index)
+    }
+
+    fn apic_msr_read(&mut self, msr: u32) -> Result<u64, Refused> {
+        self.world.router.msr_read(self.world.index, msr).map_err(|_| Refused)
+    }
+
+    fn apic_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused> {
+        let world = &self.world;
+        world.router.msr_write(world.index, msr, value, tsc_offset).map_err(|_| Refused)
+    }
+
+    fn task_priority(&mut self) -> u8 {
+        self.world.router.tpr(self.world.index)
+    }
+
+    fn set_task_priority(&mut self, tpr: u8) {
+        self.world.router.set_tpr(self.world.index, tpr);
+    }
+
+    fn ferr(&mut self) {
+        lock(&self.world.ferr).raise();
+    }
+
+    fn attention(&self) -> Arc<AtomicU32> {
+        self.world.pins.word()
+    }
+}
+
+/// The latch between the processors' FERR# and IRQ 13: an unmasked x87 error sets it, a write to port
+/// 0xf0 (or a reset of the coprocessor by 0xf1) clears it.
+#[derive(Debug)]
+pub struct Ferr {
+    line: IrqLine,
+}
+
+impl Ferr {
+    /// First of its two ports.
+    pub const PORT: u64 = 0xf0;
+
+    #[must_use]
+    pub fn new(line: IrqLine) -> Self {
+        Self { line }
+    }
+
+    fn raise(&self) {
+        self.line.set(true);
+    }
+}
+
+impl BusDevice for Ferr {
+    fn read(&mut self, _: u64, _: u8) -> u64 {
+        0xff
+    }
+    fn write(&mut self, _: u64, _: u8, _: u64) {
+        self.line.set(false);
+    }
+}
