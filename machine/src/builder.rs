@@ -355,7 +355,7 @@ fn vcpu(
     let code = Stubs::new().map_err(|error| host("provide memory for code")(error.into()))?;
     let router = Arc::clone(&world.router);
     let env = Box::new(VcpuEnv::new(world));
-    let engine = Interp::new(state, mmu, env, Arc::clone(model), Box::new(code));
+    let engine = Interp::new(state, mmu, env, Arc::clone(model), index as u32, Box::new(code));
     Ok(Vcpu {
         index: index as u32,
         signature: model.signature(),
