@@ -33,6 +33,9 @@ fn report(who: &str, tally: &Tally) {
     for case in &tally.excepted {
         println!("{who}: differs as the file says: {case}");
     }
+    for case in &tally.unneeded {
+        println!("{who}: agrees, though the file says it differs: {case}");
+    }
     let complaint = tally.complaint(who);
     assert!(complaint.is_empty(), "\n{complaint}");
 }

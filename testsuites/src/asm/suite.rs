@@ -26,6 +26,8 @@ pub struct Tally {
     pub lacking: Vec<String>,
     /// Cases that say that this oracle differs, and it does.
     pub excepted: Vec<String>,
+    /// Cases that say so, and it does not: another version of it, or a line to remove.
+    pub unneeded: Vec<String>,
     /// Name of the case and text to show.
     pub failures: Vec<(String, String)>,
 }
@@ -195,6 +197,9 @@ fn judge(
     };
     if lines.is_empty() {
         tally.agreed += 1;
+        if excuse.is_some() {
+            tally.unneeded.push(case.name.clone());
+        }
     } else if excuse.is_some() {
         tally.excepted.push(case.name.clone());
     } else {
