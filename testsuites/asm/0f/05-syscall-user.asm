@@ -96,7 +96,6 @@
 
 ; case: monitor
 ; needs: monitor
-; qemu-differs: runs it at any level; SDM vol. 2B, "MONITOR": #UD if CPL is not 0
 ; host: no, CPUs may offer it to users
 .here:  monitor
 ; fault: #UD at .here

@@ -144,7 +144,6 @@
 
 ; case: andn-with-l-1-is-undefined
 ; needs: bmi1
-; qemu-differs: ignores VEX.L; SDM vol. 2, "Exception Type 13": #UD if VEX.L = 1
 .here:  db 0xc4, 0xe2, 0x74, 0xf2, 0xc2
 ; fault: #UD at .here
 
