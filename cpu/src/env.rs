@@ -139,7 +139,7 @@ pub trait Env: Send {
     /// # Errors
     /// `Refused`: no such register, reserved bits, or not in this mode.
     fn apic_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused>;
-    /// CR8.
+    /// CR8: the task priority class, 0 to 15.
     fn task_priority(&mut self) -> u8;
     fn set_task_priority(&mut self, tpr: u8);
     /// The FERR# pin: an unmasked x87 error with CR0.NE clear.

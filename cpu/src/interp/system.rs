@@ -247,7 +247,7 @@ fn mov_to_cr<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         _ if value & !0xf != 0 => Err(Trap::gp0()),
         _ => {
             vm.env.set_retired(vm.state.retired);
-            vm.env.set_task_priority((value as u8) << 4);
+            vm.env.set_task_priority(value as u8);
             Err(Trap::Exit)
         }
     }
@@ -264,7 +264,7 @@ fn mov_from_cr<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         2 => vm.state.cr2,
         3 => vm.state.cr3,
         4 => vm.state.cr4,
-        _ => u64::from(vm.env.task_priority() >> 4),
+        _ => u64::from(vm.env.task_priority()),
     };
     vm.state.gpr[usize::from(i.dst)] = if vm.mode.long64 { value } else { value & 0xffff_ffff };
     Ok(())
