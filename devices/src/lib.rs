@@ -13,6 +13,7 @@ pub mod irq;
 pub mod legacy;
 pub mod pci;
 pub mod power;
+pub mod smbios;
 pub mod virtio;
 
 #[cfg(test)]

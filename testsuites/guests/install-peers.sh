@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the programs that the tests run beside Xenolith, by apt: QEMU as the peer, NASM and gcc for
-# small guests, e2fsprogs for disk images, iasl for ACPI tables.
+# small guests, e2fsprogs for disk images, iasl and dmidecode for the firmware tables.
 #
 #   testsuites/guests/install-peers.sh           install what is missing
 #   testsuites/guests/install-peers.sh --check   say what is missing, install nothing; status 1 if any
@@ -17,6 +17,7 @@ peers=(
     "test -e /usr/include/gnu/stubs-32.h|gcc-multilib"
     "mkfs.ext4 -V|e2fsprogs"
     "iasl -v|acpica-tools"
+    "dmidecode --version|dmidecode"
     "sfdisk --version|fdisk"
     "dpkg-deb --version|dpkg"
     "busybox true|busybox-static"
