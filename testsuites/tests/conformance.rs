@@ -1,5 +1,5 @@
-//! The conformance corpus (`testsuites/asm`) on the host CPU and QEMU: both must agree with
-//! the files.
+//! The conformance corpus (`testsuites/asm`) on the host CPU, QEMU and our engines: all must agree
+//! with the files.
 //!
 //! `XENOLITH_CASE=part/of/a/name` runs only the cases whose names contain it. `XENOLITH_BLESS=1` writes what the
 //! host CPU gave, or QEMU where the host can't run the case, into the files instead of comparing.
@@ -7,11 +7,12 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use xenolith_machine::Engine;
 use xenolith_testsuites::asm::suite::{Suite, Tally};
-use xenolith_testsuites::asm::{corpus, qemu};
+use xenolith_testsuites::asm::{corpus, engine, qemu};
 
 /// Raised as the corpus grows.
-const CASES_MIN: usize = 20;
+const CASES_MIN: usize = 600;
 
 fn blessing() -> bool {
     std::env::var_os("XENOLITH_BLESS").is_some_and(|value| value == "1")
@@ -54,6 +55,15 @@ fn qemu_agrees() -> Result<()> {
         let version = qemu::version()?;
         let tally = suite()?.on_machine(qemu::boot, |case| case.qemu_differs.as_deref())?;
         report(&version, &tally);
+    }
+    Ok(())
+}
+
+#[test]
+fn interpreter_agrees() -> Result<()> {
+    if !blessing() {
+        let boot = |image: &[u8]| engine::boot(image, Engine::Interp);
+        report("interpreter", &suite()?.on_machine(boot, |_| None)?);
     }
     Ok(())
 }

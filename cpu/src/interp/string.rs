@@ -240,6 +240,7 @@ fn single<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -> 
 fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     let mask = i.addr_mask;
     let goes_on_equal = i.raw.has_repe_prefix();
+    let flags = vm.state.rflags;
     for _ in 0..ITERATIONS_MAX {
         let count = vm.state.gpr[RCX] & mask;
         if count == 0 {
@@ -249,7 +250,11 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
         if done != 0 {
             advance(vm, RCX, done.wrapping_neg(), mask);
         } else {
-            O::once::<M, W>(vm, i)?;
+            if let Err(trap) = O::once::<M, W>(vm, i) {
+                // A fault in CMPS or SCAS shows EFLAGS as before the instruction (SDM vol. 2, "REP").
+                vm.state.rflags = flags;
+                return Err(trap);
+            }
             advance(vm, RCX, u64::MAX, mask);
             if O::COMPARES && vm.state.flag(Rflags::ZF) != goes_on_equal {
                 return Ok(());

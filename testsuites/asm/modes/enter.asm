@@ -108,10 +108,11 @@
 
 ; case: pae32
 ; mode: pae32
+; qemu-differs: leaves P clear; SDM vol. 3, "Page-Fault Exceptions": RSVD is set only if P is
         push cs
         pop ebx
 .there: mov [RSVD], ebx
-; fault: #PF(0xa) at .there
+; fault: #PF(0xb) at .there
 ; out: ebx=8 cr2=RSVD
 
 ; case: pae32-user

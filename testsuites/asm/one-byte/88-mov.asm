@@ -187,6 +187,6 @@
 ; fault: #GP(0xfff8) at .here
 
 ; case: c7-slash-1-is-undefined
-; host: no, XBEGIN's neighbours differ between CPUs
+; qemu-differs: ignores the reg field; SDM vol. 2D, "Opcode Extensions", group 11
 .here:  db 0xc7, 0xc8, 0, 0, 0, 0
-; out: unchanged
+; fault: #UD at .here

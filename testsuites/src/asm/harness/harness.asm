@@ -501,6 +501,7 @@ build_tables:
         jb .pd
         mov dword [PD], 0x87            ; user code in 16-bit segments
         mov dword [PD + (CODE >> 21) * 8], PT + 7
+        mov dword [PD + (RSVD >> 21) * 8], RSVD + 0x2087 ; bit 13 of a large page's entry
         mov edi, PD32
         mov eax, 0x83
 .pd32:  mov [edi], eax
@@ -602,7 +603,6 @@ page_list:                              ; entry low, entry high
         dd DATA2 + 7, 0x80000000
         dd RO + 5, 0x80000000
         dd SUP + 3, 0x80000000
-        dd RSVD + 7, 0x00080000         ; bit 51: above any MAXPHYADDR of these machines
         dd STACK + 7, 0x80000000
         dd STACK + 0x1007, 0x80000000
         dd 0, 0
