@@ -201,11 +201,12 @@ impl<M: Memory> Interp<M> {
     /// On a return to an outer level: data segments that the outer level may not use become null.
     pub(super) fn drop_inner_segments(&mut self) {
         for register in [sreg::ES, sreg::DS, sreg::FS, sreg::GS] {
-            let segment = &self.state.seg[register];
-            let hidden =
-                segment.is_usable() && !segment.is_conforming() && segment.dpl() < self.state.cpl;
-            if hidden || is_null(segment.selector) {
-                self.state.seg[register] = null_segment(0);
+            let segment = &mut self.state.seg[register];
+            if is_null(segment.selector) {
+                // The base stays: 64-bit systems keep thread pointers in FS and GS with null selectors.
+                segment.selector = 0;
+            } else if !segment.is_conforming() && segment.dpl() < self.state.cpl {
+                *segment = null_segment(0);
             }
         }
     }
