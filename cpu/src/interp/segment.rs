@@ -198,7 +198,8 @@ impl<M: Memory> Interp<M> {
         Err(Trap::Exit)
     }
 
-    /// On a return to an outer level: data segments that the outer level may not use become null.
+    /// On a return to an outer level: data segments that the outer level may not use become null. One
+    /// that is null already keeps its base, which 64-bit mode uses.
     pub(super) fn drop_inner_segments(&mut self) {
         for register in [sreg::ES, sreg::DS, sreg::FS, sreg::GS] {
             let segment = &mut self.state.seg[register];
