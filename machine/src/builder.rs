@@ -22,7 +22,7 @@ use xenolith_devices::acpi::pm::{self, PmBlock};
 use xenolith_devices::acpi::tables::{self, AcpiConfig, Tables};
 use xenolith_devices::apic::{ApicFeatures, InterruptRouter};
 use xenolith_devices::bus::{Bus, Overlap};
-use xenolith_devices::clock::{Clock, TimerQueue, lock};
+use xenolith_devices::clock::{Clock, Timed, TimerQueue, lock};
 use xenolith_devices::disk::{DiskImage, RawImage};
 use xenolith_devices::hpet::{Hpet, LegacyGate};
 use xenolith_devices::irq::{IrqLine, IrqSink};
@@ -204,13 +204,21 @@ impl Board {
         })
     }
 
-    /// Runs the board to its end. `drain_limit` says how long its output may take to leave.
+    /// Runs the board to its end, for `guest_time` at most. `drain_limit` says how long its output may take to
+    /// leave. Returns how much guest time has passed as well.
     pub fn run(
         self,
         control: &Arc<Control>,
         deadline: Option<Instant>,
+        guest_time: Option<Duration>,
         drain_limit: impl Fn(&Cause) -> Duration,
-    ) -> Cause {
+    ) -> (Cause, Duration) {
+        let limit = Arc::new(Mutex::new(TimeLimit(Arc::clone(control))));
+        if let Some(after) = guest_time {
+            let timer = self.timers.timer();
+            timer.attach(&limit);
+            timer.arm(Some(u64::try_from(after.as_nanos()).unwrap_or(u64::MAX)));
+        }
         let to = Arc::clone(control);
         self.power.on_event(Box::new(move |event| to.end(Cause::Power(event))));
         let outputs = self.outputs;
@@ -226,7 +234,16 @@ impl Board {
         for output in &outputs {
             output.finish(drain_limit(&cause));
         }
-        cause
+        (cause, Duration::from_nanos(self.time.clock().now_ns()))
+    }
+}
+
+/// Ends the run when guest time is up.
+struct TimeLimit(Arc<Control>);
+
+impl Timed for TimeLimit {
+    fn run(&mut self, _: u64) {
+        self.0.end(Cause::Timeout);
     }
 }
 

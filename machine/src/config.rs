@@ -44,6 +44,8 @@ pub struct Config {
     pub disks: Vec<DiskConfig>,
     /// End with [`crate::End::Timeout`] after so much host time.
     pub timeout: Option<Duration>,
+    /// The same after so much guest time, resets included.
+    pub guest_timeout: Option<Duration>,
     /// A guest reset ends the run instead of starting the machine again.
     pub no_reboot: bool,
     /// Guest time is counted in instructions, 1 ns each, instead of host time.
@@ -68,6 +70,7 @@ impl Default for Config {
             command_line: String::new(),
             disks: Vec::new(),
             timeout: None,
+            guest_timeout: None,
             no_reboot: false,
             icount: false,
         }

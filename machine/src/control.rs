@@ -6,6 +6,7 @@
 //! there is a cause, every vCPU of the board has STOP raised or will get it when it registers. Lock
 //! order: any device lock, then this one; nothing is called with it held but `Pins::raise`.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -36,6 +37,7 @@ struct Inner {
 pub struct Control {
     inner: Mutex<Inner>,
     ended: Condvar,
+    retired: AtomicU64,
 }
 
 impl Control {
@@ -54,6 +56,17 @@ impl Control {
             stop(&inner.pins);
             self.ended.notify_all();
         }
+    }
+
+    /// Counts instructions that a vCPU has retired.
+    pub fn count(&self, retired: u64) {
+        self.retired.fetch_add(retired, Ordering::Relaxed);
+    }
+
+    /// Instructions of all vCPUs, as far as they have told.
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.retired.load(Ordering::Relaxed)
     }
 
     /// Begins a run of a new board with these vCPUs.

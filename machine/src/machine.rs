@@ -89,6 +89,13 @@ impl Handle {
         self.control.end(Cause::Quit);
     }
 
+    /// Instructions that the guest's processors have retired, over all resets. While a processor runs, what
+    /// it did since it last slept or was interrupted by the machine is missing.
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.control.retired()
+    }
+
     /// Tells the guest the size of the console's window.
     pub fn set_console_size(&self, columns: u16, rows: u16) {
         self.input.resize(columns, rows);
@@ -132,6 +139,7 @@ impl Machine {
     /// Runs the machine to its end.
     pub fn run(mut self) -> End {
         let deadline = self.config.timeout.and_then(|limit| Instant::now().checked_add(limit));
+        let mut guest_time = self.config.guest_timeout;
         loop {
             let board = match self.first.take() {
                 Some(board) => Ok(board),
@@ -144,7 +152,8 @@ impl Machine {
                 Err(error) => return End::Failed { message: error.to_string() },
             };
             self.input.connect(Some(board.port()));
-            let cause = board.run(&self.control, deadline, drain_limit);
+            let (cause, passed) = board.run(&self.control, deadline, guest_time, drain_limit);
+            guest_time = guest_time.map(|left| left.saturating_sub(passed));
             self.input.connect(None);
             // A quit may have overtaken a reset meanwhile.
             let cause = self.control.take().unwrap_or(cause);

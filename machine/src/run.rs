@@ -102,7 +102,9 @@ impl Vcpu {
                     next_ns.saturating_sub(clock.now_ns()).max(1)
                 }
             };
+            let before = self.engine.state().retired;
             let exit = self.engine.run(budget);
+            control.count(self.engine.state().retired.wrapping_sub(before));
             if let Time::Counted(clock) = time {
                 clock.set_retired(self.engine.state().retired);
             }
