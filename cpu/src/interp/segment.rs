@@ -198,15 +198,15 @@ impl<M: Memory> Interp<M> {
         Err(Trap::Exit)
     }
 
-    /// On a return to an outer level: data segments that the outer level may not use become null. One
-    /// that is null already keeps its base, which 64-bit mode uses.
+    /// On a return to an outer level: data segments that the outer level may not use become null.
     pub(super) fn drop_inner_segments(&mut self) {
         for register in [sreg::ES, sreg::DS, sreg::FS, sreg::GS] {
+            let cpl = self.state.cpl;
             let segment = &mut self.state.seg[register];
             if is_null(segment.selector) {
-                // The base stays: 64-bit systems keep thread pointers in FS and GS with null selectors.
+                // Only the selector: FS and GS keep the base that an MSR gave them.
                 segment.selector = 0;
-            } else if !segment.is_conforming() && segment.dpl() < self.state.cpl {
+            } else if segment.is_usable() && !segment.is_conforming() && segment.dpl() < cpl {
                 *segment = null_segment(0);
             }
         }
