@@ -85,6 +85,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
             let guest = guests::find(name)?;
             // A mistake elsewhere on the command line is told before anything is fetched.
             config.check()?;
+            check_disks(&config)?;
             let window = if interactive { terminal::window() } else { None };
             let boot = guests::provide(guest, args.cache.folder.as_deref())?;
             config.kernel = boot.kernel;
@@ -100,6 +101,16 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         (None, None) => anyhow::bail!("no guest given; try 'xenolith run debian'"),
     }
     Ok(config)
+}
+
+/// Refuses disks that are not there. The machine does so too, and better, but only after a fetch.
+fn check_disks(config: &Config) -> Result<()> {
+    for disk in &config.disks {
+        File::open(&disk.path)
+            .map_err(|error| crate::cmd::plain(&error))
+            .with_context(|| format!("--disk {}", disk.path.display()))?;
+    }
+    Ok(())
 }
 
 /// Passes standard input to the guest until it ends. Its end is not the guest's end: a guest fed from a

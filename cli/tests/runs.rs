@@ -1,0 +1,167 @@
+//! How a run ends: exit statuses, and what is on which output.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{ECHO, POWER_OFF, STOP, Scratch, TRIPLE_FAULT, guest, out8, print, run, xenolith};
+
+fn code(parts: &[&[u8]]) -> Vec<u8> {
+    guest(&parts.concat())
+}
+
+#[test]
+fn power_off_is_success_and_stdout_is_the_guests() {
+    let scratch = Scratch::new("poweroff");
+    let kernel =
+        scratch.file("kernel", &code(&[&print("Hello, host\r\n\x00\x7f"), POWER_OFF, STOP]));
+    let output = run(&kernel, &[]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"Hello, host\r\n\x00\x7f");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn serial_can_go_to_a_file_or_nowhere() {
+    let scratch = Scratch::new("serial");
+    let kernel = scratch.file("kernel", &code(&[&print("to a file"), POWER_OFF, STOP]));
+    let path = scratch.path().join("out.txt");
+    let output = run(&kernel, &["--serial", &format!("file:{}", path.display())]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(output.stdout.is_empty());
+    assert_eq!(std::fs::read(&path).expect("written"), b"to a file");
+    let output = run(&kernel, &["--serial", "none"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(0), 0));
+}
+
+#[test]
+fn debug_exit_tells_its_value() {
+    let scratch = Scratch::new("debugexit");
+    for (value, status) in [(0, 1), (1, 3), (0x10, 0x21), (0x7f, 0xff), (0x80, 1)] {
+        let kernel = scratch.file("kernel", &code(&[&out8(0xf4, value), STOP]));
+        assert_eq!(run(&kernel, &[]).status.code(), Some(status), "value {value:#x}");
+    }
+}
+
+#[test]
+fn a_triple_fault_shows_the_registers() {
+    let scratch = Scratch::new("triplefault");
+    let kernel = scratch.file("kernel", &code(&[TRIPLE_FAULT]));
+    let output = run(&kernel, &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("triple fault"), "{stderr}");
+    for register in ["EIP", "CR0", "CR3", "IDT"] {
+        let long = register.replace('E', "R");
+        assert!(
+            stderr.to_uppercase().contains(register) || stderr.to_uppercase().contains(&long),
+            "no {register}: {stderr}"
+        );
+    }
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_reset_ends_the_run_only_if_asked() {
+    let scratch = Scratch::new("reset");
+    let reset = out8(0xcf9, 6);
+    let kernel = scratch.file("kernel", &code(&[&print("."), &reset, STOP]));
+    let output = run(&kernel, &["--no-reboot"]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"."[..]));
+    // Without it the machine starts again, and again.
+    let output = run(&kernel, &["--timeout", "1.5"]);
+    assert_eq!(output.status.code(), Some(124));
+    assert!(output.stdout.len() > 1, "{} start", output.stdout.len());
+}
+
+#[test]
+fn a_timeout_has_its_status() {
+    let scratch = Scratch::new("timeout");
+    let kernel = scratch.file("kernel", &code(&[STOP]));
+    let spin = scratch.file("spin", &code(&[&[0xeb, 0xfe]]));
+    for kernel in [kernel, spin] {
+        let start = Instant::now();
+        let output = run(&kernel, &["--timeout", "0.7"]);
+        assert_eq!(output.status.code(), Some(124));
+        let taken = start.elapsed();
+        assert!(
+            taken >= Duration::from_millis(700) && taken < Duration::from_secs(20),
+            "{taken:?}"
+        );
+    }
+}
+
+#[test]
+fn standard_input_reaches_the_guest_and_may_end() {
+    let scratch = Scratch::new("stdin");
+    let kernel = scratch.file("kernel", &code(&[ECHO]));
+    let mut child =
+        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "60"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all(b"a\x03\x01a\xffq").expect("taken");
+    // The end of the input is not the end of the guest.
+    drop(stdin);
+    let mut text = Vec::new();
+    child.stdout.take().expect("piped").read_to_end(&mut text).expect("readable");
+    assert_eq!(child.wait().expect("ended").code(), Some(7));
+    assert_eq!(text, b"[a][\x03][\x01][\xff][q]");
+}
+
+#[test]
+fn an_input_at_its_end_and_a_sleeping_guest_cost_nothing() {
+    let scratch = Scratch::new("idle");
+    let kernel = scratch.file("kernel", &code(&[STOP]));
+    let mut child =
+        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "60"])
+            .spawn()
+            .expect("the program starts");
+    std::thread::sleep(Duration::from_secs(3));
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it runs");
+    child.kill().expect("ours");
+    child.wait().expect("ended");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    // utime and stime, in ticks of 10 ms.
+    let ticks: u64 = [11, 12].iter().map(|&i| fields[i].parse::<u64>().expect("a number")).sum();
+    assert!(ticks < 100, "{} ms of processor time in 3 s", ticks * 10);
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_run() {
+    let scratch = Scratch::new("epipe");
+    // print '.' for ever
+    let kernel =
+        scratch.file("kernel", &code(&[&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xeb, 0xfd]]));
+    let mut child =
+        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "60"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_exact(&mut [0; 10]).expect("the guest prints");
+    drop(stdout);
+    let output = child.wait_with_output().expect("ended");
+    assert_eq!(output.status.code(), Some(1), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn help_and_the_list_of_guests_go_to_stdout() {
+    let scratch = Scratch::new("list");
+    for args in [&["--help"][..], &["run", "--help"], &["guests", "--help"], &["--version"]] {
+        let output = common::output(args);
+        assert_eq!(output.status.code(), Some(0), "{args:?}");
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
+    }
+    let output =
+        xenolith(&["guests"]).env("XENOLITH_CACHE", scratch.path()).output().expect("starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    for word in ["debian", "debian-i386", "linux-image-amd64", "busybox-static", "not fetched"] {
+        assert!(text.contains(word), "{text}");
+    }
+}
