@@ -110,10 +110,10 @@ fn initrds() {
     let kernel = kernel.to_str().expect("plain");
     let large = scratch.path().join("large");
     let file = std::fs::File::create(&large).expect("scratch is writable");
-    file.set_len(64 << 20).expect("sparse");
+    file.set_len(96 << 20).expect("sparse");
     for path in [large, scratch.path().join("missing"), scratch.path().to_path_buf()] {
         let path = path.to_str().expect("plain");
-        names(&["run", "--kernel", kernel, "-m", "32M", "--initrd", path], &["--initrd", path]);
+        names(&["run", "--kernel", kernel, "-m", "64M", "--initrd", path], &["--initrd", path]);
     }
 }
 

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use xenolith_machine::{Config, Handle, Machine, SerialInput};
 
 use crate::flags::{RunArgs, Serial};
@@ -26,7 +26,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     let interactive = args.console.serial == Serial::Stdio;
     let config = configure(args, interactive)?;
     // What can be refused without looking at files is, before a serial file is created.
-    config.check()?;
+    check(&config)?;
     let trouble = Arc::new(Trouble::default());
     let output: Box<dyn io::Write + Send> = match &args.console.serial {
         Serial::Stdio => Box::new(
@@ -42,7 +42,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     };
 
     let signals = Signals::block();
-    let machine = Machine::new(config, output)?;
+    let machine = Machine::new(config, output).map_err(|error| anyhow!("{error}"))?;
     let handle = machine.handle();
     trouble.ends(handle.clone());
     signals.serve(handle.clone());
@@ -84,8 +84,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         (Some(name), _) => {
             let guest = guests::find(name)?;
             // A mistake elsewhere on the command line is told before anything is fetched.
-            config.check()?;
-            check_disks(&config)?;
+            check(&config)?;
             let window = if interactive { terminal::window() } else { None };
             let boot = guests::provide(guest, args.cache.folder.as_deref())?;
             config.kernel = boot.kernel;
@@ -98,17 +97,21 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
             config.command_line.clone_from(&args.boot.append);
         }
         // clap has refused this already.
-        (None, None) => anyhow::bail!("no guest given; try 'xenolith run debian'"),
+        (None, None) => bail!("no guest given; try 'xenolith run debian'"),
     }
     Ok(config)
 }
 
-/// Refuses disks that are not there. The machine does so too, and better, but only after a fetch.
-fn check_disks(config: &Config) -> Result<()> {
+/// Refuses what can be refused before anything is fetched or written. The machine looks closer.
+fn check(config: &Config) -> Result<()> {
+    // A ConfigError's text is complete; its source would repeat the end of it.
+    config.check().map_err(|error| anyhow!("{error}"))?;
     for disk in &config.disks {
-        File::open(&disk.path)
-            .map_err(|error| crate::cmd::plain(&error))
-            .with_context(|| format!("--disk {}", disk.path.display()))?;
+        let option = || format!("--disk {}", disk.path.display());
+        let file = File::open(&disk.path).map_err(|error| crate::cmd::plain(&error));
+        if file.with_context(option)?.metadata().is_ok_and(|found| found.is_dir()) {
+            return Err(anyhow!("it is a folder, not a disk image")).with_context(option);
+        }
     }
     Ok(())
 }

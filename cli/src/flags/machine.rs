@@ -5,7 +5,7 @@ use xenolith_machine::Engine;
 
 #[derive(Args, Debug)]
 pub struct MachineFlags {
-    /// Memory: a number of MiB, or with a suffix K, M, G or T (powers of 1024); 4M to 64G
+    /// Memory: a number of MiB, or with a suffix K, M, G or T (powers of 1024); 64M to 64G
     #[arg(short = 'm', long = "memory", value_name = "SIZE", help_heading = "Machine")]
     #[arg(value_parser = parse_size, default_value = "512M", allow_negative_numbers = true)]
     pub memory_bytes: u64,

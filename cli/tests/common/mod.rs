@@ -52,8 +52,11 @@ pub fn output<S: AsRef<OsStr>>(args: &[S]) -> Output {
 /// Runs a guest under a time limit that no test should reach.
 pub fn run(kernel: &Path, more: &[&str]) -> Output {
     let kernel = kernel.to_str().expect("scratch names are plain");
-    let mut args = vec!["run", "--kernel", kernel, "-m", "16M", "--timeout", "60"];
+    let mut args = vec!["run", "--kernel", kernel, "-m", "64M"];
     args.extend(more);
+    if !more.contains(&"--timeout") {
+        args.extend(["--timeout", "60"]);
+    }
     output(&args)
 }
 
