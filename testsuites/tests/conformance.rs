@@ -53,7 +53,11 @@ fn host_cpu_agrees() -> Result<()> {
 fn qemu_agrees() -> Result<()> {
     if !blessing() {
         let version = qemu::version()?;
-        let tally = suite()?.on_machine(qemu::boot, |case| case.qemu_differs.as_deref())?;
+        let tally = suite()?.on_machine(
+            qemu::boot,
+            |case| case.not_on_qemu.as_deref(),
+            |case| case.qemu_differs.as_deref(),
+        )?;
         report(&version, &tally);
     }
     Ok(())
@@ -63,7 +67,7 @@ fn qemu_agrees() -> Result<()> {
 fn interpreter_agrees() -> Result<()> {
     if !blessing() {
         let boot = |image: &[u8]| engine::boot(image, Engine::Interp);
-        report("interpreter", &suite()?.on_machine(boot, |_| None)?);
+        report("interpreter", &suite()?.on_machine(boot, |_| None, |_| None)?);
     }
     Ok(())
 }

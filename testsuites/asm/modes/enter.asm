@@ -58,9 +58,9 @@
         push cs
         pop bx
         mov [2], bx
-; out: ebx=0xa3
-; out-mem: DATA16+0x2 = a3
-; out-mem: STACK16+0x7ffe = a3
+; out: ebx=0x4f
+; out-mem: DATA16+0x2 = 4f
+; out-mem: STACK16+0x7ffe = 4f
 
 ; case: pm32
 ; mode: pm32
@@ -138,9 +138,9 @@
         push cs
         pop bx
         mov [2], bx
-; out: ebx=0xa3
-; out-mem: DATA16+0x2 = a3
-; out-mem: STACK16+0x7ffe = a3
+; out: ebx=0x4f
+; out-mem: DATA16+0x2 = 4f
+; out-mem: STACK16+0x7ffe = 4f
 
 ; case: compat32
 ; mode: compat32

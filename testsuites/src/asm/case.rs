@@ -128,7 +128,7 @@ impl Mode {
                 [es, cs, ss, ds, ds, ds]
             }
             (Base::Pm16 | Base::Compat16, 3) => {
-                named(["UDATA16_SEL", "UCODE16_SEL", "USTACK16_SEL", "UDATA16_SEL"])
+                named(["UEXTRA16_SEL", "UCODE16_SEL", "USTACK16_SEL", "UDATA16_SEL"])
             }
             (Base::Pm16 | Base::Compat16, _) => {
                 named(["EXTRA16_SEL", "CODE16_SEL", "STACK16_SEL", "DATA16_SEL"])
@@ -290,6 +290,8 @@ pub struct Case {
     pub needs: Vec<String>,
     /// Why the host CPU is not asked, where its mode would allow it.
     pub not_on_host: Option<String>,
+    /// Why QEMU isn't asked at all: it would hang or die.
+    pub not_on_qemu: Option<String>,
     /// Why QEMU's answer is not compared.
     pub qemu_differs: Option<String>,
     pub watch: Vec<(String, u64)>,
@@ -314,11 +316,8 @@ impl Case {
     /// Whether the bare host CPU can run it: user-mode code without set-up.
     #[must_use]
     pub fn runs_on_host(&self) -> bool {
-        let base = matches!(
-            self.mode.base,
-            Base::Long64 | Base::Compat32 | Base::Pm32 | Base::Paging32 | Base::Pae32
-        );
-        base && self.mode.cpl == 3
+        !matches!(self.mode.base, Base::Real | Base::V86)
+            && self.mode.cpl == 3
             && self.mode.iopl == 0
             && self.setup.is_empty()
             && self.watch.is_empty()
@@ -485,6 +484,7 @@ fn blank(path: &Path, name: &str) -> Case {
         mode: Mode { base: Base::Long64, cpl: 3, iopl: 0 },
         needs: Vec::new(),
         not_on_host: None,
+        not_on_qemu: None,
         qemu_differs: None,
         watch: Vec::new(),
         inputs: Vec::new(),
@@ -547,6 +547,10 @@ impl Case {
             "host" => {
                 let reason = rest.strip_prefix("no, ").context("only `host: no, REASON`")?;
                 self.not_on_host = Some(reason.to_owned());
+            }
+            "qemu" => {
+                let reason = rest.strip_prefix("no, ").context("only `qemu: no, REASON`")?;
+                self.not_on_qemu = Some(reason.to_owned());
             }
             "qemu-differs" => {
                 ensure!(!rest.is_empty(), "needs a reason");

@@ -39,7 +39,7 @@ pub fn features() -> Features {
     features
 }
 
-/// Part of the case region: offset in the memfd is the address minus `CODE`.
+/// Part of the case's memory that a host process maps.
 struct Area {
     start: u64,
     len: u64,
@@ -47,7 +47,7 @@ struct Area {
 }
 
 /// What a host process maps. Everything else of the case region stays absent.
-fn areas() -> [Area; 5] {
+fn areas() -> [Area; 6] {
     const READ: i32 = libc::PROT_READ;
     const WRITE: i32 = libc::PROT_WRITE;
     const EXEC: i32 = libc::PROT_EXEC;
@@ -58,10 +58,75 @@ fn areas() -> [Area; 5] {
         area("DATA", 0x2000, READ | WRITE),
         area("RO", 0x1000, READ),
         area("STACK", 0x2000, READ | WRITE),
+        area("CODE16", LOW_LEN, READ | WRITE | EXEC),
     ]
 }
 
-const REGION_LEN: usize = 0x3_0000;
+/// The four 16-bit segments.
+const LOW_LEN: u64 = 0x4_0000;
+/// Where they are in the memfd, behind the case region.
+const LOW_OFFSET: u64 = 0x3_0000;
+const REGION_LEN: usize = (LOW_OFFSET + LOW_LEN) as usize;
+
+/// Offset in the memfd of a linear address.
+fn offset_of(address: u64) -> Option<usize> {
+    let (low, base) = (symbol("CODE16"), symbol("CODE"));
+    if (low..low + LOW_LEN).contains(&address) {
+        Some((address - low + LOW_OFFSET) as usize)
+    } else if (base..base + LOW_OFFSET).contains(&address) {
+        Some((address - base) as usize)
+    } else {
+        None
+    }
+}
+
+/// `struct user_desc` of modify_ldt(2).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UserDesc {
+    entry_number: u32,
+    base: u32,
+    limit: u32,
+    /// Bits: 32-bit 0, contents 1-2, read or execute only 3, limit in pages 4, not present 5.
+    flags: u32,
+}
+
+/// The LDT of `layout.inc`.
+fn local_descriptors() -> [UserDesc; 15] {
+    const BIG: u32 = 1;
+    const EXPAND_DOWN: u32 = 1 << 1;
+    const CODE: u32 = 2 << 1;
+    const CONFORMING: u32 = 3 << 1;
+    const ONLY: u32 = 1 << 3;
+    const PAGES: u32 = 1 << 4;
+    const ABSENT: u32 = 1 << 5;
+    const FLAT: u32 = BIG | PAGES;
+    let entry = |selector: &str, base: u64, limit, flags| UserDesc {
+        entry_number: symbol(selector) as u32 >> 3,
+        base: base as u32,
+        limit,
+        flags,
+    };
+    let data = symbol("DATA");
+    let small = |selector, segment, flags| entry(selector, symbol(segment), 0xffff, flags);
+    [
+        entry("LDT_DATA_SEL", 0, 0xf_ffff, FLAT),
+        entry("LDT_CODE_SEL", 0, 0xf_ffff, FLAT | CODE),
+        entry("SMALL_SEL", data, 0xfff, BIG),
+        entry("EXPDOWN_SEL", data, 0xfff, BIG | EXPAND_DOWN),
+        entry("RODATA_SEL", 0, 0xf_ffff, FLAT | ONLY),
+        entry("ABSENT_SEL", 0, 0xf_ffff, FLAT | ABSENT),
+        entry("XCODE_SEL", 0, 0xf_ffff, FLAT | CODE | ONLY),
+        entry("UCONFORM_SEL", 0, 0xf_ffff, FLAT | CONFORMING),
+        small("UCODE16_SEL", "CODE16", CODE),
+        small("UDATA16_SEL", "DATA16", 0),
+        small("UEXTRA16_SEL", "EXTRA16", 0),
+        small("USTACK16_SEL", "STACK16", 0),
+        entry("UABSENT_CODE_SEL", 0, 0xf_ffff, FLAT | CODE | ABSENT),
+        entry("EXPDOWN16_SEL", data, 0xfff, EXPAND_DOWN),
+        entry("SMALLCODE_SEL", symbol("CODE"), 0xff, BIG | CODE),
+    ]
+}
 const XSTATE_LEN: usize = 832;
 
 /// Shared between parent and child.
@@ -233,10 +298,9 @@ fn run_in(prepared: &Prepared, fd: i32) -> Result<Run> {
     // SAFETY: a plain call on our descriptor.
     let sized = unsafe { libc::ftruncate(fd, REGION_LEN as i64) };
     ensure!(sized == 0, "ftruncate: {}", std::io::Error::last_os_error());
-    let base = symbol("CODE");
     let mut region = Mapping::new(REGION_LEN, fd)?;
     for (address, bytes) in &prepared.chunks {
-        let offset = address.checked_sub(base).map(|offset| offset as usize);
+        let offset = offset_of(*address);
         let target = offset.and_then(|offset| region.bytes().get_mut(offset..offset + bytes.len()));
         target
             .with_context(|| format!("{}: memory outside the case region", prepared.case.name))?
@@ -249,11 +313,15 @@ fn run_in(prepared: &Prepared, fd: i32) -> Result<Run> {
     let stack_bottom: *mut c_void = stack.bytes().as_mut_ptr().cast();
     let data = prepared.state.u32_at(state::SEGMENTS + 12) as u16;
     let extra = prepared.state.u32_at(state::SEGMENTS) as u16;
-    let areas = areas();
+    let areas = areas().map(|area| {
+        let offset = offset_of(area.start).expect("areas lie in the case's memory");
+        (area, offset as i64)
+    });
+    let descriptors = local_descriptors();
     // SAFETY: the child keeps to system calls and stores, as the module says.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        child_main(fd, &areas, base, stack_bottom, [extra, data]);
+        child_main(fd, &areas, &descriptors, stack_bottom, [extra, data]);
     }
     ensure!(child > 0, "fork: {}", std::io::Error::last_os_error());
     let mut status = 0;
@@ -294,16 +362,28 @@ const SIGNALS: [i32; 7] = [
     libc::SIGSYS,
 ];
 
-fn child_main(fd: i32, areas: &[Area], base: u64, stack: *mut c_void, selectors: [u16; 2]) -> ! {
-    for area in areas {
+fn child_main(
+    fd: i32,
+    areas: &[(Area, i64)],
+    descriptors: &[UserDesc],
+    stack: *mut c_void,
+    selectors: [u16; 2],
+) -> ! {
+    for (area, offset) in areas {
         let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE;
         let target = ptr::with_exposed_provenance_mut(area.start as usize);
-        let (len, offset) = (area.len as usize, (area.start - base) as i64);
+        let (len, offset) = (area.len as usize, *offset);
         // SAFETY: never replaces a mapping: the address must be free.
         let mapped = unsafe { libc::mmap(target, len, area.protection, flags, fd, offset) };
         if mapped != target {
             exit_now(1);
         }
+    }
+    for descriptor in descriptors {
+        let size = size_of::<UserDesc>();
+        const WRITE: i32 = 0x11;
+        // SAFETY: adds an entry to this process's own LDT.
+        unsafe { libc::syscall(libc::SYS_modify_ldt, WRITE, descriptor, size) };
     }
     let alternate = libc::stack_t { ss_sp: stack, ss_flags: 0, ss_size: 1 << 16 };
     // SAFETY: the stack is mapped and used by nobody else.
@@ -376,19 +456,22 @@ fn captured(prepared: &Prepared, shared: &Shared) -> State {
 }
 
 fn changes(prepared: &Prepared, region: &mut Mapping) -> BTreeMap<u64, u32> {
-    let base = symbol("CODE");
     let mut memory = BTreeMap::new();
     for (start, len) in &prepared.windows {
-        let offset = (start - base) as usize;
+        let Some(offset) = offset_of(*start) else { continue };
         let Some(bytes) = region.bytes().get(offset..offset + *len as usize) else { continue };
         for (n, word) in bytes.chunks_exact(4).enumerate() {
             let address = start + 4 * n as u64;
-            let initial: Vec<u8> = (0..4).map(|k| prepared.initial_byte(address + k)).collect();
-            if word != initial {
-                let word = word.try_into().expect("four bytes");
-                memory.insert(address, u32::from_le_bytes(word));
+            let word = u32::from_le_bytes(word.try_into().expect("four bytes"));
+            if word != initial_word(prepared, address) {
+                memory.insert(address, word);
             }
         }
     }
     memory
+}
+
+fn initial_word(prepared: &Prepared, address: u64) -> u32 {
+    let byte = |n: u64| prepared.initial_byte(address + n);
+    u32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
 }

@@ -176,7 +176,7 @@ impl<'a> Prepared<'a> {
                 setup,
                 self.chunks.len() as u32,
                 self.windows.len() as u32,
-                0,
+                self.case.mode.base.code_bits(),
             ],
         );
         record.extend_from_slice(&self.state.bytes);

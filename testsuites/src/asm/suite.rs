@@ -106,19 +106,28 @@ impl Suite {
         Ok(tally)
     }
 
-    /// Runs everything on a machine. `excuse`: whether a case's own word excuses this machine.
+    /// Runs everything on a machine but what `spared` keeps from it. `excuse`: whether a case's own word
+    /// excuses this machine.
     ///
     /// # Errors
     /// A machine that doesn't start the harness.
     pub fn on_machine(
         &self,
         boot: impl FnMut(&[u8]) -> Result<(String, String)>,
+        spared: impl Fn(&Case) -> Option<&str>,
         excuse: impl Fn(&Case) -> Option<&str>,
     ) -> Result<Tally> {
-        let all = self.prepare()?;
+        let mut tally = Tally::default();
+        let mut all = self.prepare()?;
+        all.retain(|prepared| {
+            let reason = spared(prepared.case);
+            if let Some(reason) = reason {
+                tally.lacking.push(format!("{}: {reason}", prepared.case.name));
+            }
+            reason.is_none()
+        });
         let references: Vec<&Prepared> = all.iter().collect();
         let result = image::run_all(&references, boot)?;
-        let mut tally = Tally::default();
         for (prepared, run) in all.iter().zip(&result.runs) {
             if let Some(feature) = image::lacking(prepared.case, &result.features) {
                 tally.lacking.push(format!("{}: no {feature}", prepared.case.name));
@@ -146,6 +155,9 @@ impl Suite {
         let mut left = Vec::new();
         let mut note = |prepared: &Prepared, run: &Run, scope| -> Result<()> {
             let Run::Ended(outcome) = run else {
+                if !prepared.case.result_lines.is_empty() {
+                    return Ok(()); // written by hand
+                }
                 left.push(format!("{}: {run:?}", prepared.case.name));
                 return Ok(());
             };
@@ -159,7 +171,8 @@ impl Suite {
             note(prepared, &host::run(prepared)?, Scope::Process)?;
         }
         let asked: Vec<&Prepared> =
-            by_qemu.into_iter().filter(|prepared| prepared.case.qemu_differs.is_none()).collect();
+            by_qemu.into_iter().filter(|prepared| prepared.case.qemu_differs.is_none())
+            .filter(|prepared| prepared.case.not_on_qemu.is_none()).collect();
         if !asked.is_empty() {
             let runs = image::run_all(&asked, qemu::boot)?;
             for (prepared, run) in asked.iter().zip(&runs.runs) {

@@ -11,7 +11,7 @@
 ; Invariants: nothing of a case survives into the next but the time stamp counter. CAP and INIT have the layout of
 ; state.rs. Home never uses the case's tables.
 ;
-; Record: magic, length, index, mode, set-up address, chunks, windows, 0; state (1024 bytes);
+; Record: magic, length, index, mode, set-up address, chunks, windows, code bits; state (1024 bytes);
 ; chunks {address, length, bytes padded to 4}; windows {address, length in bytes, multiple of 4}.
 
 %include "layout.inc"
@@ -399,14 +399,9 @@ clear_memory:
         mov ecx, 0x18000 / 4
         rep stosd
         mov ebx, [record]
-        mov edx, [ebx + 12]
-        cmp edx, MODE_V86
-        jbe .low
-        cmp dword [ebx + 32 + S_CS], KCODE64    ; a 16-bit protected-mode case has a later CS
-        jb .ret
-        cmp dword [ebx + 32 + S_CS], UCODE64
-        jbe .ret
-.low:   mov edi, CODE16
+        cmp dword [ebx + 28], 16
+        jne .ret
+        mov edi, CODE16
         mov ecx, 0x40000 / 4
         rep stosd
 .ret:   ret
@@ -420,7 +415,7 @@ build_tables:
         rep movsd
         mov esi, ldt_template
         mov edi, LDT
-        mov ecx, 6
+        mov ecx, (ldt_template_end - ldt_template) / 4
         rep movsd
         ; the I/O permission bitmap denies everything
         mov edi, TSS + 0x68
@@ -627,14 +622,7 @@ gdt_template:                           ; low, high; order as in layout.inc
         dd 0x0000ffff, 0x00009202       ; DATA16
         dd 0x0000ffff, 0x00009203       ; EXTRA16
         dd 0x0000ffff, 0x00009204       ; STACK16
-        dd 0x0000ffff, 0x0000fa01       ; the same for DPL 3: code, data, stack
-        dd 0x0000ffff, 0x0000f202
-        dd 0x0000ffff, 0x0000f204
-        dd ((DATA & 0xffff) << 16) | 0x0fff, (DATA & 0xff000000) | ((DATA >> 16) & 0xff) | 0x40f200
-        dd ((DATA & 0xffff) << 16) | 0x0fff, (DATA & 0xff000000) | ((DATA >> 16) & 0xff) | 0x40f600
-        dd 0xffff, 0x00cff000           ; read-only
-        dd 0xffff, 0x00cf7200           ; not present
-        dd 0xffff, 0x00cff800           ; execute-only
+        times 16 dd 0                   ; 0xa0 to 0xd8
         dd 0xffff, 0x00cf9e00           ; conforming
         dd 0xffff, 0x00cf1a00           ; not present, code
         dd 0xffff, CODE32(1)
@@ -646,10 +634,25 @@ gdt_template:                           ; low, high; order as in layout.inc
         dd ((TSS3 & 0xffff) << 16) | 0x67, (TSS3 & 0xff000000) | ((TSS3 >> 16) & 0xff) | 0x8900
         dd 0, 0
 gdt_template_end:
-ldt_template:
+%define BASED(base, low, high) (((base) & 0xffff) << 16) | (low), ((base) & 0xff000000) | (((base) >> 16) & 0xff) | (high)
+ldt_template:                           ; accessed already, as a Linux process has them
         dd 0, 0
-        dd 0xffff, DATA32(3)
-        dd 0xffff, CODE32(3)
+        dd 0xffff, 0x00cff300
+        dd 0xffff, 0x00cffb00
+        dd BASED(DATA, 0xfff, 0x40f300)
+        dd BASED(DATA, 0xfff, 0x40f700)
+        dd 0xffff, 0x00cff100
+        dd 0xffff, 0x00cf7300
+        dd 0xffff, 0x00cff900
+        dd 0xffff, 0x00cfff00
+        dd BASED(CODE16, 0xffff, 0xfb00)
+        dd BASED(DATA16, 0xffff, 0xf300)
+        dd BASED(EXTRA16, 0xffff, 0xf300)
+        dd BASED(STACK16, 0xffff, 0xf300)
+        dd 0xffff, 0x00cf7b00
+        dd BASED(DATA, 0xfff, 0xf700)
+        dd BASED(CODE, 0xff, 0x40fb00)
+ldt_template_end:
 case_gdtr:
         dw 0xfff
         dd GDT, 0
