@@ -18,6 +18,10 @@ macro_rules! address {
 
         impl $name {
             /// The address `offset` bytes further on, wrapping at 2^64.
+            #[allow(
+                clippy::should_implement_trait,
+                reason = "an operator would hide that the sum wraps"
+            )]
             #[must_use]
             #[inline(always)]
             pub fn add(self, offset: u64) -> Self {

@@ -26,6 +26,9 @@ const LENGTH_MAX: usize = 48;
 /// Longest instruction (SDM vol. 2, "Instruction Format").
 const INSN_BYTES_MAX: usize = 15;
 
+/// Code version of a device, whose reads may change from one to the next: no page ever has it.
+const NEVER_CURRENT: u32 = u32::MAX;
+
 /// No base or index register.
 pub const NO_REGISTER: u8 = 0xff;
 /// Base register number that stands for the next instruction's address.
@@ -116,7 +119,7 @@ impl<M: Memory> Interp<M> {
         let (gpa, source) = self.fetch(la)?;
         let slot = Cache::<M>::slot(gpa, self.mode.bits);
         if let Some(mut block) = self.cache.slots[slot].take() {
-            let last = rip + (block.bytes.len() as u64 - 1);
+            let last = rip.wrapping_add(block.bytes.len() as u64 - 1);
             if block.gpa == gpa
                 && block.bits == self.mode.bits
                 && (self.mode.long64 || last <= u64::from(self.state.seg[sreg::CS].limit))
@@ -146,14 +149,14 @@ impl<M: Memory> Interp<M> {
 
     #[cold]
     fn revive_checked(&mut self, block: &mut Block<M>, la: u64, source: Source) -> Outcome<bool> {
+        let Source::Ram(hva) = source else { return Ok(false) };
         let version = self.mem.watch_code(block.gpa);
         let first = block.bytes.len().min((PAGE_SIZE - block.gpa.page_offset()) as usize);
         let mut bytes = [0; LENGTH_MAX * INSN_BYTES_MAX];
-        let Source::Ram(hva) = source else { return Ok(false) };
         // SAFETY: `first` bytes from `hva` lie in its page.
         unsafe { copy_in(hva, &mut bytes[..first]) };
         if let Some((tail_gpa, tail_version)) = &mut block.tail {
-            let (gpa, source) = self.fetch(self.wrap(la.wrapping_add(first as u64)))?;
+            let (gpa, source) = self.fetch_tail(la.wrapping_add(first as u64))?;
             let Source::Ram(hva) = source else { return Ok(false) };
             if gpa != *tail_gpa {
                 return Ok(false);
@@ -180,6 +183,15 @@ impl<M: Memory> Interp<M> {
         }
     }
 
+    /// Translates the address of the second page that an instruction lies in.
+    fn fetch_tail(&mut self, la: u64) -> Outcome<(Gpa, Source)> {
+        let la = self.wrap_code(la);
+        if self.mode.long64 && !is_canonical(la) {
+            return Err(Trap::gp0());
+        }
+        self.fetch(la)
+    }
+
     fn read_code(&mut self, gpa: Gpa, source: Source, out: &mut [u8]) {
         match source {
             // SAFETY: callers ask for bytes of the page that `hva` lies in.
@@ -194,10 +206,10 @@ impl<M: Memory> Interp<M> {
 
     #[cold]
     fn decode_block(&mut self, la: u64, gpa: Gpa, source: Source) -> Outcome<Box<Block<M>>> {
-        // Instructions from a device are decoded one by one and never kept: version 0 is no version.
+        // Instructions from a device are decoded one by one and never used again.
         let version = match source {
             Source::Ram(_) => self.mem.watch_code(gpa),
-            Source::Device => 0,
+            Source::Device => NEVER_CURRENT,
         };
         let in_page = (PAGE_SIZE - gpa.page_offset()) as usize;
         let in_segment = if self.mode.long64 {
@@ -221,11 +233,10 @@ impl<M: Memory> Interp<M> {
             // The first instruction isn't complete: it ends in the next page, or beyond the segment.
             let total = INSN_BYTES_MAX.min(in_segment);
             if available < total {
-                let next = self.wrap(la.wrapping_add(available as u64));
-                let (tail_gpa, tail_source) = self.fetch(next)?;
+                let (tail_gpa, tail_source) = self.fetch_tail(la.wrapping_add(available as u64))?;
                 let tail_version = match tail_source {
                     Source::Ram(_) => self.mem.watch_code(tail_gpa),
-                    Source::Device => 0,
+                    Source::Device => NEVER_CURRENT,
                 };
                 self.read_code(tail_gpa, tail_source, &mut bytes[available..total]);
                 tail = Some((tail_gpa, tail_version));
@@ -345,10 +356,10 @@ impl<M: Memory> Insn<M> {
                 }
                 OpKind::FarBranch16 | OpKind::FarBranch32 => {}
                 OpKind::MemorySegSI | OpKind::MemorySegDI | OpKind::MemoryESDI => {
-                    insn.addr_mask = 0xffff
+                    insn.addr_mask = 0xffff;
                 }
                 OpKind::MemorySegESI | OpKind::MemorySegEDI | OpKind::MemoryESEDI => {
-                    insn.addr_mask = 0xffff_ffff
+                    insn.addr_mask = 0xffff_ffff;
                 }
                 OpKind::MemorySegRSI | OpKind::MemorySegRDI | OpKind::MemoryESRDI => {}
                 // ENTER's and EXTRQ's second immediate is read from `raw`.

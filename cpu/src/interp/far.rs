@@ -124,8 +124,9 @@ impl<M: Memory> Interp<M> {
         Ok(())
     }
 
-    /// The code segment, offset and parameter count of a call gate.
-    fn gate_target(&mut self, gate: &Descriptor) -> Outcome<(Descriptor, u64, usize)> {
+    /// The code segment, offset and parameter count of a call gate. `jump`: for JMP, which doesn't change
+    /// privilege even through a gate.
+    fn gate_target(&mut self, gate: &Descriptor, jump: bool) -> Outcome<(Descriptor, u64, usize)> {
         self.check_gate_access(gate)?;
         let selector = (gate.raw >> 16) as u16;
         let mut offset = gate.raw & 0xffff;
@@ -145,7 +146,9 @@ impl<M: Memory> Interp<M> {
         let descriptor = self.descriptor(selector)?.ok_or(Trap::gp(selector))?;
         let segment = self.check_code(&descriptor)?;
         let wide = segment.access & Segment::LONG != 0;
-        if segment.dpl() > self.state.cpl || self.state.long_mode() && !wide {
+        let (dpl, cpl) = (segment.dpl(), self.state.cpl);
+        let allowed = if jump && !segment.is_conforming() { dpl == cpl } else { dpl <= cpl };
+        if !allowed || self.state.long_mode() && !wide {
             return Err(Trap::gp(selector));
         }
         if !segment.is_present() {
@@ -201,13 +204,8 @@ impl<M: Memory> Interp<M> {
         if !matches!(found, kind::CALL_GATE | kind::CALL_GATE_16) {
             return self.transfer_task(&descriptor, found, false);
         }
-        let (code, offset, _) = self.gate_target(&descriptor)?;
-        let segment = code.segment();
-        // JMP doesn't change privilege, even through a gate.
-        if !segment.is_conforming() && segment.dpl() != self.state.cpl {
-            return Err(Trap::gp(code.selector));
-        }
-        self.check_offset(&segment, offset)?;
+        let (code, offset, _) = self.gate_target(&descriptor, true)?;
+        self.check_offset(&code.segment(), offset)?;
         let mut target = Target::new(code);
         self.commit_target(&mut target, self.state.cpl)?;
         self.state.rip = offset;
@@ -249,7 +247,7 @@ impl<M: Memory> Interp<M> {
     }
 
     fn call_gate(&mut self, gate: &Descriptor) -> Outcome {
-        let (code, offset, parameters) = self.gate_target(gate)?;
+        let (code, offset, parameters) = self.gate_target(gate, false)?;
         let long = self.state.long_mode();
         let width = match (long, gate.kind()) {
             (true, _) => 8,
@@ -261,6 +259,10 @@ impl<M: Memory> Interp<M> {
         let inner = !segment.is_conforming() && segment.dpl() < self.state.cpl;
         if !inner {
             let mut frame = self.current_frame(width);
+            if long {
+                // The target is 64-bit code, and so is its stack.
+                frame.set_mask(u64::MAX);
+            }
             frame.push(self, u64::from(self.state.seg[sreg::CS].selector))?;
             frame.push(self, self.state.rip)?;
             self.check_offset(&segment, offset)?;
@@ -275,7 +277,7 @@ impl<M: Memory> Interp<M> {
             let sp = self.long_stack(4 + u64::from(cpl) * 8, 0)?;
             Frame::new(null_stack(u16::from(cpl), cpl), sp, 8, cpl, Trap::ss0())
         } else {
-            let (selector, sp) = self.inner_stack(cpl)?;
+            let (selector, sp) = self.inner_stack(cpl, 0)?;
             let stack = self.inner_stack_segment(selector, cpl, 0)?;
             Frame::new(stack, sp, width, cpl, Trap::ss(selector))
         };
@@ -337,8 +339,8 @@ impl<M: Memory> Interp<M> {
         let selector = self.peek(bytes, slot)? as u16;
         let mut target = self.return_target(selector)?;
         let rpl = (selector & 3) as u8;
-        self.check_offset(&target.segment(), offset)?;
         if rpl == self.state.cpl {
+            self.check_offset(&target.segment(), offset)?;
             let sp = self.stack_moved((2 * slot + released) as i64);
             self.commit_target(&mut target, rpl)?;
             self.state.gpr[RSP] = sp;
@@ -348,6 +350,7 @@ impl<M: Memory> Interp<M> {
         let sp = self.peek(bytes, 2 * slot + released)?;
         let ss = self.peek(bytes, 3 * slot + released)? as u16;
         let stack = self.return_stack(ss, rpl, &target)?;
+        self.check_offset(&target.segment(), offset)?;
         self.commit_target(&mut target, rpl)?;
         self.state.seg[sreg::SS] = stack;
         self.refresh();
@@ -420,7 +423,7 @@ impl<M: Memory> Interp<M> {
         self.state.gpr[RSP] = self.stack_moved(6);
         self.set_real_cs(selector);
         self.state.rip = offset;
-        let changeable = (Rflags::STATUS | Rflags::DF | Rflags::NT).bits();
+        let changeable = (Rflags::STATUS | Rflags::TF | Rflags::DF | Rflags::NT).bits();
         let vif = if wants_if { Rflags::VIF.bits() } else { 0 };
         let kept = self.state.rflags & !(changeable | Rflags::VIF.bits());
         self.state.rflags = kept | image & changeable | vif;
@@ -467,10 +470,10 @@ impl<M: Memory> Interp<M> {
         }
         let mut target = self.return_target(selector)?;
         let rpl = (selector & 3) as u8;
-        self.check_offset(&target.segment(), offset)?;
         let outer = rpl > cpl;
         // In 64-bit mode SS:RSP are always popped.
         if !outer && !self.mode.long64 {
+            self.check_offset(&target.segment(), offset)?;
             let sp = self.stack_moved(3 * slot as i64);
             self.commit_target(&mut target, rpl)?;
             self.state.gpr[RSP] = sp;
@@ -478,6 +481,7 @@ impl<M: Memory> Interp<M> {
             let sp = self.peek(bytes, 3 * slot)?;
             let ss = self.peek(bytes, 4 * slot)? as u16;
             let stack = self.return_stack(ss, rpl, &target)?;
+            self.check_offset(&target.segment(), offset)?;
             self.commit_target(&mut target, rpl)?;
             self.state.seg[sreg::SS] = stack;
             self.refresh();
@@ -557,15 +561,13 @@ pub(super) fn iret<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         Code::Iretd => 4,
         _ => 8,
     };
-    let done = if vm.mode.protected {
+    // NMIs are let in again even when IRET faults.
+    vm.state.nmi_blocked = false;
+    if vm.mode.protected {
         vm.iret_protected(bytes)
     } else if vm.state.v86() && vm.state.iopl() < 3 {
         vm.iret_v86_extended(bytes)
     } else {
         vm.iret_real(bytes)
-    };
-    if done == Err(Trap::Exit) {
-        vm.state.nmi_blocked = false;
     }
-    done
 }

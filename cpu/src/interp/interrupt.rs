@@ -128,21 +128,32 @@ fn class(vector: Vector) -> Class {
 impl<M: Memory> Interp<M> {
     /// Delivers an exception; ends in shutdown when its handling faults three times over.
     pub(super) fn deliver(&mut self, exception: Exception) {
+        self.deliver_resuming(exception, true);
+    }
+
+    /// Delivers #DB. `resume`: the RF flag that is pushed is set. It is for traps inside a repeated
+    /// string instruction and for the general-detect fault, not for execution breakpoints or other
+    /// traps.
+    pub(super) fn deliver_debug(&mut self, resume: bool) {
+        self.deliver_resuming(Exception { vector: Vector::Debug, error_code: 0 }, resume);
+    }
+
+    fn deliver_resuming(&mut self, exception: Exception, resume: bool) {
         let mut current = exception;
+        let mut resume = resume;
         loop {
-            // Faults push RF set, so that the handler's IRET doesn't meet the same breakpoint.
-            let is_fault = !matches!(
-                current.vector,
-                Vector::Debug | Vector::Breakpoint | Vector::Overflow | Vector::DoubleFault
-            );
-            let resume = if is_fault { Rflags::RF.bits() } else { 0 };
+            // Faults push RF set, so that the handler's IRET doesn't meet the same breakpoint (SDM vol.
+            // 3, "Instruction-Breakpoint Exception Condition").
+            let flags = self.state.rflags | if resume { Rflags::RF.bits() } else { 0 };
             let event = Event {
                 vector: current.vector as u8,
                 error_code: current.vector.has_error_code().then_some(current.error_code),
                 origin: Origin::Exception,
-                flags: self.state.rflags | resume,
+                flags,
             };
-            let Err(Trap::Exception(second)) = self.enter(&event) else { return };
+            let done = self.enter(&event);
+            self.task_switched = false;
+            let Err(Trap::Exception(second)) = done else { return };
             if current.vector == Vector::DoubleFault {
                 self.state.activity = Activity::Shutdown;
                 return;
@@ -157,14 +168,20 @@ impl<M: Memory> Interp<M> {
             } else {
                 second
             };
+            resume = current.vector != Vector::DoubleFault;
         }
     }
 
     /// Delivers an external interrupt or NMI.
     pub(super) fn deliver_external(&mut self, vector: u8) {
-        let event =
-            Event { vector, error_code: None, origin: Origin::External, flags: self.state.rflags };
-        if let Err(Trap::Exception(exception)) = self.enter(&event) {
+        let mut flags = self.state.rflags;
+        if self.inside_repeat() {
+            flags |= Rflags::RF.bits();
+        }
+        let event = Event { vector, error_code: None, origin: Origin::External, flags };
+        let done = self.enter(&event);
+        self.task_switched = false;
+        if let Err(Trap::Exception(exception)) = done {
             self.deliver(exception);
         }
     }
@@ -189,6 +206,11 @@ impl<M: Memory> Interp<M> {
         };
         if matches!(result, Ok(()) | Err(Trap::Exit)) {
             self.state.shadow = Shadow::None;
+            self.repeat_left_at = u64::MAX;
+            if self.state.activity == Activity::Halted {
+                // Any event ends HLT, a single-step trap too.
+                self.state.activity = Activity::Running;
+            }
             self.refresh();
             return Ok(());
         }
@@ -296,7 +318,7 @@ impl<M: Memory> Interp<M> {
         let inner = cpl < self.state.cpl;
         let ss = self.state.seg[sreg::SS];
         let mut frame = if inner {
-            let (selector, sp) = self.inner_stack(cpl)?;
+            let (selector, sp) = self.inner_stack(cpl, ext)?;
             let segment = self.inner_stack_segment(selector, cpl, ext)?;
             let code = u32::from(selector & 0xfffc) | ext;
             Frame::new(segment, sp, width, cpl, Trap::with_code(Vector::StackFault, code))
@@ -410,13 +432,14 @@ impl<M: Memory> Interp<M> {
     }
 
     /// SS and stack pointer for privilege level `cpl` from a 16- or 32-bit TSS.
-    pub(super) fn inner_stack(&mut self, cpl: u8) -> Outcome<(u16, u64)> {
+    pub(super) fn inner_stack(&mut self, cpl: u8, ext: u32) -> Outcome<(u16, u64)> {
         let tr = self.state.tr;
         let wide = tr.access & 8 != 0;
         let (offset, size) =
             if wide { (4 + u64::from(cpl) * 8, 8) } else { (2 + u64::from(cpl) * 4, 4) };
         if offset + size - 1 > u64::from(tr.limit) {
-            return Err(Trap::ts(tr.selector));
+            let code = u32::from(tr.selector & 0xfffc) | ext;
+            return Err(Trap::with_code(Vector::InvalidTss, code));
         }
         let la = tr.base.wrapping_add(offset);
         if wide {
@@ -493,6 +516,9 @@ impl<M: Memory> Interp<M> {
     /// The TSS's software interrupt redirection bitmap: set means through the IDT.
     fn redirects_to_task(&mut self, vector: u8) -> Outcome<bool> {
         let tr = self.state.tr;
+        if tr.access & 8 == 0 || tr.limit < 0x67 {
+            return Err(Trap::gp0());
+        }
         let map = u64::from(self.load_system::<u16>(self.wrap(tr.base.wrapping_add(0x66)))?);
         let Some(at) = (map + u64::from(vector / 8)).checked_sub(32) else { return Ok(true) };
         if at > u64::from(tr.limit) {

@@ -294,17 +294,25 @@ impl<M: Memory> Interp<M> {
     pub(super) fn load_system<W: Width>(&mut self, la: u64) -> Outcome<W> {
         let mut bytes = [0; 8];
         let bytes = &mut bytes[..W::BYTES as usize];
-        self.read_linear(la, bytes, Privilege::Supervisor)?;
+        self.read_system(la, bytes)?;
         Ok(from_bytes(bytes))
+    }
+
+    /// Reads any number of bytes of a system structure.
+    pub(super) fn read_system(&mut self, la: u64, out: &mut [u8]) -> Outcome {
+        check_canonical(la, out.len())?;
+        self.read_linear(la, out, Privilege::Supervisor)
     }
 
     /// Stores to a system structure.
     pub(super) fn store_system<W: Width>(&mut self, la: u64, value: W) -> Outcome {
-        self.write_linear(
-            la,
-            &value.to_u64().to_le_bytes()[..W::BYTES as usize],
-            Privilege::Supervisor,
-        )
+        self.write_system(la, &value.to_u64().to_le_bytes()[..W::BYTES as usize])
+    }
+
+    /// Writes any number of bytes of a system structure.
+    pub(super) fn write_system(&mut self, la: u64, data: &[u8]) -> Outcome {
+        check_canonical(la, data.len())?;
+        self.write_linear(la, data, Privilege::Supervisor)
     }
 
     /// #AC for an unaligned user access when it is switched on.
@@ -331,10 +339,16 @@ impl<M: Memory> Interp<M> {
         path.probe(cpu, la, len, privilege)
     }
 
-    /// Linear addresses have 32 bits outside 64-bit mode.
+    /// Linear addresses of system structures have 32 bits outside long mode.
     #[inline(always)]
     pub(super) fn wrap(&self, la: u64) -> u64 {
         wrap(&self.state, la)
+    }
+
+    /// Linear addresses of code and data have 32 bits outside 64-bit mode.
+    #[inline(always)]
+    pub(super) fn wrap_code(&self, la: u64) -> u64 {
+        if self.mode.long64 { la } else { la & 0xffff_ffff }
     }
 
     /// Tells the MMU of a finished store, and leaves the block when it may have changed its code.
@@ -367,6 +381,12 @@ impl<M: Memory> Interp<M> {
 #[inline(always)]
 fn wrap(cpu: &CpuState, la: u64) -> u64 {
     if cpu.long_mode() { la } else { la & 0xffff_ffff }
+}
+
+/// A table's base is canonical, but an entry may not be.
+fn check_canonical(la: u64, len: usize) -> Outcome {
+    let last = la.wrapping_add(len as u64 - 1);
+    if is_canonical(la) && is_canonical(last) { Ok(()) } else { Err(Trap::gp0()) }
 }
 
 /// Sets CR2 and makes the exception.

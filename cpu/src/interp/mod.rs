@@ -37,7 +37,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::cpuid::CpuidModel;
 use crate::env::{Access, Env, Memory, Privilege, attention};
-use crate::exception::{Exception, Trap, Vector};
+use crate::exception::{Trap, Vector};
 use crate::host_code::HostCode;
 use crate::state::{Activity, CpuState, Cr0, Rflags, Shadow, sreg};
 use crate::vector::VectorUnit;
@@ -111,6 +111,11 @@ pub struct Interp<M: Memory> {
     msrs_logged: HashSet<u32>,
     /// The instruction ended by delivering an interrupt: no single-step trap follows.
     no_step_trap: bool,
+    /// Value of `state.retired` when a repeated string instruction was left unfinished: while the two
+    /// are equal, nothing has been executed since.
+    repeat_left_at: u64,
+    /// The failing instruction has switched tasks: RIP is the new task's.
+    task_switched: bool,
 }
 
 impl<M: Memory> std::fmt::Debug for Interp<M> {
@@ -145,6 +150,8 @@ impl<M: Memory> Interp<M> {
             apic_id,
             msrs_logged: HashSet::new(),
             no_step_trap: false,
+            repeat_left_at: u64::MAX,
+            task_switched: false,
         }
     }
 
@@ -153,12 +160,10 @@ impl<M: Memory> Interp<M> {
         self.refresh();
         let end = self.state.retired.saturating_add(budget);
         loop {
-            if self.attention.load(Ordering::Acquire) != 0
-                || self.state.activity != Activity::Running
-            {
-                if let Some(exit) = self.service() {
-                    return exit;
-                }
+            let quiet = self.attention.load(Ordering::Acquire) == 0
+                && self.state.activity == Activity::Running;
+            if !quiet && let Some(exit) = self.service() {
+                return exit;
             }
             if self.state.retired >= end {
                 return Exit::Budget;
@@ -224,7 +229,7 @@ impl<M: Memory> Interp<M> {
     fn run_block(&mut self, budget: u64) -> Ended {
         let (slot, block) = match self.enter_block() {
             Ok(found) => found,
-            Err(trap) => return self.trapped(trap),
+            Err(trap) => return self.trapped(trap, self.state.rip),
         };
         let first_rip = self.state.rip;
         let ip_mask = self.mode.ip_mask;
@@ -248,9 +253,8 @@ impl<M: Memory> Interp<M> {
                         break 'block Ended::Completed;
                     }
                     Err(trap) => {
-                        self.state.rip = start;
                         self.state.retired -= 1;
-                        break 'block self.trapped(trap);
+                        break 'block self.trapped(trap, start);
                     }
                 }
             }
@@ -266,9 +270,14 @@ impl<M: Memory> Interp<M> {
         ended
     }
 
-    /// Delivers the exception of an instruction that failed.
+    /// Delivers the exception of an instruction at `rip` that failed.
     #[cold]
-    fn trapped(&mut self, trap: Trap) -> Ended {
+    fn trapped(&mut self, trap: Trap, rip: u64) -> Ended {
+        if !std::mem::take(&mut self.task_switched) {
+            self.state.rip = rip;
+        }
+        // Debug conditions that a failed instruction met before are met again when it is restarted.
+        self.state.pending_debug = 0;
         match trap {
             Trap::Exception(exception) => self.deliver(exception),
             Trap::Exit => {}
@@ -277,17 +286,28 @@ impl<M: Memory> Interp<M> {
         Ended::Faulted
     }
 
+    /// A repeated string instruction has been left between two iterations, and RIP is still at it.
+    pub(self) fn inside_repeat(&self) -> bool {
+        self.repeat_left_at == self.state.retired
+    }
+
     /// One instruction with everything that surrounds it: breakpoints, shadows, single-step.
     #[cold]
     fn step_carefully(&mut self) {
-        let resume = self.state.flag(Rflags::RF);
+        let resume = self.state.flag(Rflags::RF) || self.inside_repeat();
         let shadow = self.state.shadow;
-        if self.mode.breakpoints && !resume && shadow != Shadow::MovSs {
-            let hits = self.code_breakpoints();
-            if hits != 0 {
-                self.debug_exception(hits);
-                self.refresh();
-                return;
+        if shadow != Shadow::MovSs {
+            // Traps of the instruction before, then breakpoints on this one.
+            if self.state.pending_debug != 0 {
+                return self.debug_trap();
+            }
+            if self.mode.breakpoints && !resume {
+                let hits = self.code_breakpoints();
+                if hits != 0 {
+                    self.note_debug(hits);
+                    self.deliver_debug(false);
+                    return self.refresh();
+                }
             }
         }
         let stepping = self.state.flag(Rflags::TF);
@@ -297,31 +317,44 @@ impl<M: Memory> Interp<M> {
         if self.run_block(1) == Ended::Faulted {
             return;
         }
+        if self.state.shadow == Shadow::MovSs {
+            if shadow != Shadow::MovSs {
+                // The data breakpoints of the instruction that loads SS wait; its single-step trap is
+                // lost.
+                return self.refresh();
+            }
+            // Of several such instructions in a row only the first one holds anything off.
+            self.state.shadow = Shadow::None;
+        }
         if stepping && !self.no_step_trap {
             self.state.pending_debug |= DR6_BS;
         }
-        if self.state.shadow != Shadow::MovSs && self.state.pending_debug != 0 {
-            let hits = std::mem::take(&mut self.state.pending_debug);
-            self.debug_exception(hits);
-        } else if self.state.shadow == Shadow::MovSs {
-            // The single-step trap of the instruction that loads SS itself is lost.
-            self.state.pending_debug &= !DR6_BS;
+        if self.state.pending_debug != 0 {
+            self.debug_trap();
         }
         self.refresh();
     }
 
-    /// Sets DR6 and delivers #DB.
-    pub(self) fn debug_exception(&mut self, hits: u32) {
+    /// Delivers the debug traps that have been noted.
+    fn debug_trap(&mut self) {
+        let hits = self.state.pending_debug;
+        self.note_debug(hits);
+        // Between two iterations the trap goes back into the middle of an instruction.
+        self.deliver_debug(self.inside_repeat());
+        self.refresh();
+    }
+
+    /// Sets DR6.
+    fn note_debug(&mut self, hits: u32) {
         self.state.dr[6] = (self.state.dr[6] & !0xf) | u64::from(hits);
         self.state.dr[7] &= !DR7_GD;
         self.state.pending_debug = 0;
-        self.deliver(Exception { vector: Vector::Debug, error_code: 0 });
     }
 
     /// DR6 bits of the execution breakpoints at RIP.
     fn code_breakpoints(&self) -> u32 {
         let base = if self.mode.long64 { 0 } else { self.state.seg[sreg::CS].base };
-        let la = self.wrap(base.wrapping_add(self.state.rip));
+        let la = self.wrap_code(base.wrapping_add(self.state.rip));
         (0..4)
             .filter(|&n| breakpoint_armed(&self.state, n, 0) && self.state.dr[n] == la)
             .fold(0, |hits, n| hits | 1 << n)

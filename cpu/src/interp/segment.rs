@@ -36,6 +36,9 @@ pub(super) mod kind {
 /// The virtual-8086 access rights of a data segment (and of CS): present, DPL 3, writable, accessed.
 pub(super) const V86_ACCESS: u32 = 0xf3;
 
+/// The real-mode access rights of a data segment: present, writable, accessed.
+const REAL_ACCESS: u32 = 0x93;
+
 /// A descriptor in its table.
 #[derive(Clone, Copy)]
 pub(super) struct Descriptor {
@@ -127,10 +130,14 @@ impl<M: Memory> Interp<M> {
             if v86 {
                 *segment = Segment::real(selector, V86_ACCESS);
             } else {
+                if !segment.is_usable() {
+                    // A null selector from protected mode left no limit or rights to go on with.
+                    *segment = Segment::real(selector, REAL_ACCESS);
+                }
                 // The limit stays: how "unreal mode" comes about.
                 segment.selector = selector;
                 segment.base = u64::from(selector) << 4;
-                segment.access &= !Segment::UNUSABLE;
+                segment.access |= Segment::PRESENT | Segment::S;
             }
             return Ok(());
         }
@@ -188,8 +195,8 @@ impl<M: Memory> Interp<M> {
         Ok(descriptor.segment())
     }
 
-    /// After a successful load: SS holds off interrupts for one instruction and may change the stack's
-    /// width.
+    /// After a successful MOV or POP: SS holds off interrupts for one instruction and may change the
+    /// stack's width.
     pub(super) fn segment_loaded(&mut self, register: usize) -> Outcome {
         if register != sreg::SS {
             return Ok(());
@@ -267,7 +274,8 @@ pub(super) fn load_far_pointer<M: Memory>(raw: &Instruction) -> Handler<M> {
         let selector = vm.load::<u16>(i.seg, offset.wrapping_add(W::BYTES) & i.addr_mask)?;
         vm.load_segment(register, selector)?;
         W::set(&mut vm.state, i.dst, value);
-        vm.segment_loaded(register)
+        // LSS loads the pointer too, so it holds nothing off; but the stack's width may change.
+        if register == sreg::SS { Err(Trap::Exit) } else { Ok(()) }
     }
     match raw.op0_register().size() {
         2 => load::<M, u16>,

@@ -7,7 +7,6 @@
 //! iteration; registers show exactly the iterations done. Source: SDM vol. 2,
 //! "REP/REPE/REPZ/REPNE/REPNZ".
 
-use std::arch::asm;
 use std::sync::atomic::Ordering;
 
 use iced_x86::{Instruction, Mnemonic};
@@ -116,18 +115,7 @@ impl StringOp for Movs {
         };
         // SAFETY: `count` elements at both ends lie in their pages of RAM. Overlap repeats elements as
         // the guest's own instruction would.
-        unsafe {
-            match W::BYTES {
-                1 => asm!("rep movsb", inout("rcx") count => _, inout("rsi") src => _,
-                    inout("rdi") dst => _, options(nostack, preserves_flags)),
-                2 => asm!("rep movsw", inout("rcx") count => _, inout("rsi") src => _,
-                    inout("rdi") dst => _, options(nostack, preserves_flags)),
-                4 => asm!("rep movsd", inout("rcx") count => _, inout("rsi") src => _,
-                    inout("rdi") dst => _, options(nostack, preserves_flags)),
-                _ => asm!("rep movsq", inout("rcx") count => _, inout("rsi") src => _,
-                    inout("rdi") dst => _, options(nostack, preserves_flags)),
-            }
-        }
+        unsafe { W::rep_movs(dst, src, count) };
         vm.stored(gpa);
         advance(vm, RSI, count * W::BYTES, mask);
         advance(vm, RDI, count * W::BYTES, mask);
@@ -150,20 +138,9 @@ impl StringOp for Stos {
         let Some((dst, gpa, count)) = vm.run_of::<W>(ES, to, mask, count, Access::Write) else {
             return 0;
         };
-        let value = vm.state.gpr[RAX];
+        let value = W::get(&vm.state, RAX as u8);
         // SAFETY: `count` elements from `dst` lie in their page of RAM.
-        unsafe {
-            match W::BYTES {
-                1 => asm!("rep stosb", inout("rcx") count => _, in("rax") value,
-                    inout("rdi") dst => _, options(nostack, preserves_flags)),
-                2 => asm!("rep stosw", inout("rcx") count => _, in("rax") value,
-                    inout("rdi") dst => _, options(nostack, preserves_flags)),
-                4 => asm!("rep stosd", inout("rcx") count => _, in("rax") value,
-                    inout("rdi") dst => _, options(nostack, preserves_flags)),
-                _ => asm!("rep stosq", inout("rcx") count => _, in("rax") value,
-                    inout("rdi") dst => _, options(nostack, preserves_flags)),
-            }
-        }
+        unsafe { W::rep_stos(dst, value, count) };
         vm.stored(gpa);
         advance(vm, RDI, count * W::BYTES, mask);
         count
@@ -269,6 +246,7 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
     }
     // Not finished: begin again here, after a look at the world.
     vm.state.rip = vm.state.rip.wrapping_sub(u64::from(i.len)) & vm.mode.ip_mask;
+    vm.repeat_left_at = vm.state.retired;
     Err(Trap::Exit)
 }
 

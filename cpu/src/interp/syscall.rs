@@ -36,7 +36,7 @@ pub(super) fn syscall<M: Memory>(vm: &mut Interp<M>, _: &Insn<M>) -> Outcome {
     vm.state.gpr[RCX] = vm.state.rip;
     vm.state.gpr[11] = vm.state.rflags & !Rflags::RF.bits();
     let selector = (vm.state.msr.star >> 32) as u16;
-    vm.enter_flat(selector & 0xfffc, (selector & 0xfffc).wrapping_add(8), 0, Segment::LONG);
+    vm.enter_flat(selector & 0xfffc, selector.wrapping_add(8), 0, Segment::LONG);
     vm.state.rip = vm.state.msr.lstar;
     let kept = !vm.state.msr.fmask & !Rflags::RF.bits();
     vm.state.rflags = vm.state.rflags & kept | Rflags::FIXED.bits();

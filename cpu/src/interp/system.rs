@@ -24,7 +24,7 @@ const DR6_ONES: u64 = 0xffff_0ff0;
 /// DR7 bits that always read as one.
 const DR7_ONES: u64 = 0x400;
 /// DR7 bits that always read as zero.
-const DR7_ZEROS: u64 = 0xd000;
+const DR7_ZEROS: u64 = 0xd800;
 /// DR6.BD: a debug register was touched while guarded.
 const DR6_BD: u32 = 1 << 13;
 
@@ -157,10 +157,9 @@ impl<M: Memory> Interp<M> {
         if self.state.long_mode() && !set(Cr4::PAE) {
             return Err(Trap::gp0());
         }
-        if changed(Cr4::PCIDE) && set(Cr4::PCIDE) {
-            if !self.state.long_mode() || self.state.cr3 & 0xfff != 0 {
-                return Err(Trap::gp0());
-            }
+        let pcids_usable = self.state.long_mode() && self.state.cr3 & 0xfff == 0;
+        if changed(Cr4::PCIDE) && set(Cr4::PCIDE) && !pcids_usable {
+            return Err(Trap::gp0());
         }
         let paging = Cr4::PGE | Cr4::PSE | Cr4::PAE | Cr4::SMEP | Cr4::SMAP | Cr4::PCIDE;
         let reload = changed(Cr4::PGE | Cr4::PSE | Cr4::PAE | Cr4::SMEP);
@@ -384,7 +383,7 @@ pub(super) fn invlpg<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     } else {
         vm.state.seg[usize::from(i.seg)].base
     };
-    let la = vm.wrap(base.wrapping_add(offset));
+    let la = vm.wrap_code(base.wrapping_add(offset));
     // A non-canonical address does nothing.
     if !vm.mode.long64 || is_canonical(la) {
         vm.mem.flush_page(Gva(la));

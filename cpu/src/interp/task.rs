@@ -117,7 +117,7 @@ impl<M: Memory> Interp<M> {
             return Err(code_with(Trap::ts, selector, ext));
         }
         let mut image = [0; LAYOUT_32.size];
-        self.read_linear(segment.base, &mut image[..new.size], Privilege::Supervisor)?;
+        self.read_system(segment.base, &mut image[..new.size])?;
         if way == Way::Call {
             self.probe(segment.base, 2, Privilege::Supervisor)?;
         }
@@ -133,11 +133,14 @@ impl<M: Memory> Interp<M> {
         if way != Way::Return {
             self.set_type_bit(&mut descriptor, 2)?;
         }
+        // From here on exceptions are the new task's.
+        self.task_switched = true;
         self.commit_task(&descriptor, new, &image, way)?;
         self.load_task_segments(new, &image, ext)?;
         if new.word == 4 && image[DEBUG_TRAP] & 1 != 0 {
             self.state.pending_debug |= DR6_BT;
         }
+        self.task_switched = false;
         Ok(())
     }
 
@@ -147,7 +150,7 @@ impl<M: Memory> Interp<M> {
         let old = layout(tr.access & 0xf);
         let mut image = [0; LAYOUT_32.size];
         let at = tr.base;
-        self.read_linear(at, &mut image[..old.size], Privilege::Supervisor)?;
+        self.read_system(at, &mut image[..old.size])?;
         let mut flags = flags;
         if way == Way::Return {
             flags &= !Rflags::NT.bits();
@@ -166,7 +169,7 @@ impl<M: Memory> Interp<M> {
         // Only the dynamic fields are written: from IP to the last segment.
         let end = old.seg + old.segs * old.word;
         let from = at.wrapping_add(old.ip as u64);
-        self.write_linear(from, &image[old.ip..end], Privilege::Supervisor)
+        self.write_system(from, &image[old.ip..end])
     }
 
     /// Sets or clears the busy bit of a TSS descriptor in the GDT.
@@ -194,10 +197,6 @@ impl<M: Memory> Interp<M> {
         self.state.tr = tr;
         self.state.cr0 |= Cr0::TS.bits();
         self.state.dr[7] &= !DR7_LOCAL;
-        if new.word == 4 && self.state.cr0(Cr0::PG) {
-            let cr3 = field(image, CR3, 4);
-            self.switch_cr3(cr3)?;
-        }
         let mut flags = field(image, new.flags, new.word) & Rflags::all().bits();
         if way == Way::Call {
             flags |= Rflags::NT.bits();
@@ -208,6 +207,9 @@ impl<M: Memory> Interp<M> {
             let value = field(image, new.gpr + r * new.word, new.word);
             // A 16-bit TSS leaves the upper halves undefined; processors set them to ones.
             self.state.gpr[r] = if new.word == 2 { value | 0xffff_0000 } else { value };
+        }
+        if new.word == 4 && self.state.cr0(Cr0::PG) {
+            self.switch_cr3(field(image, CR3, 4))?;
         }
         Ok(())
     }

@@ -54,6 +54,16 @@ pub trait Width: Copy + Eq + Default + std::fmt::Debug + 'static {
     /// # Safety
     /// `p` must be valid for reads and writes of `BYTES` bytes.
     unsafe fn compare_exchange(p: *mut u8, old: Self, new: Self) -> Self;
+    /// `REP MOVS` upwards.
+    ///
+    /// # Safety
+    /// `from` must be valid for reads, and `to` for writes, of `count` elements.
+    unsafe fn rep_movs(to: *mut u8, from: *const u8, count: u64);
+    /// `REP STOS` upwards.
+    ///
+    /// # Safety
+    /// `to` must be valid for writes of `count` elements.
+    unsafe fn rep_stos(to: *mut u8, value: Self, count: u64);
 
     fn add(a: Self, b: Self, flags: &mut u64) -> Self;
     fn adc(a: Self, b: Self, flags: &mut u64) -> Self;
@@ -174,7 +184,7 @@ macro_rules! shifts {
 }
 
 macro_rules! width {
-    ($t:ty, $i:ty, $bytes:literal, $class:ident, $m:literal, $a:tt, $kind:ident) => {
+    ($t:ty, $i:ty, $bytes:literal, $class:ident, $m:literal, $suffix:literal, $a:tt, $kind:ident) => {
         impl Width for $t {
             const BYTES: u64 = $bytes;
             const BITS: u32 = $bytes * 8;
@@ -235,6 +245,22 @@ macro_rules! width {
                         inout($a) old => held, options(nostack));
                 }
                 held
+            }
+            unsafe fn rep_movs(to: *mut u8, from: *const u8, count: u64) {
+                // SAFETY: the caller vouches for both ends; the ABI keeps DF clear.
+                unsafe {
+                    asm!(concat!("rep movs", $suffix), inout("rcx") count => _,
+                        inout("rsi") from => _, inout("rdi") to => _,
+                        options(nostack, preserves_flags));
+                }
+            }
+            unsafe fn rep_stos(to: *mut u8, value: Self, count: u64) {
+                // SAFETY: the caller vouches for `to`; the ABI keeps DF clear.
+                unsafe {
+                    asm!(concat!("rep stos", $suffix), inout("rcx") count => _,
+                        in("rax") u64::from(value), inout("rdi") to => _,
+                        options(nostack, preserves_flags));
+                }
             }
             binary!($t, $class, $m; add sub and or xor);
             with_flags! { $t, $class;
@@ -405,10 +431,10 @@ trait Count: Width {
 }
 impl<W: Width> Count for W {}
 
-width!(u8, i8, 1, reg_byte, "", "al", byte);
-width!(u16, i16, 2, reg, ":x", "ax", wide);
-width!(u32, i32, 4, reg, ":e", "eax", wide);
-width!(u64, i64, 8, reg, ":r", "rax", wide);
+width!(u8, i8, 1, reg_byte, "", "b", "al", byte);
+width!(u16, i16, 2, reg, ":x", "w", "ax", wide);
+width!(u32, i32, 4, reg, ":e", "d", "eax", wide);
+width!(u64, i64, 8, reg, ":r", "q", "rax", wide);
 wide_width!(u16, ":x");
 wide_width!(u32, ":e");
 wide_width!(u64, ":r");
