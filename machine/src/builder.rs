@@ -36,6 +36,7 @@ use xenolith_devices::legacy::testdev;
 use xenolith_devices::legacy::uart::{self, SerialInput, Uart};
 use xenolith_devices::pci::{PciError, PciRoot};
 use xenolith_devices::power::PowerEvents;
+use xenolith_devices::smbios;
 use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
@@ -247,13 +248,14 @@ impl Timed for TimeLimit {
     }
 }
 
-/// Puts the kernel and the ACPI tables into fresh RAM.
+/// Puts the kernel and the firmware's tables into fresh RAM.
 fn fill(ram: &GuestRam, loaded: &Loaded, acpi: &Tables) -> Result<(), GuestMemoryError> {
     let memory = ram.memory();
     for piece in &loaded.pieces {
         memory.write_slice(&piece.bytes, GuestAddress(piece.gpa))?;
     }
     memory.write_slice(&acpi.bytes, GuestAddress(acpi.load_gpa))?;
+    memory.write_slice(&smbios::build(), GuestAddress(smbios::LOAD_GPA))?;
     // BIOS data area: where the extended one is, and conventional memory in KiB.
     memory.write_obj((EBDA_START >> 4) as u16, GuestAddress(0x40e))?;
     memory.write_obj((EBDA_START >> 10) as u16, GuestAddress(0x413))?;
