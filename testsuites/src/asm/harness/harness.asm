@@ -494,7 +494,6 @@ build_tables:
         add eax, 0x200000
         cmp edi, PD + 0x1000
         jb .pd
-        mov dword [PD], 0x87            ; user code in 16-bit segments
         mov dword [PD + (CODE >> 21) * 8], PT + 7
         mov dword [PD + (RSVD >> 21) * 8], RSVD + 0x2087 ; bit 13 of a large page's entry
         mov edi, PD32
@@ -504,9 +503,12 @@ build_tables:
         add eax, 0x400000
         cmp edi, PD32 + 0x1000
         jb .pd32
-        mov dword [PD32], 0x87
         mov dword [PD32 + (CODE >> 22) * 4], PT32 + 7
-        ; 4 KiB pages: both table formats. First all supervisor writable, then the list.
+        cmp dword [ebx + 28], 16
+        jne .small
+        or byte [PD], 4                 ; user code in 16-bit segments
+        or byte [PD32], 4
+.small: ; 4 KiB pages: both table formats. First all supervisor writable, then the list.
         mov ecx, 512
         mov eax, CODE + 3
         mov edi, PT
