@@ -3,8 +3,9 @@
 //! Problem: run all vCPUs, each on a thread of its own, until something ends the run; sleep where they
 //! sleep; drive the timers. Scheme: [`Vcpu::run`] alternates between its engine and the attention bits
 //! that are the machine's. Under host time one thread serves the timers. Under counted time the one
-//! vCPU does: its budget reaches to the next timer, and when it halts, time jumps there. Invariants: a
-//! thread that panics ends the run instead of hanging it; when [`run`] returns no thread of the
+//! vCPU does: its budget reaches to the next timer, and when it halts, time jumps there, after the
+//! host has slept as long: else a guest that waits for its disk would see its timeouts pass before the
+//! disk has moved. Invariants: a thread that panics ends the run instead of hanging it; when [`run`] returns no thread of the
 //! board is left. Source: SDM vol. 3, "MP Initialization Protocol Algorithm", "Processor State After
 //! INIT".
 
@@ -13,7 +14,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, Scope};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use xenolith_cpu::CpuState;
 use xenolith_cpu::env::attention;
@@ -129,14 +130,20 @@ impl Vcpu {
             Time::Host(_) => self.pins.sleep(wake, None),
             Time::Counted(clock) => {
                 while !self.pins.has(wake) {
-                    match timers.earliest_ns() {
-                        Some(ns) => {
-                            clock.skip_to(ns);
-                            timers.run_due(clock.now_ns());
-                        }
+                    let now_ns = clock.now_ns();
+                    let Some(next_ns) = timers.earliest_ns() else {
                         // Only the world outside can wake it now; input may also arm a timer.
-                        None => self.pins.sleep(wake | attention::TIMER, None),
-                    }
+                        self.pins.sleep(wake | attention::TIMER, None);
+                        self.pins.take(attention::TIMER);
+                        continue;
+                    };
+                    let start = Instant::now();
+                    let wait = Duration::from_nanos(next_ns.saturating_sub(now_ns));
+                    self.pins.sleep(wake | attention::TIMER, Some(wait));
+                    self.pins.take(attention::TIMER);
+                    let slept_ns = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+                    clock.skip_to(next_ns.min(now_ns.saturating_add(slept_ns)));
+                    timers.run_due(clock.now_ns());
                 }
             }
         }

@@ -1,12 +1,14 @@
 //! The machine from outside, with guests of a few instructions.
 
+use std::io::Write;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use iced_x86::code_asm::{
     CodeAssembler, al, ax, bl, byte_ptr, dword_ptr, dx, eax, ebx, ecx, edi, esi, esp, ptr,
 };
-use xenolith_machine::{Config, End, Handle};
+use xenolith_machine::{Config, End, Handle, Machine};
 use xenolith_testsuites::Guest;
 use xenolith_testsuites::multiboot::{self, TemporaryFile};
 
@@ -311,6 +313,74 @@ fn a_second_processor_starts_by_init_and_sipi() -> Result<()> {
     let before = guest.wait_for(" started", LIMIT)?;
     assert_eq!(before, "2");
     assert_eq!(guest.end(LIMIT)?, End::DebugExit(1));
+    Ok(())
+}
+
+#[test]
+fn endless_string_instructions_do_not_hold_up_the_timeout() -> Result<()> {
+    // To RAM and holes, to the hole of the PCI bus, and to a port.
+    for (start, to_port) in [(0x30_0000u32, false), (0xd000_0000, false), (0x30_0000, true)] {
+        let limit = Duration::from_millis(300);
+        let (guest, _file) = boot(
+            |config| config.timeout = Some(limit),
+            |a| {
+                let mut forever = a.create_label();
+                a.set_label(&mut forever)?;
+                a.mov(ecx, u32::MAX)?;
+                a.mov(esi, start)?;
+                a.mov(edi, start)?;
+                a.mov(dx, 0x80)?;
+                if to_port {
+                    a.rep().outsb()?;
+                } else {
+                    a.rep().stosb()?;
+                }
+                a.jmp(forever)?;
+                Ok(())
+            },
+        )?;
+        let begin = Instant::now();
+        assert_eq!(guest.end(LIMIT)?, End::Timeout);
+        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    }
+    Ok(())
+}
+
+/// A reader that never reads.
+struct Stuck(mpsc::Receiver<()>);
+
+impl Write for Stuck {
+    fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+        // The sender lives as long as the test.
+        let _ = self.0.recv();
+        Err(std::io::ErrorKind::BrokenPipe.into())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stuck_reader_does_not_keep_the_user_from_leaving() -> Result<()> {
+    let image = multiboot::image(|a| {
+        let mut forever = a.create_label();
+        a.mov(dx, SERIAL)?;
+        a.set_label(&mut forever)?;
+        a.out(dx, al)?;
+        a.jmp(forever)?;
+        Ok(())
+    })?;
+    let file = TemporaryFile::new(&image)?;
+    let config = Config { memory_bytes: 64 << 20, kernel: file.0.clone(), ..Config::default() };
+    let (_sender, receiver) = mpsc::channel();
+    let machine = Machine::new(config, Box::new(Stuck(receiver)))?;
+    let handle = machine.handle();
+    let (done, ended) = mpsc::channel();
+    std::thread::spawn(move || done.send(machine.run()));
+    // Long enough to fill the buffer, so that the vCPU waits.
+    std::thread::sleep(Duration::from_secs(1));
+    handle.quit();
+    assert_eq!(ended.recv_timeout(LIMIT)?, End::Quit);
     Ok(())
 }
 
