@@ -8,11 +8,9 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use xenolith_machine::Engine;
+use xenolith_testsuites::asm::case::VECTORS;
 use xenolith_testsuites::asm::suite::{Suite, Tally};
 use xenolith_testsuites::asm::{corpus, engine, qemu};
-
-/// Raised as the corpus grows.
-const CASES_MIN: usize = 600;
 
 fn blessing() -> bool {
     std::env::var_os("XENOLITH_BLESS").is_some_and(|value| value == "1")
@@ -90,7 +88,12 @@ fn corpus_is_complete() -> Result<()> {
         *by_map.entry(case.name.split('/').next().unwrap_or_default()).or_default() += 1;
     }
     println!("{by_map:?}");
+    for (name, vector, _) in VECTORS {
+        let raised =
+            suite.cases().filter_map(|case| case.fault.as_ref()).any(|f| f.vector == vector);
+        assert!(raised, "no case raises {name}");
+    }
     let total: usize = by_map.values().sum();
-    assert!(total >= CASES_MIN, "only {total} cases");
+    assert!(total >= 600, "only {total} cases");
     Ok(())
 }

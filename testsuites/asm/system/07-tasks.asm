@@ -173,6 +173,7 @@
 ; out: flags=NT
 
 ; case: new-task-has-null-cs
+; qemu-differs: saves the EIP of the switch; SDM vol. 3, "Task Switching": after the commit point the fault is the new task's, before its first instruction
 ; the new task has no stack yet, so a task gate takes the fault
 ; setup:
         task32 TSS2, .there
@@ -187,9 +188,10 @@
         str eax
         mov ecx, [TSS3]
         mov edx, [TSS2 + 0x20]
-; out: eax=0x120 ecx=0x110 edx=CODE esp=STACK+0x800 flags=NT
+; out: eax=0x120 ecx=0x110 edx=.there esp=STACK+0x800 flags=NT
 
 ; case: new-task-has-bad-data-segment
+; qemu-differs: saves the EIP of the switch; SDM vol. 3, "Task Switching": after the commit point the fault is the new task's, before its first instruction
 ; setup:
         mov dword [TSS2 + 0x20], .there
         mov dword [TSS2 + 0x24], 2
@@ -201,10 +203,11 @@
 ; code:
         jmp TSS2_SEL:0
 .there: nop
-; fault: #TS(0x1000) at start
+; fault: #TS(0x1000) at .there
 ; out: esp=STACK+0x800 ds=0x1000
 
 ; case: new-task-has-bad-ldt
+; qemu-differs: saves the EIP of the switch; SDM vol. 3, "Task Switching": after the commit point the fault is the new task's, before its first instruction
 ; the new task has no stack yet, so a task gate takes the fault
 ; setup:
         task32 TSS2, .there
@@ -219,7 +222,7 @@
         str eax
         mov ecx, [TSS3]
         mov edx, [TSS2 + 0x20]
-; out: eax=0x120 ecx=0x110 edx=CODE ebx=0x18 esp=STACK+0x800 flags=NT
+; out: eax=0x120 ecx=0x110 edx=.there ebx=0x18 esp=STACK+0x800 flags=NT
 
 ; case: new-task-with-debug-trap-flag
 ; qemu-differs: ignores the flag; SDM vol. 3, "Task-Switch Exception Condition": #DB before the first instruction, BT in DR6

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::layout::symbol;
+use super::layout::{self, symbol};
 use super::state::{self, State};
 use super::value::{self, Labels, View};
 
@@ -324,6 +324,23 @@ impl Case {
             && self.not_on_host.is_none()
     }
 
+    /// Whether it starts in a segment of the LDT or names one.
+    #[must_use]
+    pub fn uses_ldt(&self) -> bool {
+        let selectors = || {
+            let from_table = layout::symbols().iter();
+            from_table.filter(|(name, value)| name.ends_with("_SEL") && *value & 7 == 7)
+        };
+        let inputs = self.inputs.iter().map(|input| &input.text);
+        self.mode.base.code_bits() == 16
+            || self
+                .code
+                .iter()
+                .map(|(_, line)| line)
+                .chain(inputs)
+                .any(|text| selectors().any(|(name, _)| text.contains(name)))
+    }
+
     /// The register block before the case.
     ///
     /// # Errors
@@ -604,6 +621,63 @@ impl Case {
             && self.view == View::Hex
         {
             self.view = view;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "; Prose: with a colon.
+; mode: pm32 cpl=3
+; undef: flags=AF
+
+; case: one
+; in: eax=-1 st1=2.0 flags=CF
+; setup:
+        nop
+; code:
+.here:  ud2
+; fault: #GP(0x18) at .here
+
+; case: two
+        nop
+";
+
+    fn parse(text: &str) -> Result<CaseFile> {
+        CaseFile::parse(Path::new("x.asm"), "map/x", text)
+    }
+
+    #[test]
+    fn a_file_reads_as_documented() {
+        let file = parse(FILE).expect("this is the documented form");
+        let [one, two] = &file.cases[..] else { panic!("two cases: {:?}", file.cases.len()) };
+        assert_eq!((one.name.as_str(), two.name.as_str()), ("map/x/one", "map/x/two"));
+        assert_eq!((one.undefined_flags, two.undefined_flags), (0x10, 0x10));
+        assert_eq!((one.setup.len(), one.code.len(), two.setup.len()), (1, 1, 0));
+        let fault = one.fault.as_ref().expect("the case has one");
+        assert_eq!((fault.vector, fault.error, fault.at.as_str()), (13, 0x18, ".here"));
+        assert!(!one.runs_on_host() && two.runs_on_host());
+        let state = one.initial_state(&Labels::new()).expect("no labels are used");
+        assert_eq!(state.gpr(0), 0xffff_ffff);
+        assert_eq!(state.u64_at(state::RFLAGS), 0x203);
+        assert_eq!((state.top(), state.get(state::FTW, 1)), (6, 0x80));
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_line() {
+        for (wrong, said) in [
+            ("; mode: pm64\n", "no mode pm64"),
+            ("; mode: pm32\n; case: a\n; inn: eax=1\n nop\n", "no directive inn"),
+            ("; mode: pm32\n; case: a\n; in: eex=1\n nop\n", "no register eex"),
+            ("; mode: pm32\n; case: a\n; fault: #GP at .x\n nop\n", "error code"),
+            ("; mode: pm32\n; case: a\n nop\n; case: a\n nop\n", "twice"),
+            ("; mode: pm32\n; case: a\n", "no code"),
+            (" nop\n", "before the first case"),
+        ] {
+            let error = parse(wrong).expect_err("each has a mistake");
+            assert!(format!("{error:#}").contains(said), "{wrong}: {error:#}");
         }
     }
 }

@@ -39,6 +39,17 @@ pub fn features() -> Features {
     features
 }
 
+/// Whether this kernel lets a process have an LDT, which some cases' selectors need.
+#[must_use]
+pub fn has_local_descriptors() -> bool {
+    const READ: i32 = 0;
+    let mut entry = [0u8; 8];
+    // SAFETY: reads at most eight bytes of this process's LDT into `entry`.
+    let read =
+        unsafe { libc::syscall(libc::SYS_modify_ldt, READ, entry.as_mut_ptr(), entry.len()) };
+    read >= 0
+}
+
 /// Part of the case's memory that a host process maps.
 struct Area {
     start: u64,

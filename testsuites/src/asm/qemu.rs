@@ -38,7 +38,17 @@ pub fn boot(image: &[u8]) -> Result<(String, String)> {
     let path = scratch.path().join("image");
     std::fs::write(&path, image)?;
     let mut child = Command::new("qemu-system-x86_64")
-        .args(["-M", "pc", "-accel", "tcg", "-cpu", "max,vendor=GenuineIntel", "-m", "64", "-no-reboot"])
+        .args([
+            "-M",
+            "pc",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "max,vendor=GenuineIntel",
+            "-m",
+            "64",
+            "-no-reboot",
+        ])
         .args(["-display", "none", "-net", "none", "-serial", "stdio", "-monitor", "none"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-kernel"])
         .arg(&path)

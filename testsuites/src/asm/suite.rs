@@ -95,7 +95,12 @@ impl Suite {
     pub fn on_host(&self) -> Result<Tally> {
         let features = host::features();
         let mut tally = Tally::default();
+        let no_ldt = !host::has_local_descriptors();
         for prepared in self.prepare()?.iter().filter(|prepared| prepared.case.runs_on_host()) {
+            if no_ldt && prepared.case.uses_ldt() {
+                tally.lacking.push(format!("{}: no modify_ldt", prepared.case.name));
+                continue;
+            }
             if let Some(feature) = image::lacking(prepared.case, &features) {
                 tally.lacking.push(format!("{}: no {feature}", prepared.case.name));
                 continue;
@@ -170,9 +175,11 @@ impl Suite {
         for prepared in by_host {
             note(prepared, &host::run(prepared)?, Scope::Process)?;
         }
-        let asked: Vec<&Prepared> =
-            by_qemu.into_iter().filter(|prepared| prepared.case.qemu_differs.is_none())
-            .filter(|prepared| prepared.case.not_on_qemu.is_none()).collect();
+        let asked: Vec<&Prepared> = by_qemu
+            .into_iter()
+            .filter(|prepared| prepared.case.qemu_differs.is_none())
+            .filter(|prepared| prepared.case.not_on_qemu.is_none())
+            .collect();
         if !asked.is_empty() {
             let runs = image::run_all(&asked, qemu::boot)?;
             for (prepared, run) in asked.iter().zip(&runs.runs) {

@@ -364,3 +364,79 @@ pub fn bless(lines: &[String], cases: &[Case], results: &BTreeMap<usize, Vec<Str
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::assemble::Assembled;
+    use super::super::case::CaseFile;
+    use super::*;
+
+    const FILE: &str = "; mode: long64 cpl=3
+
+; case: a
+; in: rax=1 flags=CF
+        nop
+; out: rax=5 flags=ZF
+; out-mem: DATA = 02
+
+; case: b
+        nop
+";
+
+    fn file() -> CaseFile {
+        CaseFile::parse(Path::new("x.asm"), "x", FILE).expect("a valid file")
+    }
+
+    fn prepared(case: &Case) -> Prepared<'_> {
+        let mut assembled = Assembled { code: vec![0x90, 0x0f, 0x0b], ..Assembled::default() };
+        assembled.labels.insert(".end_".to_owned(), 0x100_0001);
+        Prepared::new(case, assembled).expect("nothing to go wrong")
+    }
+
+    fn as_expected(prepared: &Prepared) -> Outcome {
+        let mut state = prepared.state.clone();
+        state.set(0, 8, 5);
+        state.set(state::RFLAGS, 8, 0x1_0242);
+        state.set(state::RIP, 8, 0x100_0001);
+        state.set(state::VECTOR, 4, 6);
+        let memory = BTreeMap::from([(super::super::layout::symbol("DATA"), 2)]);
+        Outcome { state, memory }
+    }
+
+    #[test]
+    fn agreement_and_each_kind_of_difference() {
+        let file = file();
+        let prepared = prepared(&file.cases[0]);
+        let good = as_expected(&prepared);
+        let say = |outcome: &Outcome| {
+            compare(&prepared, outcome, Scope::Machine).expect("comparable").join("\n")
+        };
+        assert_eq!(say(&good), "");
+        let mut register = good.clone();
+        register.state.set(8, 8, 9);
+        assert_eq!(say(&register), "rcx: file says unchanged, got 9");
+        let mut flags = good.clone();
+        flags.state.set(state::RFLAGS, 8, 0x203);
+        assert_eq!(say(&flags), "flags: file says ZF, got unchanged");
+        let mut memory = good.clone();
+        memory.memory.clear();
+        assert_eq!(say(&memory), "[DATA]: file says 02, got unchanged");
+        let mut fault = good;
+        fault.state.set(state::VECTOR, 4, 13);
+        assert_eq!(say(&fault), "fault: file says unchanged, got #GP(0) at end");
+    }
+
+    #[test]
+    fn blessing_replaces_results_only() {
+        let file = file();
+        let prepared = prepared(&file.cases[0]);
+        let mut outcome = as_expected(&prepared);
+        outcome.state.set(0, 8, 7);
+        let lines = describe(&prepared, &outcome, Scope::Machine).expect("describable");
+        let results = BTreeMap::from([(file.cases[0].first_line, lines)]);
+        let text = bless(&file.lines, &file.cases, &results);
+        assert_eq!(text, FILE.replace("rax=5", "rax=7"));
+    }
+}
