@@ -327,18 +327,24 @@ impl Case {
     /// Whether it starts in a segment of the LDT or names one.
     #[must_use]
     pub fn uses_ldt(&self) -> bool {
-        let selectors = || {
-            let from_table = layout::symbols().iter();
-            from_table.filter(|(name, value)| name.ends_with("_SEL") && *value & 7 == 7)
-        };
+        let mut selectors = layout::symbols()
+            .iter()
+            .filter(|(name, value)| name.ends_with("_SEL") && *value & 7 == 7);
+        self.mode.base.code_bits() == 16 || selectors.any(|(name, _)| self.mentions(name))
+    }
+
+    /// Whether it runs in the 16-bit segments or names one.
+    #[must_use]
+    pub fn uses_low_segments(&self) -> bool {
+        let names = ["CODE16", "DATA16", "EXTRA16", "STACK16"];
+        self.mode.base.code_bits() == 16 || names.into_iter().any(|name| self.mentions(name))
+    }
+
+    fn mentions(&self, name: &str) -> bool {
+        let code = self.code.iter().map(|(_, line)| line);
         let inputs = self.inputs.iter().map(|input| &input.text);
-        self.mode.base.code_bits() == 16
-            || self
-                .code
-                .iter()
-                .map(|(_, line)| line)
-                .chain(inputs)
-                .any(|text| selectors().any(|(name, _)| text.contains(name)))
+        let memory = self.input_memory.iter().map(|memory| &memory.address);
+        code.chain(inputs).chain(memory).any(|text| text.contains(name))
     }
 
     /// The register block before the case.

@@ -118,16 +118,18 @@ impl<'a> Prepared<'a> {
         for memory in &case.input_memory {
             chunks.push((value::evaluate(&memory.address, labels)?, memory.bytes.clone()));
         }
-        let mut windows: Vec<(u64, u64)> = if base.code_bits() == 16 {
-            ["DATA16", "EXTRA16", "STACK16"].map(|name| (symbol(name), 0x10000)).to_vec()
-        } else {
-            vec![
+        let mut windows: Vec<(u64, u64)> = Vec::new();
+        if base.code_bits() != 16 {
+            windows.extend([
                 (symbol("RWX"), 0x1000),
                 (symbol("DATA"), 0x2000),
                 (symbol("SUP"), 0x1000),
                 (symbol("STACK"), 0x2000),
-            ]
-        };
+            ]);
+        }
+        if case.uses_low_segments() {
+            windows.extend(["DATA16", "EXTRA16", "STACK16"].map(|name| (symbol(name), 0x10000)));
+        }
         for (address, len) in &case.watch {
             let address = value::evaluate(address, labels)?;
             ensure!(address % 4 == 0 && len % 4 == 0, "watch: multiples of 4 only");
@@ -176,7 +178,7 @@ impl<'a> Prepared<'a> {
                 setup,
                 self.chunks.len() as u32,
                 self.windows.len() as u32,
-                self.case.mode.base.code_bits(),
+                if self.case.uses_low_segments() { 16 } else { self.case.mode.base.code_bits() },
             ],
         );
         record.extend_from_slice(&self.state.bytes);

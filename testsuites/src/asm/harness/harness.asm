@@ -11,7 +11,8 @@
 ; Invariants: nothing of a case survives into the next but the time stamp counter. CAP and INIT have the layout of
 ; state.rs. Home never uses the case's tables.
 ;
-; Record: magic, length, index, mode, set-up address, chunks, windows, code bits; state (1024 bytes);
+; Record: magic, length, index, mode, set-up address, chunks, windows, 16 if the
+; 16-bit segments are used; state (1024 bytes);
 ; chunks {address, length, bytes padded to 4}; windows {address, length in bytes, multiple of 4}.
 
 %include "layout.inc"
