@@ -53,10 +53,12 @@
 ; fault: #GP(0) at .here
 
 ; case: invd
+; qemu-differs: 10.0 checks no privilege; SDM vol. 3, "Privileged Instructions"
 .here:  invd
 ; fault: #GP(0) at .here
 
 ; case: wbinvd
+; qemu-differs: 10.0 checks no privilege; SDM vol. 3, "Privileged Instructions"
 .here:  wbinvd
 ; fault: #GP(0) at .here
 

@@ -37,6 +37,7 @@
 ; fault: #UD at .here
 
 ; case: 0f-c7-slash-0
+; qemu-differs: 10.0 runs it as CMPXCHG8B; SDM vol. 2D, "Opcode Extensions", group 9
 .here:  db 0x0f, 0xc7, 0x07
 ; fault: #UD at .here
 

@@ -115,6 +115,7 @@
 ; fault: #UD at .here
 
 ; case: aam-is-undefined-in-64-bit-mode
+; qemu-differs: 10.0 runs it; SDM vol. 2A, "AAM": invalid in 64-bit mode
 ; mode: long64 cpl=3
 .here:  db 0xd4, 0x0a
 ; fault: #UD at .here

@@ -42,6 +42,7 @@
 ; out: unchanged
 
 ; case: into-is-undefined-in-64-bit-mode
+; qemu-differs: 10.0 runs it; SDM vol. 2A, "INTO": invalid in 64-bit mode
 ; mode: long64 cpl=3
 ; in: flags=OF
 .here:  db 0xce

@@ -92,6 +92,7 @@
 ; out: rcx=5 rbx=0x81010000 flags=PF
 
 ; case: load-noncanonical
+; qemu-differs: 10.0 sets CR2; SDM vol. 3, "Control Registers": CR2 has the address of a page fault
 ; in: rbx=0x800000000000
 .here:  mov eax, [rbx]
 ; fault: #GP(0) at .here
@@ -159,11 +160,13 @@
 ; out: es=0x2b
 
 ; case: mov-to-cs-is-undefined
+; qemu-differs: 10.0 does nothing; SDM vol. 2B, "MOV": #UD if CS is the destination
 ; in: rax=0x33
 .here:  mov cs, ax
 ; fault: #UD at .here
 
 ; case: mov-to-seventh-segment-is-undefined
+; qemu-differs: 10.0 does nothing; SDM vol. 2A, "Encoding of Segment Register (sreg) Field": 6 and 7 are reserved
 .here:  db 0x8e, 0xf0
 ; fault: #UD at .here
 

@@ -44,5 +44,6 @@
 ; out: eax=0x1ff
 
 ; case: salc-is-undefined-in-64-bit-mode
+; qemu-differs: 10.0 runs it; APM vol. 3, "One-Byte Opcodes": D6 is invalid in 64-bit mode
 .here:  db 0xd6
 ; fault: #UD at .here

@@ -137,12 +137,14 @@
 ; out: rax=1 flags=CF,OF
 
 ; case: rcl-byte-count-9-is-identity
+; qemu-differs: 10.0 loses the byte; SDM vol. 2B, "RCL": the count is taken modulo 9
 ; in: rax=0xa5 flags=CF
 ; undef: flags=OF
         rcl al, 9
 ; out: unchanged
 
 ; case: rcl-word-count-17-is-identity
+; qemu-differs: 10.0 loses the word; SDM vol. 2B, "RCL": the count is taken modulo 17
 ; in: rax=0x1234
 ; undef: flags=OF
         rcl ax, 17

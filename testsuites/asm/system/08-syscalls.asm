@@ -115,6 +115,7 @@ bits 32
 ; out: eax=8 ebx=0x10 esp=KSTACK+0x3f00 flags=-IF cs=8 ss=0x10
 
 ; case: sysenter-in-real-mode
+; qemu-differs: 10.0 raises #UD; SDM vol. 2B, "SYSENTER": #GP in real-address mode
 ; mode: real
 .here:  sysenter
 ; fault: #GP(0) at .here

@@ -180,6 +180,7 @@
 ; out-mem: DATA = 02
 
 ; case: rep-movs-traps-after-the-iteration
+; qemu-differs: 10.0 traps after the last iteration; SDM vol. 3, "Data Breakpoint": after the iteration that hits
 ; in: rsi=RO rdi=DATA rcx=4
 ; setup:
         mov eax, DATA + 1

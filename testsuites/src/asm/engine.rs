@@ -14,7 +14,7 @@ use xenolith_machine::{Config, End, Engine, Machine};
 use super::assemble::Scratch;
 
 /// Longest run of one boot; the whole corpus takes a few seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A serial port's other end.
 #[derive(Clone, Debug, Default)]

@@ -13,8 +13,9 @@ use anyhow::{Context, Result};
 
 use super::assemble::{INSTALL_HINT, Scratch};
 
-/// Silence after which a machine counts as hung.
-const SILENCE: Duration = Duration::from_secs(5);
+/// Silence after which a machine counts as hung, once it has said something and before.
+const SILENCE: Duration = Duration::from_secs(20);
+const START_UP: Duration = Duration::from_secs(60);
 
 /// `qemu-system-x86_64 --version`, first line.
 ///
@@ -69,7 +70,8 @@ pub fn boot(image: &[u8]) -> Result<(String, String)> {
     });
     let mut output = Vec::new();
     let hung = loop {
-        match receiver.recv_timeout(SILENCE) {
+        let patience = if output.is_empty() { START_UP } else { SILENCE };
+        match receiver.recv_timeout(patience) {
             Ok(bytes) => output.extend(bytes),
             Err(mpsc::RecvTimeoutError::Disconnected) => break false,
             Err(mpsc::RecvTimeoutError::Timeout) => break true,
