@@ -4,6 +4,7 @@
 //! one test. Scheme: one module each; the tests themselves are in `tests/`.
 
 pub mod asm;
+pub mod fuzz;
 pub mod guest;
 pub mod multiboot;
 

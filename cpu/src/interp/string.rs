@@ -20,8 +20,9 @@ use crate::exception::{Outcome, Trap};
 use crate::state::reg::{RAX, RCX, RDI, RDX, RSI};
 use crate::state::{Rflags, sreg};
 
-/// Iterations between two looks at the attention word.
-const ITERATIONS_MAX: u32 = 1024;
+/// Iterations between two looks at the world. Each such stretch counts as an instruction, so that a budget of
+/// instructions bounds the host's time, also when every iteration is a device access.
+const ITERATIONS_MAX: u32 = 64;
 const ES: u8 = sreg::ES as u8;
 
 /// What one iteration does.
