@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
+pub mod pty;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
