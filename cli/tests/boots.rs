@@ -14,7 +14,7 @@ use common::pty::{Session, is_cooked};
 use common::{Scratch, xenolith};
 
 /// For one step; a kernel takes well under a minute to its shell where nothing else runs.
-const PATIENCE: Duration = Duration::from_secs(150);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 fn cache() -> String {
     std::env::var("XENOLITH_CACHE").unwrap_or_else(|_| {
@@ -26,7 +26,7 @@ fn cache() -> String {
 /// Boots a named guest and waits for its prompt.
 fn boot(name: &str, more: &[&str]) -> Session {
     let cache = cache();
-    let mut args = vec!["run", name, "--cache", &cache, "--timeout", "1200"];
+    let mut args = vec!["run", name, "--cache", &cache, "--timeout", "600"];
     args.extend(more);
     let mut session = Session::start(&args, PATIENCE);
     session.wait_for_text(format!("root@{name}:/root# ").as_bytes());
@@ -128,7 +128,9 @@ fn boots_a_partitioned_ext4_disk_as_root_and_leaves_it_clean() {
     }
     fs::copy(&busybox, tree.join("bin/busybox")).expect("fetched above");
     fs::write(tree.join("sbin/init"), INIT).expect("scratch is writable");
-    tool(&["chmod", "755", tree.join("sbin/init").to_str().expect("plain")]);
+    for program in ["bin/busybox", "sbin/init"] {
+        tool(&["chmod", "755", tree.join(program).to_str().expect("plain")]);
+    }
     let disk = scratch.path().join("disk.img");
     let disk = disk.to_str().expect("plain");
     fs::File::create(disk).and_then(|file| file.set_len(66 << 20)).expect("scratch is writable");
@@ -141,7 +143,7 @@ fn boots_a_partitioned_ext4_disk_as_root_and_leaves_it_clean() {
     // 64 MiB behind the partition table.
     tool(&["mkfs.ext4", "-q", "-F", "-E", "offset=1048576", "-d", tree, disk, "65536k"]);
 
-    let output = xenolith(&["run", "debian", "--cache", &cache, "--timeout", "1200"])
+    let output = xenolith(&["run", "debian", "--cache", &cache, "--timeout", "600"])
         .args(["--disk", disk, "--append", "root=/dev/vda1"])
         .output()
         .expect("the program starts");
