@@ -102,6 +102,13 @@ impl Arena {
     /// point, aligned to 16. It stays there, unchanged, until [`Self::reset`]. `None` if there is no
     /// room, or no code.
     pub fn publish(&mut self, code: &[u8]) -> Option<*const u8> {
+        let entry = self.append(code)?;
+        serialise();
+        Some(entry)
+    }
+
+    /// As [`Self::publish`], for a caller that serialises by itself before it runs the code.
+    pub fn append(&mut self, code: &[u8]) -> Option<*const u8> {
         let end = self.used.checked_add(code.len())?.checked_next_multiple_of(ENTRY_ALIGN)?;
         if code.is_empty() || end > self.write.bytes {
             return None;
@@ -112,8 +119,24 @@ impl Arena {
         body.copy_from_slice(code);
         padding.fill(INT3);
         self.used = end;
-        serialise();
         Some(self.run.start.as_ptr().wrapping_add(start).cast_const())
+    }
+
+    /// Where the next [`Self::publish`] puts its code, if it fits.
+    #[must_use]
+    pub fn next_entry(&self) -> *const u8 {
+        self.run.start.as_ptr().wrapping_add(self.used).cast_const()
+    }
+
+    /// Overwrites the four bytes at `at`, which lie in published code and may be running: one aligned or
+    /// unaligned store of a branch displacement.
+    ///
+    /// # Panics
+    /// `at` isn't in published code.
+    pub fn patch(&mut self, at: *const u8, displacement: i32) {
+        let offset = at.addr() - self.run.start.addr().get();
+        assert!(offset + 4 <= self.used, "a displacement in published code");
+        self.writable(offset, offset + 4).copy_from_slice(&displacement.to_le_bytes());
     }
 
     /// Forgets everything published. Nothing of it may be running or be run afterwards.

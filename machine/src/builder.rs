@@ -41,8 +41,9 @@ use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
 use crate::boot::Loaded;
+use crate::bt::Bt;
 use crate::clock::{CountedClock, HostClock};
-use crate::config::{Config, ConfigError, DiskConfig};
+use crate::config::{Config, ConfigError, DiskConfig, Engine};
 use crate::console::{Port, Sink, is_on_virtio};
 use crate::control::{Cause, Control};
 use crate::engine::Stubs;
@@ -180,7 +181,7 @@ impl Board {
                     pins: Arc::clone(&pins),
                     ferr: Arc::clone(&ferr),
                 };
-                vcpu(world, pins, loaded, &ram, &model)
+                vcpu(world, pins, loaded, &ram, &model, config.engine)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -360,6 +361,7 @@ fn vcpu(
     loaded: &Loaded,
     ram: &Arc<GuestRam>,
     model: &Arc<CpuidModel>,
+    kind: Engine,
 ) -> Result<Vcpu, ConfigError> {
     let index = world.index;
     let mut state = CpuState::reset(model.signature());
@@ -374,11 +376,18 @@ fn vcpu(
     let code = Stubs::new().map_err(|error| host("provide memory for code")(error.into()))?;
     let router = Arc::clone(&world.router);
     let env = Box::new(VcpuEnv::new(world));
-    let engine = Interp::new(state, mmu, env, Arc::clone(model), index as u32, Box::new(code));
+    let (model_, code) = (Arc::clone(model), Box::new(code));
+    let engine: Box<dyn crate::engine::Engine> = match kind {
+        Engine::Interp => Box::new(Interp::new(state, mmu, env, model_, index as u32, code)),
+        Engine::Bt => Box::new(
+            Bt::new(state, mmu, env, model_, index as u32, code)
+                .map_err(|error| host("provide memory for code")(error.into()))?,
+        ),
+    };
     Ok(Vcpu {
         index: index as u32,
         signature: model.signature(),
-        engine: Box::new(engine),
+        engine,
         pins,
         apic_init: Box::new(move || router.init_cpu(index)),
     })

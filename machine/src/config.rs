@@ -91,8 +91,8 @@ impl Config {
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
             return Err(ConfigError::Vcpus { vcpus: self.vcpus });
         }
-        if self.engine == Engine::Bt {
-            return Err(ConfigError::NoTranslator);
+        if self.engine == Engine::Bt && (self.vcpus > 1 || self.icount) {
+            return Err(ConfigError::TranslatorLimits);
         }
         if self.icount && self.vcpus > 1 {
             return Err(ConfigError::CountedTimeVcpus { vcpus: self.vcpus });
@@ -112,8 +112,8 @@ pub enum ConfigError {
     Memory { bytes: u64 },
     #[error("-c: {vcpus} processors: give 1 to {VCPUS_MAX}")]
     Vcpus { vcpus: u32 },
-    #[error("--engine bt: the translator is not there yet; use --engine interp")]
-    NoTranslator,
+    #[error("--engine bt: the translator does not yet do more than one processor, nor --icount")]
+    TranslatorLimits,
     #[error("--icount counts one processor's instructions and so needs -c 1, not -c {vcpus}")]
     CountedTimeVcpus { vcpus: u32 },
     #[error("--cpu {model}: {reason}")]
@@ -167,7 +167,8 @@ mod tests {
             Config { memory_bytes: (64 << 20) + 1, ..good.clone() },
             Config { vcpus: 0, ..good.clone() },
             Config { vcpus: 1000, ..good.clone() },
-            Config { engine: Engine::Bt, ..good.clone() },
+            Config { engine: Engine::Bt, vcpus: 2, ..good.clone() },
+            Config { engine: Engine::Bt, icount: true, ..good.clone() },
             Config { icount: true, vcpus: 2, ..good },
         ];
         for config in bad {

@@ -5,6 +5,7 @@
 //! [`ConfigError`] of one line.
 
 mod boot;
+mod bt;
 mod builder;
 pub mod clock;
 pub mod config;

@@ -71,6 +71,15 @@ fn interpreter_agrees() -> Result<()> {
 }
 
 #[test]
+fn translator_agrees() -> Result<()> {
+    if !blessing() {
+        let boot = |image: &[u8]| engine::boot(image, Engine::Bt);
+        report("translator", &suite()?.on_machine(boot, |_| None, |_| None)?);
+    }
+    Ok(())
+}
+
+#[test]
 fn bless() -> Result<()> {
     if blessing() {
         let left = suite()?.bless()?;

@@ -43,7 +43,7 @@ use crate::state::{Activity, CpuState, Cr0, Rflags, Shadow, sreg};
 use crate::vector::VectorUnit;
 use decode::Cache;
 
-pub use memory::is_canonical;
+pub use memory::{copy_in, is_canonical};
 
 /// Why [`Interp::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

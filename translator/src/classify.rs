@@ -1,0 +1,225 @@
+//! What happens to each guest instruction: the one table.
+//!
+//! Problem: an instruction that can be encoded is not thereby safe to run on the host. Scheme: an allow
+//! list; what it does not name is handed to the interpreter. Invariants: nothing that reads or changes
+//! privileged state, segment registers, the interrupt flag, the direction flag or the host's own state
+//! is ever copied; nor is what may fault on the host (division). Any thread.
+
+use iced_x86::{Code, Instruction, Mnemonic as N, OpKind, Register};
+
+use crate::mode::Mode;
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The same instruction runs on the host, its memory operand (if any) redirected.
+    Same,
+    Push,
+    Pop,
+    Leave,
+    /// Direct near JMP.
+    Jump,
+    /// Jcc.
+    Branch,
+    /// Direct near CALL.
+    Call,
+    /// Near RET.
+    Return,
+    /// JMP through register or memory.
+    JumpIndirect,
+    /// CALL through register or memory.
+    CallIndirect,
+    /// The interpreter does it.
+    HandOver,
+}
+
+/// Classifies an instruction decoded for a mode.
+#[must_use]
+pub fn classify(insn: &Instruction, mode: Mode) -> Class {
+    let class = by_mnemonic(insn);
+    let segment_fits = mode.bits == 64 || mode.fits(insn.memory_segment());
+    if class == Class::HandOver || !segment_fits || !operands_fit(insn, mode.bits, class) {
+        return Class::HandOver;
+    }
+    class
+}
+
+fn by_mnemonic(insn: &Instruction) -> Class {
+    match insn.mnemonic() {
+        N::Mov
+        | N::Movzx
+        | N::Movsx
+        | N::Movsxd
+        | N::Lea
+        | N::Add
+        | N::Or
+        | N::Adc
+        | N::Sbb
+        | N::And
+        | N::Sub
+        | N::Xor
+        | N::Cmp
+        | N::Test
+        | N::Inc
+        | N::Dec
+        | N::Neg
+        | N::Not
+        | N::Rol
+        | N::Ror
+        | N::Rcl
+        | N::Rcr
+        | N::Shl
+        | N::Sal
+        | N::Shr
+        | N::Sar
+        | N::Shld
+        | N::Shrd
+        | N::Mul
+        | N::Imul
+        | N::Xadd
+        | N::Cmpxchg
+        | N::Xchg
+        | N::Cbw
+        | N::Cwde
+        | N::Cdqe
+        | N::Cwd
+        | N::Cdq
+        | N::Cqo
+        | N::Bswap
+        | N::Bsf
+        | N::Bsr
+        | N::Popcnt
+        | N::Lzcnt
+        | N::Tzcnt
+        | N::Movbe
+        | N::Adcx
+        | N::Adox
+        | N::Andn
+        | N::Bextr
+        | N::Bzhi
+        | N::Pdep
+        | N::Pext
+        | N::Sarx
+        | N::Shlx
+        | N::Shrx
+        | N::Rorx
+        | N::Mulx
+        | N::Blsi
+        | N::Blsmsk
+        | N::Blsr
+        | N::Crc32
+        | N::Clc
+        | N::Stc
+        | N::Cmc
+        | N::Lahf
+        | N::Sahf => Class::Same,
+        // A bit number in a register may lead far from the memory operand.
+        N::Bt | N::Bts | N::Btr | N::Btc
+            if insn.op0_kind() == OpKind::Register || insn.op1_kind() != OpKind::Register =>
+        {
+            Class::Same
+        }
+        N::Nop
+        | N::Pause
+        | N::Endbr32
+        | N::Endbr64
+        | N::Prefetchnta
+        | N::Prefetcht0
+        | N::Prefetcht1
+        | N::Prefetcht2
+        | N::Prefetchw => Class::Same,
+        N::Push => Class::Push,
+        N::Pop => Class::Pop,
+        N::Leave => Class::Leave,
+        N::Jmp => match insn.op0_kind() {
+            OpKind::NearBranch32 | OpKind::NearBranch64 => Class::Jump,
+            OpKind::Register => Class::JumpIndirect,
+            OpKind::Memory if !insn.is_jmp_far_indirect() => Class::JumpIndirect,
+            _ => Class::HandOver,
+        },
+        N::Call => match insn.op0_kind() {
+            OpKind::NearBranch32 | OpKind::NearBranch64 => Class::Call,
+            OpKind::Register => Class::CallIndirect,
+            OpKind::Memory if !insn.is_call_far_indirect() => Class::CallIndirect,
+            _ => Class::HandOver,
+        },
+        N::Ret => Class::Return,
+        _ if insn.is_jcc_short_or_near() => Class::Branch,
+        _ if is_cmov_or_setcc(insn) => Class::Same,
+        _ => Class::HandOver,
+    }
+}
+
+/// SETcc and CMOVcc of general registers.
+fn is_cmov_or_setcc(insn: &Instruction) -> bool {
+    insn.condition_code() != iced_x86::ConditionCode::None
+        && !insn.is_jcc_short_or_near()
+        && !matches!(
+            insn.mnemonic(),
+            N::Loop | N::Loope | N::Loopne | N::Jcxz | N::Jecxz | N::Jrcxz
+        )
+        && (0..insn.op_count()).all(|n| {
+            insn.op_kind(n) == OpKind::Memory
+                || insn.op_kind(n) == OpKind::Register && insn.op_register(n).is_gpr()
+        })
+}
+
+fn operands_fit(insn: &Instruction, bits: u8, class: Class) -> bool {
+    if !general_registers_only(insn) {
+        return false;
+    }
+    // Stack operations and transfers in the mode's own width only.
+    let width = i32::from(bits / 8);
+    let code = |wide: &[Code], narrow: &[Code]| {
+        (if bits == 64 { wide } else { narrow }).contains(&insn.code())
+    };
+    let own_width = match class {
+        Class::Push | Class::Pop | Class::Call | Class::CallIndirect => {
+            insn.stack_pointer_increment().abs() == width
+        }
+        Class::Return => code(&[Code::Retnq, Code::Retnq_imm16], &[Code::Retnd, Code::Retnd_imm16]),
+        Class::Leave => code(&[Code::Leaveq], &[Code::Leaved]),
+        Class::JumpIndirect => code(&[Code::Jmp_rm64], &[Code::Jmp_rm32]),
+        Class::Jump | Class::Branch => {
+            insn.op0_kind() == if bits == 64 { OpKind::NearBranch64 } else { OpKind::NearBranch32 }
+        }
+        _ => true,
+    };
+    if !own_width {
+        return false;
+    }
+    if class == Class::Pop && insn.op0_kind() == OpKind::Memory {
+        return false;
+    }
+    memory_fits(insn, bits)
+}
+
+/// No segment, control or debug registers among the operands.
+fn general_registers_only(insn: &Instruction) -> bool {
+    (0..insn.op_count())
+        .all(|n| insn.op_kind(n) != OpKind::Register || insn.op_register(n).is_gpr())
+}
+
+/// Addresses in the mode's own size; no high-byte register beside one, which no REX prefix allows.
+fn memory_fits(insn: &Instruction, bits: u8) -> bool {
+    if !(0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory) {
+        return true;
+    }
+    let registers = [insn.memory_base(), insn.memory_index()];
+    let size = usize::from(bits / 8);
+    let address = registers
+        .iter()
+        .all(|r| *r == Register::None || *r == Register::RIP || r.is_gpr() && r.size() == size);
+    // An absolute address of another size than the mode's.
+    let absolute = registers == [Register::None; 2];
+    let displacement = insn.memory_displ_size() as usize;
+    let absolute_fits = !absolute || displacement == size;
+    let high_byte = (0..insn.op_count()).any(|n| {
+        insn.op_kind(n) == OpKind::Register
+            && matches!(
+                insn.op_register(n),
+                Register::AH | Register::CH | Register::DH | Register::BH
+            )
+    });
+    address && absolute_fits && (!high_byte || insn.mnemonic() == N::Lea)
+}
