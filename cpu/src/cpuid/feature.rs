@@ -153,11 +153,11 @@ features! {
     Xsavec = XsaveEax 1 ["xsavec"] false [Xsave];
     Fsgsbase = Leaf7Ebx 0 ["fsgsbase"] false [];
     TscAdjust = Leaf7Ebx 1 ["tsc_adjust"] false [Tsc, Msr];
-    Bmi1 = Leaf7Ebx 3 ["bmi1"] false [];
+    Bmi1 = Leaf7Ebx 3 ["bmi1"] true [];
     Avx2 = Leaf7Ebx 5 ["avx2"] true [Avx];
     FdpExcptnOnly = Leaf7Ebx 6 ["fdp_excptn_only"] false [];
     Smep = Leaf7Ebx 7 ["smep"] false [];
-    Bmi2 = Leaf7Ebx 8 ["bmi2"] false [];
+    Bmi2 = Leaf7Ebx 8 ["bmi2"] true [];
     Erms = Leaf7Ebx 9 ["erms"] false [];
     ZeroFcsFds = Leaf7Ebx 13 ["zero_fcs_fds"] false [];
     Rdseed = Leaf7Ebx 18 ["rdseed"] false [];
@@ -175,7 +175,7 @@ features! {
     Pcid = Leaf1Ecx 17 ["pcid"] false [Lm];
     Invpcid = Leaf7Ebx 10 ["invpcid"] false [Pcid];
     LahfLm = ExtendedEcx 0 ["lahf_lm"] false [];
-    Lzcnt = ExtendedEcx 5 ["abm", "lzcnt"] false [];
+    Lzcnt = ExtendedEcx 5 ["abm", "lzcnt"] true [];
     Prefetchw = ExtendedEcx 8 ["3dnowprefetch", "prefetchw"] false [];
     Syscall = ExtendedEdx 11 ["syscall"] false [Lm];
     Nx = ExtendedEdx 20 ["nx"] false [Pae];

@@ -2,8 +2,9 @@
 //!
 //! Problem: a bit number in a register may name a bit far from the memory operand; the newer
 //! instructions have three operands. Scheme: bit tests displace the address by whole operands first;
-//! the VEX ones run as themselves on the host, so their undefined flags are the host's. Invariant: the CPUID model offers BMI, ADX and CRC32
-//! only where the host has them. Source: SDM vol. 2, each instruction.
+//! the VEX ones, TZCNT and LZCNT run as themselves on the host, so their undefined flags are the host's.
+//! Invariant: the CPUID model offers BMI1, BMI2 and LZCNT only where the host has them. Source: SDM
+//! vol. 2, each instruction.
 
 use std::arch::asm;
 
@@ -109,16 +110,17 @@ pub(super) trait Counting {
 }
 
 macro_rules! counts {
-    ($($name:ident = $f:ident;)*) => { $(
+    ($($name:ident($a:ident, $flags:ident) = $count:expr;)*) => { $(
         pub(super) enum $name {}
         impl Counting for $name {
-            fn apply<W: WideWidth>(a: W, flags: &mut u64) -> W {
-                W::$f(a, flags)
+            fn apply<W: WideWidth>($a: W, $flags: &mut u64) -> W {
+                $count
             }
         }
     )* };
 }
-counts! { Popcnt = popcnt; Lzcnt = lzcnt; Tzcnt = tzcnt; }
+counts! { Popcnt(a, flags) = W::popcnt(a, flags); Lzcnt(a, flags) = W::lzcnt(a, a, flags);
+Tzcnt(a, flags) = W::tzcnt(a, a, flags); }
 
 pub(super) fn bit_count<M: Memory, O: Counting>(raw: &Instruction) -> Handler<M> {
     by_wide_width!(operand_bytes(raw), M, bit_count_sized, O)

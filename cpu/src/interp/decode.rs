@@ -335,7 +335,11 @@ impl<M: Memory> Insn<M> {
         }
     }
 
-    fn new(raw: Instruction, vector: Option<VectorOp>, cpuid: &crate::cpuid::CpuidModel) -> Self {
+    pub fn new(
+        raw: Instruction,
+        vector: Option<VectorOp>,
+        cpuid: &crate::cpuid::CpuidModel,
+    ) -> Self {
         let mut insn =
             Self { lock: raw.has_lock_prefix(), vector, ..Self::plain(raw, table::undefined) };
         let mut registers = 0;

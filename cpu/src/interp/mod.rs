@@ -28,6 +28,8 @@ mod syscall;
 mod system;
 mod table;
 mod task;
+#[cfg(test)]
+mod tests;
 mod width;
 
 use std::collections::HashSet;

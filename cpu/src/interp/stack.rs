@@ -259,7 +259,8 @@ fn enter_frame<M: Memory, W: Width>(vm: &mut Interp<M>, size: u64, level: u8) ->
     let sp = vm.stack_moved(-(size as i64));
     // The final stack top must be writable (SDM: a #PF or #SS is raised before state changes).
     let la = vm.linear(SS, sp & mask, W::BYTES, true)?;
-    vm.probe(la, 1, vm.mode.privilege)?;
+    vm.check_alignment(la, W::BYTES)?;
+    vm.probe(la, W::BYTES, vm.mode.privilege)?;
     vm.state.gpr[RSP] = sp;
     W::set(&mut vm.state, RBP as u8, W::from_u64(new_frame));
     Ok(())

@@ -29,6 +29,9 @@ const ES: u8 = sreg::ES as u8;
 trait StringOp {
     /// ZF ends the repetition (CMPS, SCAS).
     const COMPARES: bool = false;
+    /// Index registers that a 32-bit address size truncates at the start of the repetition (as it does
+    /// the count), even if nothing is done: so do Intel's processors.
+    const TRUNCATES: &[usize] = &[];
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome;
     /// Does up to `count` iterations at once, if it can; returns how many.
     fn many<M: Memory, W: Width>(_: &mut Interp<M>, _: &Insn<M>, _count: u64) -> u64 {
@@ -92,6 +95,7 @@ impl<M: Memory> Interp<M> {
 }
 
 impl StringOp for Movs {
+    const TRUNCATES: &[usize] = &[RSI, RDI];
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         let value = vm.load::<W>(i.seg, vm.state.gpr[RSI] & i.addr_mask)?;
         vm.store(ES, vm.state.gpr[RDI] & i.addr_mask, value)?;
@@ -125,6 +129,7 @@ impl StringOp for Movs {
 }
 
 impl StringOp for Stos {
+    const TRUNCATES: &[usize] = &[RDI];
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         let value = W::get(&vm.state, RAX as u8);
         vm.store(ES, vm.state.gpr[RDI] & i.addr_mask, value)?;
@@ -219,6 +224,9 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
     let mask = i.addr_mask;
     let goes_on_equal = i.raw.has_repe_prefix();
     let flags = vm.state.rflags;
+    for &register in [RCX].iter().chain(O::TRUNCATES) {
+        advance(vm, register, 0, mask);
+    }
     for _ in 0..ITERATIONS_MAX {
         let count = vm.state.gpr[RCX] & mask;
         if count == 0 {

@@ -62,13 +62,18 @@ pub(super) fn is_far_indirect(raw: &Instruction) -> bool {
 
 /// Picks the handler of a valid instruction.
 pub(super) fn handler<M: Memory>(insn: &Insn<M>, cpuid: &CpuidModel) -> Handler<M> {
+    find(insn, cpuid).unwrap_or(undefined)
+}
+
+/// The handler of a valid instruction, if it has one on this model.
+pub(super) fn find<M: Memory>(insn: &Insn<M>, cpuid: &CpuidModel) -> Option<Handler<M>> {
     let raw = &insn.raw;
     match raw.mnemonic() {
         // Hints that are no-operations where the feature is missing.
         N::Endbr32 | N::Endbr64 | N::Rdsspd | N::Rdsspq | N::Nop | N::Fnop
             if insn.vector.is_none() =>
         {
-            return nothing;
+            return Some(nothing);
         }
         N::Pause
         | N::Prefetch
@@ -78,6 +83,8 @@ pub(super) fn handler<M: Memory>(insn: &Insn<M>, cpuid: &CpuidModel) -> Handler<
         | N::Prefetcht0
         | N::Prefetcht1
         | N::Prefetcht2
+        | N::Prefetchit0
+        | N::Prefetchit1
         | N::Reservednop
         | N::Cldemote
         | N::Bndmk
@@ -86,19 +93,19 @@ pub(super) fn handler<M: Memory>(insn: &Insn<M>, cpuid: &CpuidModel) -> Handler<
         | N::Bndcn
         | N::Bndmov
         | N::Bndldx
-        | N::Bndstx => return nothing,
+        | N::Bndstx => return Some(nothing),
         // LZCNT and TZCNT are BSR and BSF with an ignored prefix where they are missing.
-        N::Lzcnt if !allowed(raw, cpuid) => return bit_scan::<M, false>(raw),
-        N::Tzcnt if !allowed(raw, cpuid) => return bit_scan::<M, true>(raw),
+        N::Lzcnt if !allowed(raw, cpuid) => return Some(bit_scan::<M, false>(raw)),
+        N::Tzcnt if !allowed(raw, cpuid) => return Some(bit_scan::<M, true>(raw)),
         _ => {}
     }
     if !allowed(raw, cpuid) {
-        return undefined;
+        return None;
     }
     if insn.vector.is_some() {
-        return vector;
+        return Some(vector);
     }
-    integer_handler(raw).or_else(|| system_handler(raw)).unwrap_or(undefined)
+    integer_handler(raw).or_else(|| system_handler(raw))
 }
 
 fn allowed(raw: &Instruction, cpuid: &CpuidModel) -> bool {
@@ -223,6 +230,12 @@ fn integer_handler<M: Memory>(raw: &Instruction) -> Option<Handler<M>> {
         _ if raw.op_count() == 1 => integer::setcc(raw),
         _ => integer::cmov(raw),
     })
+}
+
+/// Whether this module's integer handlers do the instruction.
+#[cfg(test)]
+pub(super) fn is_integer<M: Memory>(insn: &Insn<M>) -> bool {
+    integer_handler::<M>(&insn.raw).is_some()
 }
 
 /// Segment, far-transfer and system instructions.

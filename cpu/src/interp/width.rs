@@ -107,8 +107,10 @@ pub trait WideWidth: Width {
     /// `BSF`; the destination keeps `old` when the source is zero.
     fn bsf(old: Self, a: Self, flags: &mut u64) -> Self;
     fn bsr(old: Self, a: Self, flags: &mut u64) -> Self;
-    fn tzcnt(a: Self, flags: &mut u64) -> Self;
-    fn lzcnt(a: Self, flags: &mut u64) -> Self;
+    /// `TZCNT`, on a host with BMI1. `old` counts for nothing.
+    fn tzcnt(old: Self, a: Self, flags: &mut u64) -> Self;
+    /// `LZCNT`, on a host with LZCNT. `old` counts for nothing.
+    fn lzcnt(old: Self, a: Self, flags: &mut u64) -> Self;
     fn popcnt(a: Self, flags: &mut u64) -> Self;
     fn swap_bytes(a: Self) -> Self;
 }
@@ -372,12 +374,8 @@ macro_rules! wide_width {
                 btc(bit: reg) concat!("btc {r", $m, "}, {bit", $m, "}");
                 bsf(b: reg) concat!("bsf {r", $m, "}, {b", $m, "}");
                 bsr(b: reg) concat!("bsr {r", $m, "}, {b", $m, "}");
-            }
-            fn tzcnt(a: Self, flags: &mut u64) -> Self {
-                Self::count(a.trailing_zeros(), flags)
-            }
-            fn lzcnt(a: Self, flags: &mut u64) -> Self {
-                Self::count(a.leading_zeros(), flags)
+                tzcnt(b: reg) concat!("tzcnt {r", $m, "}, {b", $m, "}");
+                lzcnt(b: reg) concat!("lzcnt {r", $m, "}, {b", $m, "}");
             }
             fn popcnt(a: Self, flags: &mut u64) -> Self {
                 *flags &= !STATUS;
@@ -415,21 +413,6 @@ macro_rules! double_shift {
         }
     )* };
 }
-
-/// Flags of TZCNT and LZCNT: CF for a zero source, ZF for a zero result; the undefined ones stay.
-trait Count: Width {
-    fn count(result: u32, flags: &mut u64) -> Self {
-        *flags &= !(Rflags::CF | Rflags::ZF).bits();
-        if result == Self::BITS {
-            *flags |= Rflags::CF.bits();
-        }
-        if result == 0 {
-            *flags |= Rflags::ZF.bits();
-        }
-        Self::from_u64(u64::from(result))
-    }
-}
-impl<W: Width> Count for W {}
 
 width!(u8, i8, 1, reg_byte, "", "b", "al", byte);
 width!(u16, i16, 2, reg, ":x", "w", "ax", wide);

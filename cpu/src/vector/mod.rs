@@ -31,7 +31,7 @@ mod moves;
 pub mod simd_fault;
 mod stub;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod x87;
 mod xsave;
 

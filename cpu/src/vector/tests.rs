@@ -2,6 +2,6 @@
 //! [`generate`] for how cases are made.
 
 mod directed;
-mod generate;
-mod native;
+pub(crate) mod generate;
+pub(crate) mod native;
 mod random;

@@ -6,7 +6,8 @@
 //! ```text
 //! entry: push callee-saved; mov [HOST_RSP], rsp; xrstor64 [IN]; popfq; mov r, [GPR + 8r] all 16
 //! I:     <instruction>
-//! done:  mov [GPR + 8r], r all 16; mov rsp, [HOST_RSP]; pushfq/pop [FLAGS]; xsave64 [OUT]
+//! done:  mov [GPR + 8r], r all 16; mov rsp, [HOST_RSP]; pushfq/pop [FLAGS];
+//!        push 2/popfq; xsave64 [OUT]
 //!        fninit; ldmxcsr; vzeroupper; pop callee-saved; ret
 //! ```
 //!
@@ -35,6 +36,7 @@ struct Frame {
     host_mxcsr: u32,
     trap: i64,
     error: i64,
+    cr2: i64,
 }
 
 /// Frame, then code; scratch with guard pages around it.
@@ -61,6 +63,9 @@ pub struct Outcome {
     pub flags: u64,
     /// Exception vector, if it faulted.
     pub trap: Option<u8>,
+    /// Error code and CR2 of the fault.
+    pub error: u32,
+    pub cr2: u64,
 }
 
 fn map(len: usize, prot: i32, low: bool) -> *mut u8 {
@@ -139,10 +144,13 @@ extern "C" fn on_signal(signal: i32, _info: *mut libc::siginfo_t, context: *mut 
     }
     let frame = FRAME.load(Ordering::SeqCst) as *mut Frame;
     let (trap, error) = (registers[libc::REG_TRAPNO as usize], registers[libc::REG_ERR as usize]);
+    let cr2 = registers[libc::REG_CR2 as usize];
     // SAFETY: the frame is mapped for good, and the interrupted code is the only other user.
     unsafe { (*frame).trap = trap };
     // SAFETY: as above.
     unsafe { (*frame).error = error };
+    // SAFETY: as above.
+    unsafe { (*frame).cr2 = cr2 };
     registers[libc::REG_RIP as usize] = DONE.load(Ordering::SeqCst) as i64;
 }
 
@@ -210,6 +218,9 @@ impl Native {
             a.mov(r::rsp, ptr(host_rsp))?;
             a.pushfq()?;
             a.pop(iced_x86::code_asm::qword_ptr(flags))?;
+            // Direction and alignment check as Rust code wants them.
+            a.push(2)?;
+            a.popfq()?;
             a.mov(r::eax, 7)?;
             a.xor(r::edx, r::edx)?;
             a.xsave64(ptr(output))?;
@@ -254,6 +265,8 @@ impl Native {
             gpr: frame.gpr,
             flags: frame.flags,
             trap: u8::try_from(frame.trap).ok(),
+            error: frame.error as u32,
+            cr2: frame.cr2 as u64,
         }
     }
 }
