@@ -162,8 +162,7 @@ impl<M: Memory> Interp<M> {
         self.refresh();
         let end = self.state.retired.saturating_add(budget);
         loop {
-            let quiet = self.attention.load(Ordering::Acquire) == 0
-                && self.state.activity == Activity::Running;
+            let quiet = !self.is_wanted() && self.state.activity == Activity::Running;
             if !quiet && let Some(exit) = self.service() {
                 return exit;
             }
@@ -185,6 +184,15 @@ impl<M: Memory> Interp<M> {
         if self.state.activity == Activity::Running {
             self.step_carefully();
         }
+    }
+
+    /// Whether something may have to be done before the next instruction. An interrupt request can
+    /// stand for long while IF is clear, as all through a kernel's decompressor: it must not cost more
+    /// than a look.
+    #[inline]
+    fn is_wanted(&self) -> bool {
+        let word = self.attention.load(Ordering::Acquire);
+        word != 0 && (word != attention::INTR || self.state.flag(Rflags::IF))
     }
 
     /// Takes what is due between instructions; `Some` when the machine must act.
@@ -262,7 +270,7 @@ impl<M: Memory> Interp<M> {
             }
             if left == 0
                 || self.state.rip != first_rip
-                || self.attention.load(Ordering::Acquire) != 0
+                || self.is_wanted()
                 || !self.is_current(&block)
             {
                 break Ended::Completed;
