@@ -34,7 +34,7 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
             // `{:#}` puts the causes behind the error on the same line.
-            terminal::say(&format!("{error:#}"));
+            terminal::say(&cmd::without_codes(&format!("{error:#}")));
             ExitCode::from(status::WRONG)
         }
     }

@@ -226,6 +226,7 @@ fn plain(line: &str) -> String {
                 }
             }
             '\r' => {}
+            '\t' => text.push(character),
             _ if character.is_control() => {}
             _ => text.push(character),
         }
