@@ -28,8 +28,9 @@ const ENOUGH_BYTES: usize = 4096;
 #[derive(Default)]
 struct Buffer {
     bytes: Vec<u8>,
-    /// The writer has taken bytes that the sink has not yet got.
-    writing: bool,
+    /// Bytes ever pushed, and those that the sink has got (or that are lost with it).
+    pushed: u64,
+    written: u64,
     /// The writer sleeps until a first byte comes.
     idle: bool,
     /// A push saw `BUSY_BYTES`: the UART is to be told when there is room.
@@ -112,6 +113,7 @@ impl SerialOutput {
             return false;
         }
         buffer.bytes.push(byte);
+        buffer.pushed += 1;
         // A sleeping writer is woken by the first byte; one that gathers, when there is enough.
         if buffer.idle || buffer.bytes.len() == ENOUGH_BYTES {
             buffer.idle = false;
@@ -121,11 +123,13 @@ impl SerialOutput {
         buffer.busy
     }
 
-    /// Waits until everything pushed so far is written, at most `limit`. True if it is.
+    /// Waits until everything pushed so far is written, at most `limit`. True if it is. What others push
+    /// meanwhile, perhaps without end, is not waited for.
     pub fn flush(&self, limit: Duration) -> bool {
         let end = Instant::now().checked_add(limit);
         let mut buffer = lock(&self.0.buffer);
-        while (!buffer.bytes.is_empty() || buffer.writing) && !buffer.ended {
+        let wanted = buffer.pushed;
+        while buffer.written < wanted && !buffer.ended {
             let left = end.map(|end| end.saturating_duration_since(Instant::now()));
             if left.is_some_and(|left| left.is_zero()) {
                 return false;
@@ -188,17 +192,15 @@ impl Shared {
                 buffer = wait(&self.more, buffer, Some(GATHER));
             }
             std::mem::swap(&mut batch, &mut buffer.bytes);
-            buffer.writing = true;
             drop(buffer);
 
             if alive && let Err(error) = self.write(&mut *sink, &batch) {
                 tracing::warn!("serial output is lost from here on: {error}");
                 alive = false;
             }
-            batch.clear();
-
             let mut buffer = lock(&self.buffer);
-            buffer.writing = false;
+            buffer.written += batch.len() as u64;
+            batch.clear();
             let room = buffer.busy && buffer.bytes.len() < BUSY_BYTES;
             if room {
                 buffer.busy = false;
@@ -248,6 +250,7 @@ fn wait<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     /// Collects bytes and counts writes; optionally fails after some bytes.
     #[derive(Clone, Default)]
@@ -309,6 +312,25 @@ mod tests {
         assert!(output.finish(Duration::from_secs(30)));
         output.push(b'y');
         assert!(output.finish(Duration::ZERO));
+    }
+
+    #[test]
+    fn whoever_pushes_without_end_does_not_hold_up_the_end() {
+        let sink = Sink { pause: Duration::from_millis(5), ..Sink::default() };
+        let output = SerialOutput::new(Box::new(sink)).expect("a thread");
+        let (pusher, stop) = (output.clone(), Arc::new(AtomicBool::new(false)));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                pusher.push(b'x');
+            }
+        });
+        while lock(&output.0.buffer).pushed < FULL_BYTES as u64 {
+            std::thread::yield_now();
+        }
+        assert!(output.flush(Duration::from_secs(10)) && output.finish(Duration::from_secs(10)));
+        stop.store(true, Ordering::Relaxed);
+        thread.join().expect("the pusher is let go");
     }
 
     #[test]
