@@ -6,7 +6,6 @@
 //! there is a cause, every vCPU of the board has STOP raised or will get it when it registers. Lock
 //! order: any device lock, then this one; nothing is called with it held but `Pins::raise`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -30,6 +29,14 @@ pub enum Cause {
 struct Inner {
     cause: Option<Cause>,
     pins: Vec<Arc<Pins>>,
+    /// Instructions retired by the vCPUs of earlier boards.
+    retired_before: u64,
+}
+
+impl Inner {
+    fn retired(&self) -> u64 {
+        self.pins.iter().map(|pins| pins.retired()).fold(self.retired_before, u64::wrapping_add)
+    }
 }
 
 /// The cell; lives as long as the machine, over all its resets.
@@ -37,7 +44,6 @@ struct Inner {
 pub struct Control {
     inner: Mutex<Inner>,
     ended: Condvar,
-    retired: AtomicU64,
 }
 
 impl Control {
@@ -58,20 +64,16 @@ impl Control {
         }
     }
 
-    /// Counts instructions that a vCPU has retired.
-    pub fn count(&self, retired: u64) {
-        self.retired.fetch_add(retired, Ordering::Relaxed);
-    }
-
-    /// Instructions of all vCPUs, as far as they have told.
+    /// Instructions of all vCPUs over all boards, as far as they have told.
     #[must_use]
     pub fn retired(&self) -> u64 {
-        self.retired.load(Ordering::Relaxed)
+        lock(&self.inner).retired()
     }
 
     /// Begins a run of a new board with these vCPUs.
     pub fn begin(&self, pins: Vec<Arc<Pins>>) {
         let mut inner = lock(&self.inner);
+        inner.retired_before = inner.retired();
         inner.pins = pins;
         if inner.cause.is_some() {
             stop(&inner.pins);

@@ -92,6 +92,7 @@ impl Env for VcpuEnv {
     }
 
     fn set_retired(&mut self, retired: u64) {
+        self.world.pins.tell_retired(retired);
         if let Time::Counted(clock) = &self.world.time {
             clock.set_retired(retired);
         }

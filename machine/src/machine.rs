@@ -90,7 +90,7 @@ impl Handle {
     }
 
     /// Instructions that the guest's processors have retired, over all resets. While a processor runs, what
-    /// it did since it last slept or was interrupted by the machine is missing.
+    /// it did since it last slept or reached for a device is missing.
     #[must_use]
     pub fn retired(&self) -> u64 {
         self.control.retired()

@@ -103,9 +103,8 @@ impl Vcpu {
                     next_ns.saturating_sub(clock.now_ns()).max(1)
                 }
             };
-            let before = self.engine.state().retired;
             let exit = self.engine.run(budget);
-            control.count(self.engine.state().retired.wrapping_sub(before));
+            self.pins.tell_retired(self.engine.state().retired);
             if let Time::Counted(clock) = time {
                 clock.set_retired(self.engine.state().retired);
             }

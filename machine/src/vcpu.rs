@@ -10,7 +10,7 @@
 //! Source: SDM vol. 3, "Local APIC", `INIT IPI`, `Start-up IPI`; futex(2).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use rustix::thread::futex;
@@ -24,6 +24,8 @@ const SIPI_VECTOR_SHIFT: u32 = 24;
 pub struct Pins {
     word: Arc<AtomicU32>,
     asleep: AtomicBool,
+    /// For statistics.
+    retired: AtomicU64,
 }
 
 impl Pins {
@@ -36,6 +38,17 @@ impl Pins {
     #[must_use]
     pub fn word(&self) -> Arc<AtomicU32> {
         Arc::clone(&self.word)
+    }
+
+    /// The vCPU tells how many instructions it has retired.
+    pub fn tell_retired(&self, retired: u64) {
+        self.retired.store(retired, Relaxed);
+    }
+
+    /// As last told.
+    #[must_use]
+    pub fn retired(&self) -> u64 {
+        self.retired.load(Relaxed)
     }
 
     /// Sets bits and wakes the vCPU.
