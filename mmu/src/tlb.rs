@@ -142,6 +142,16 @@ impl SoftMmu {
         self.walks
     }
 
+    /// Whether a cached translation of `gva` may come from a large page: then more than its 4 KiB page
+    /// goes when it is flushed.
+    #[must_use]
+    pub fn may_be_large(&self, gva: Gva) -> bool {
+        LARGE_SHIFTS.iter().zip(self.large.iter()).any(|(&shift, filter)| {
+            let bit = (gva.0 >> shift) % FILTER_BITS;
+            filter[(bit / 64) as usize] & 1 << (bit % 64) != 0
+        })
+    }
+
     fn draw_era(&mut self) -> u64 {
         let era = self.next_era;
         self.next_era += 1;

@@ -56,6 +56,19 @@ pub struct Area {
     pub attention: *const u32,
     /// PEXT mask of the attention bits that the guest can be stopped for now.
     pub attention_mask: u64,
+    /// RFLAGS but for IF and the status flags, and IF by itself.
+    pub system_flags: u64,
+    pub interrupt_flag: u64,
+    /// The status flags' bits, for PEXT and PDEP.
+    pub status: u64,
+    /// The guest's vector state in memory ([`xenolith_cpu::state::VectorState`]).
+    pub vector: *mut u8,
+    /// Zero while the guest's vector state is in the host's registers.
+    pub vector_idle: u64,
+    /// Not zero: load the vector state on entry. Set on an exit that found it loaded.
+    pub vector_wanted: u64,
+    /// MXCSR while Rust runs.
+    pub host_mxcsr: u64,
     /// Which site left translated code.
     pub site: u64,
     /// Linear address of the access that missed.
@@ -63,6 +76,9 @@ pub struct Area {
     /// PEXT masks: index in the TLB, page number, index in the jump cache.
     pub tlb_index: u64,
     pub page: u64,
+    /// As `page`, and the low bits of aligned operands of 16 and 32 bytes.
+    pub page_and_16: u64,
+    pub page_and_32: u64,
     pub jump_index: u64,
     /// Guest instructions done, as far as counted.
     pub retired: u64,
@@ -71,7 +87,8 @@ pub struct Area {
     pub jumps: [[Jump; JUMP_ENTRIES]; 3],
 }
 
-// SAFETY: `attention` is only read, as an atomic word that outlives the area by its maker's contract.
+// SAFETY: `attention` is only read, as an atomic word, and `vector` is the owner's; both outlive the
+// area by its maker's contract.
 unsafe impl Send for Area {}
 
 /// A linear page address that no access indexed to `slot` can have, nor one that begins in the page
@@ -83,7 +100,7 @@ fn nobody(slot: usize) -> u64 {
 impl Area {
     /// An area with an empty TLB.
     #[must_use]
-    pub fn new(attention: *const u32) -> Box<Self> {
+    pub fn new(attention: *const u32, vector: *mut u8) -> Box<Self> {
         let layout = Layout::new::<Self>();
         // SAFETY: the layout isn't empty.
         let area = unsafe { alloc_zeroed(layout) }.cast::<Self>();
@@ -93,8 +110,14 @@ impl Area {
         // SAFETY: allocated by the global allocator with this layout; zeroes are valid for all fields.
         let mut area = unsafe { Box::from_raw(area) };
         area.attention = attention;
+        area.vector = vector;
         area.tlb_index = (TLB_ENTRIES as u64 - 1) << 12;
         area.page = !0xfff;
+        area.page_and_16 = !0xfff | 15;
+        area.page_and_32 = !0xfff | 31;
+        area.status = 0x8d5;
+        area.vector_idle = 1;
+        area.host_mxcsr = 0x1f80;
         // Return addresses and branch targets differ in their low bits.
         area.jump_index = JUMP_ENTRIES as u64 - 1;
         area.flush();
@@ -110,6 +133,22 @@ impl Area {
             }
         }
         self.flush_jumps();
+    }
+
+    /// Drops one page: `la` is its address.
+    pub fn flush_page(&mut self, la: u64) {
+        let slot = (la >> 12) as usize & (TLB_ENTRIES - 1);
+        for table in &mut self.tlb {
+            table.read[slot] = nobody(slot);
+            table.write[slot] = nobody(slot);
+        }
+        for cache in &mut self.jumps {
+            for (slot, jump) in cache.iter_mut().enumerate() {
+                if jump.minus_rip.wrapping_neg() >> 12 == la >> 12 {
+                    jump.minus_rip = ((slot ^ 1) as u64).wrapping_neg();
+                }
+            }
+        }
     }
 
     /// Empties the tables for writing: some page holds code now.
@@ -187,6 +226,15 @@ pub mod offset {
     }
     pub const ATTENTION: i32 = at(offset_of!(Area, attention));
     pub const ATTENTION_MASK: i32 = at(offset_of!(Area, attention_mask));
+    pub const SYSTEM_FLAGS: i32 = at(offset_of!(Area, system_flags));
+    pub const INTERRUPT_FLAG: i32 = at(offset_of!(Area, interrupt_flag));
+    pub const STATUS: i32 = at(offset_of!(Area, status));
+    pub const VECTOR: i32 = at(offset_of!(Area, vector));
+    pub const VECTOR_IDLE: i32 = at(offset_of!(Area, vector_idle));
+    pub const VECTOR_WANTED: i32 = at(offset_of!(Area, vector_wanted));
+    pub const HOST_MXCSR: i32 = at(offset_of!(Area, host_mxcsr));
+    pub const PAGE_AND_16: i32 = at(offset_of!(Area, page_and_16));
+    pub const PAGE_AND_32: i32 = at(offset_of!(Area, page_and_32));
     pub const SITE: i32 = at(offset_of!(Area, site));
     pub const EA: i32 = at(offset_of!(Area, ea));
     pub const TLB_INDEX: i32 = at(offset_of!(Area, tlb_index));

@@ -7,6 +7,8 @@
 
 use iced_x86::{Code, Instruction, Mnemonic as N, OpKind, Register};
 
+use xenolith_cpu::vector::Plain;
+
 use crate::mode::Mode;
 
 /// How an instruction is translated.
@@ -29,6 +31,14 @@ pub enum Class {
     JumpIndirect,
     /// CALL through register or memory.
     CallIndirect,
+    /// Unsigned division, once it is known not to fault.
+    Divide,
+    /// A vector instruction, on the host's registers.
+    Vector(Plain),
+    /// PUSHF, CLI and STI at CPL 0.
+    PushFlags,
+    ClearInterrupts,
+    SetInterrupts,
     /// The interpreter does it.
     HandOver,
 }
@@ -36,7 +46,18 @@ pub enum Class {
 /// Classifies an instruction decoded for a mode.
 #[must_use]
 pub fn classify(insn: &Instruction, mode: Mode) -> Class {
+    if let Some(plain) = xenolith_cpu::vector::plain(insn) {
+        let enabled = mode.vector >= if plain.vex { 2 } else { 1 };
+        let segment_fits = mode.bits == 64 || mode.fits(insn.memory_segment());
+        // High bytes can't be named beside the registers that addresses are put into.
+        let fits = enabled && segment_fits && memory_fits(insn, mode.bits);
+        return if fits { Class::Vector(plain) } else { Class::HandOver };
+    }
     let class = by_mnemonic(insn);
+    let system = matches!(class, Class::PushFlags | Class::ClearInterrupts | Class::SetInterrupts);
+    if system && mode.privilege == 0 {
+        return Class::HandOver;
+    }
     let segment_fits = mode.bits == 64 || mode.fits(insn.memory_segment());
     if class == Class::HandOver || !segment_fits || !operands_fit(insn, mode.bits, class) {
         return Class::HandOver;
@@ -128,6 +149,10 @@ fn by_mnemonic(insn: &Instruction) -> Class {
         | N::Prefetcht1
         | N::Prefetcht2
         | N::Prefetchw => Class::Same,
+        N::Div if divides_natively(insn) => Class::Divide,
+        N::Pushfd | N::Pushfq => Class::PushFlags,
+        N::Cli => Class::ClearInterrupts,
+        N::Sti => Class::SetInterrupts,
         N::Push => Class::Push,
         N::Pop => Class::Pop,
         N::Leave => Class::Leave,
@@ -147,6 +172,17 @@ fn by_mnemonic(insn: &Instruction) -> Class {
         _ if insn.is_jcc_short_or_near() => Class::Branch,
         _ if is_cmov_or_setcc(insn) => Class::Same,
         _ => Class::HandOver,
+    }
+}
+
+/// DIV of 32 or 64 bits by something other than the dividend.
+fn divides_natively(insn: &Instruction) -> bool {
+    match insn.op0_kind() {
+        OpKind::Register => {
+            let full = insn.op0_register().full_register();
+            insn.op0_register().size() >= 4 && !matches!(full, Register::RAX | Register::RDX)
+        }
+        _ => insn.memory_size().size() >= 4,
     }
 }
 
@@ -174,7 +210,7 @@ fn operands_fit(insn: &Instruction, bits: u8, class: Class) -> bool {
         (if bits == 64 { wide } else { narrow }).contains(&insn.code())
     };
     let own_width = match class {
-        Class::Push | Class::Pop | Class::Call | Class::CallIndirect => {
+        Class::Push | Class::Pop | Class::Call | Class::CallIndirect | Class::PushFlags => {
             insn.stack_pointer_increment().abs() == width
         }
         Class::Return => code(&[Code::Retnq, Code::Retnq_imm16], &[Code::Retnd, Code::Retnd_imm16]),

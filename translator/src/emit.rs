@@ -24,6 +24,9 @@ use iced_x86::{
     Register,
 };
 
+use xenolith_cpu::env::attention;
+use xenolith_cpu::vector::Plain;
+
 use crate::area::offset;
 use crate::classify::{Class, classify};
 use crate::mode::Mode;
@@ -38,7 +41,7 @@ const RBP: u8 = 5;
 pub enum Site {
     /// The inline TLB has no entry for `Area::ea`. Refill it and go on at `resume` (offset in the
     /// block's code), or let the interpreter do the instruction at `rip`.
-    Miss { rip: u64, write: bool, size: u8, resume: usize },
+    Miss { rip: u64, write: bool, size: u8, align: u8, resume: usize },
     /// A direct transfer to `target`. The 32-bit displacement at `patch` (offset in the block's code)
     /// may be pointed at the target's block.
     Chain { target: u64, patch: usize },
@@ -77,6 +80,8 @@ pub struct Frame {
     pub base: u64,
     /// The common exit routine.
     pub exit: u64,
+    /// The routine that loads the vector registers and jumps to r10.
+    pub load_vector: u64,
     /// Number of the block's first site.
     pub first_site: u32,
     pub mode: Mode,
@@ -93,6 +98,8 @@ pub struct Emitter {
     sites: Vec<Site>,
     /// Code after the block proper: one piece for each site.
     stubs: Vec<Stub>,
+    /// The block has made sure that the vector registers are the guest's.
+    vector_live: bool,
 }
 
 impl std::fmt::Debug for Emitter {
@@ -151,7 +158,26 @@ pub fn translate(
             emitter.chain(mask(at, bits), None);
             break;
         }
-        let class = if allowed(&insn) { classify(&insn, frame.mode) } else { Class::HandOver };
+        let class_of = |insn: &Instruction| {
+            if !insn.is_invalid() && allowed(insn) {
+                classify(insn, frame.mode)
+            } else {
+                Class::HandOver
+            }
+        };
+        let mut class = class_of(&insn);
+        if class == Class::SetInterrupts {
+            // The next instruction comes before any interrupt: it must be in the block too.
+            let after = &bytes[done + insn.len()..];
+            let mut ahead =
+                iced_x86::Decoder::with_ip(u32::from(bits), after, insn.next_ip(), decoder_options);
+            let shadowed = instructions + 1 < length_max
+                && ahead.can_decode()
+                && class_of(&ahead.decode()) != Class::HandOver;
+            if !shadowed {
+                class = Class::HandOver;
+            }
+        }
         if class == Class::HandOver {
             if instructions == 0 {
                 return Ok(None);
@@ -223,6 +249,7 @@ impl Emitter {
             frame,
             sites: Vec::new(),
             stubs: Vec::new(),
+            vector_live: false,
         }
     }
 
@@ -333,6 +360,33 @@ impl Emitter {
                 let slot = self.slot();
                 self.indirect(rip, -i64::from(slot));
             }
+            Class::Divide => {
+                self.divide(insn, rip)?;
+                return Ok(false);
+            }
+            Class::Vector(plain) => {
+                self.vector(insn, plain, rip)?;
+                return Ok(false);
+            }
+            Class::PushFlags => {
+                self.push_flags(rip);
+                return Ok(false);
+            }
+            Class::ClearInterrupts => {
+                let masked = !(attention::INTR as i32);
+                dynasm!(self.asm ; .arch x64
+                    ; gs mov QWORD [offset::INTERRUPT_FLAG], 0
+                    ; gs mov DWORD [offset::ATTENTION_MASK], masked
+                );
+                return Ok(false);
+            }
+            Class::SetInterrupts => {
+                dynasm!(self.asm ; .arch x64
+                    ; gs mov QWORD [offset::INTERRUPT_FLAG], 0x200
+                    ; gs mov DWORD [offset::ATTENTION_MASK], -1
+                );
+                return Ok(false);
+            }
             Class::HandOver => self.hand_over(rip),
         }
         Ok(true)
@@ -368,7 +422,7 @@ impl Emitter {
         if insn.mnemonic() == Mnemonic::Lea {
             return self.lea(insn);
         }
-        if memory { self.with_memory(insn, rip) } else { self.registers_only(insn) }
+        if memory { self.with_memory(insn, rip, 0) } else { self.registers_only(insn) }
     }
 
     fn registers_only(&mut self, insn: &Instruction) -> Result<(), EmitError> {
@@ -490,9 +544,139 @@ impl Emitter {
         Ok(())
     }
 
+    /// DIV: the dividend's upper half must be zero and the divisor not, so that it can't fault.
+    fn divide(&mut self, insn: &Instruction, rip: u64) -> Result<(), EmitError> {
+        let start = self.offset();
+        let size = if insn.op0_kind() == OpKind::Register {
+            insn.op0_register().size()
+        } else {
+            insn.memory_size().size()
+        };
+        if insn.op0_kind() == OpKind::Register {
+            let number = insn.op0_register().full_register().number() as u8;
+            if scratch_number(insn.op0_register()).is_some() {
+                let at = offset::gpr(usize::from(number));
+                dynasm!(self.asm ; .arch x64 ; gs mov r11, [at]);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; mov r11, Rq(number));
+            }
+            if size == 4 {
+                dynasm!(self.asm ; .arch x64 ; mov r11d, r11d);
+            }
+        } else {
+            let b = Borrowed { address: R10, addend: R11, spilled: [None; 2] };
+            self.effective_address(insn, R10, R11)?;
+            self.check(b, rip, false, size as u8, start);
+            if size == 4 {
+                dynasm!(self.asm ; .arch x64 ; mov r11d, [r10 + r11]);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; mov r11, [r10 + r11]);
+            }
+        }
+        let slow = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
+        if size == 4 {
+            dynasm!(self.asm ; .arch x64 ; mov ecx, edx);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; mov rcx, rdx);
+        }
+        dynasm!(self.asm ; .arch x64
+            ; jrcxz >small
+            ; jmp =>slow
+            ; small:
+            ; mov rcx, r11
+            ; jrcxz >zero
+            ; jmp >fits
+            ; zero:
+            ; jmp =>slow
+            ; fits:
+            ; gs mov rcx, [offset::spill(0)]
+        );
+        if size == 4 {
+            dynasm!(self.asm ; .arch x64 ; div r11d);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; div r11);
+        }
+        let site = self.site(Site::HandOver { rip });
+        let restore = Borrowed { address: R10, addend: R11, spilled: [None; 2] };
+        self.stubs.push(Stub { label: slow, site, restore: Some(restore) });
+        Ok(())
+    }
+
+    /// A vector instruction: the registers are loaded on a block's first one.
+    fn vector(&mut self, insn: &Instruction, plain: Plain, rip: u64) -> Result<(), EmitError> {
+        if !std::mem::replace(&mut self.vector_live, true) {
+            let live = self.asm.new_dynamic_label();
+            dynasm!(self.asm ; .arch x64
+                ; gs mov [offset::spill(0)], rcx
+                ; gs mov rcx, [offset::VECTOR_IDLE]
+                ; jrcxz =>live
+                ; lea r10, [=>live]
+            );
+            self.jump_to(self.frame.load_vector);
+            dynasm!(self.asm ; .arch x64
+                ; =>live
+                ; gs mov rcx, [offset::spill(0)]
+            );
+        }
+        let memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
+        if memory { self.with_memory(insn, rip, plain.align) } else { self.registers_only(insn) }
+    }
+
+    /// JMP rel32 to a fixed address.
+    fn jump_to(&mut self, target: u64) {
+        let end = self.frame.base + self.offset() as u64 + 5;
+        let distance = target.wrapping_sub(end) as i32;
+        self.asm.push(0xe9);
+        self.asm.push_i32(distance);
+    }
+
+    /// PUSHF: the host's status flags and the rest from the area. The host's stack takes the flags.
+    fn push_flags(&mut self, rip: u64) {
+        let slot = self.slot();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(3)], rsp
+            ; gs mov rsp, [offset::HOST_RSP]
+            ; pushfq
+            ; pop r10
+            ; gs mov rsp, [offset::spill(3)]
+            ; gs pext r10, r10, [offset::STATUS]
+            ; gs pdep r10, r10, [offset::STATUS]
+            ; gs mov r11, [offset::SYSTEM_FLAGS]
+            ; lea r10, [r10 + r11]
+            ; gs mov r11, [offset::INTERRUPT_FLAG]
+            ; lea r10, [r10 + r11]
+            ; gs mov [offset::spill(3)], r10
+        );
+        self.stack_access(-slot, rip, true);
+        self.join();
+        dynasm!(self.asm ; .arch x64 ; gs mov r11, [offset::spill(3)]);
+        self.store_joined_r11();
+        self.move_stack(-slot);
+    }
+
     /// The inline TLB lookup. On entry the address is in `b.address`; after it `[address + addend]` is
     /// the host's. Leaves by a stub on a miss; RCX is whole again after it.
     fn check(&mut self, b: Borrowed, rip: u64, write: bool, size: u8, start: usize) {
+        self.check_aligned(b, rip, write, size, 0, start);
+    }
+
+    /// As [`Emitter::check`], where the address must also be a multiple of `align`.
+    fn check_aligned(
+        &mut self,
+        b: Borrowed,
+        rip: u64,
+        write: bool,
+        size: u8,
+        align: u8,
+        start: usize,
+    ) {
+        // An aligned operand doesn't cross a page: its first byte is looked at, else its last.
+        let (page, last) = match align {
+            16 => (offset::PAGE_AND_16, 0),
+            32 => (offset::PAGE_AND_32, 0),
+            _ => (offset::PAGE, i32::from(size) - 1),
+        };
         let privilege = usize::from(self.frame.mode.privilege);
         let (address, addend) = (b.address, b.addend);
         let tag = offset::tlb_tag(privilege, write);
@@ -502,15 +686,15 @@ impl Emitter {
             ; gs pext Rq(addend), Rq(address), [offset::TLB_INDEX]
             ; gs mov [offset::spill(0)], rcx
             ; gs mov rcx, [Rq(addend) * 8 + tag]
-            ; lea rcx, [rcx + Rq(address) + i32::from(size) - 1]
-            ; gs pext rcx, rcx, [offset::PAGE]
+            ; lea rcx, [rcx + Rq(address) + last]
+            ; gs pext rcx, rcx, [page]
             ; jrcxz =>hit
             ; jmp =>slow
             ; =>hit
             ; gs mov rcx, [offset::spill(0)]
             ; gs mov Rq(addend), [Rq(addend) * 8 + offset::tlb_addend(privilege)]
         );
-        let site = self.site(Site::Miss { rip, write, size, resume: start });
+        let site = self.site(Site::Miss { rip, write, size, align, resume: start });
         self.stubs.push(Stub { label: slow, site, restore: Some(b) });
     }
 
@@ -544,7 +728,7 @@ impl Emitter {
         }
     }
 
-    fn with_memory(&mut self, insn: &Instruction, rip: u64) -> Result<(), EmitError> {
+    fn with_memory(&mut self, insn: &Instruction, rip: u64, align: u8) -> Result<(), EmitError> {
         let uses = self.uses(insn);
         let size = insn.memory_size().size().max(1) as u8;
         let write = (0..insn.op_count()).any(|n| {
@@ -553,7 +737,7 @@ impl Emitter {
         let start = self.offset();
         let borrowed = self.borrow(uses.any | address_bits(insn));
         self.effective_address(insn, borrowed.address, borrowed.addend)?;
-        self.check(borrowed, rip, write, size, start);
+        self.check_aligned(borrowed, rip, write, size, align, start);
         let mut redirected = wide_form(insn);
         redirected.set_segment_prefix(Register::None);
         redirected.set_memory_base(full(borrowed.address));
@@ -842,11 +1026,7 @@ impl Emitter {
             }
             let number = self.frame.first_site + stub.site as u32;
             dynasm!(self.asm ; .arch x64 ; gs mov DWORD [offset::SITE], number as i32);
-            // JMP rel32 to the exit routine.
-            let end = self.frame.base + self.offset() as u64 + 5;
-            let distance = self.frame.exit.wrapping_sub(end) as i32;
-            self.asm.push(0xe9);
-            self.asm.push_i32(distance);
+            self.jump_to(self.frame.exit);
         }
         let code = self.asm.finalize().map_err(|error| EmitError::Assemble(error.to_string()))?;
         Ok(Translation { code, sites: self.sites, bytes, instructions })

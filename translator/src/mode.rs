@@ -7,7 +7,7 @@
 use iced_x86::Register;
 use xenolith_cpu::CpuState;
 use xenolith_cpu::env::Privilege;
-use xenolith_cpu::state::{Cr0, Rflags, Segment, Shadow, sreg};
+use xenolith_cpu::state::{Cr0, Cr4, Rflags, Segment, Shadow, sreg};
 
 /// Part of a block's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,7 +18,12 @@ pub struct Mode {
     pub privilege: u8,
     /// Outside 64-bit mode: FS (bit 0) and GS (bit 1) are writable and have no limit.
     pub extra_segments: u8,
+    /// Vector instructions that may run: 0 none, 1 SSE, 2 AVX too; with every exception masked.
+    pub vector: u8,
 }
+
+/// MXCSR's exception masks.
+const MXCSR_MASKS: u32 = 0x1f80;
 
 /// A data segment (or, for CS, code) that covers all 4 GiB from 0 and may be read and written.
 fn is_flat(segment: &Segment, code: bool) -> bool {
@@ -77,6 +82,12 @@ impl Mode {
             u8::from(bits == 64 || is_flat(&Segment { base: 0, ..seg[register] }, false))
         };
         let extra_segments = extra(sreg::FS) | extra(sreg::GS) << 1;
-        Some(Self { bits, privilege: privilege as u8, extra_segments })
+        let sse = !state.cr0(Cr0::EM)
+            && !state.cr0(Cr0::TS)
+            && state.cr4(Cr4::OSFXSR)
+            && state.vector.mxcsr() & MXCSR_MASKS == MXCSR_MASKS;
+        let avx = sse && state.cr4(Cr4::OSXSAVE) && state.xcr0 & 6 == 6;
+        let vector = u8::from(sse) + u8::from(avx);
+        Some(Self { bits, privilege: privilege as u8, extra_segments, vector })
     }
 }

@@ -160,6 +160,31 @@ impl Operand<'_> {
     }
 }
 
+/// A vector instruction that works on XMM or YMM registers, general registers and one memory operand,
+/// and nothing else: it may run on the host as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plain {
+    pub vex: bool,
+    /// Alignment that the memory operand must have; 0 or 1 for none.
+    pub align: u8,
+}
+
+/// Whether `insn` is such an instruction, and the host has it.
+#[must_use]
+pub fn plain(insn: &Instruction) -> Option<Plain> {
+    static HOST: std::sync::OnceLock<HostFeatures> = std::sync::OnceLock::new();
+    let prepared = classify::classify(insn, HOST.get_or_init(HostFeatures::detect))?;
+    let vex = match prepared.guard {
+        Guard::Sse => false,
+        Guard::Vex => true,
+        _ => return None,
+    };
+    matches!(prepared.action, Action::Native(_) | Action::Stub(_)).then(|| {
+        let len = insn.memory_size().size() as u8;
+        Plain { vex, align: classify::alignment(insn.mnemonic(), vex, len) }
+    })
+}
+
 impl VectorUnit {
     #[must_use]
     pub fn new(code: Box<dyn HostCode>) -> Self {

@@ -12,8 +12,10 @@ use xenolith_mmu::SoftMmu;
 #[derive(Debug)]
 pub struct NotingMmu {
     pub soft: SoftMmu,
-    /// Translations were dropped.
+    /// All translations were dropped.
     pub flushed: bool,
+    /// Pages whose translations were dropped.
+    pub flushed_pages: Vec<u64>,
     /// A page has become watched: nothing may be written to it unseen.
     pub newly_watched: bool,
     /// Pages with code that were stored to.
@@ -22,7 +24,23 @@ pub struct NotingMmu {
 
 impl NotingMmu {
     pub fn new(soft: SoftMmu) -> Self {
-        Self { soft, flushed: false, newly_watched: false, written: Vec::new() }
+        Self {
+            soft,
+            flushed: false,
+            flushed_pages: Vec::new(),
+            newly_watched: false,
+            written: Vec::new(),
+        }
+    }
+}
+
+impl NotingMmu {
+    fn note_page(&mut self, gva: Gva) {
+        if self.soft.may_be_large(gva) {
+            self.flushed = true;
+        } else {
+            self.flushed_pages.push(gva.page_base().0);
+        }
     }
 }
 
@@ -73,11 +91,11 @@ impl Memory for NotingMmu {
         self.soft.set_context(cpu, keep);
     }
     fn flush_page(&mut self, gva: Gva) {
-        self.flushed = true;
+        self.note_page(gva);
         self.soft.flush_page(gva);
     }
     fn flush_page_in(&mut self, pcid: u16, gva: Gva) {
-        self.flushed = true;
+        self.note_page(gva);
         self.soft.flush_page_in(pcid, gva);
     }
 }

@@ -17,14 +17,14 @@ use std::arch::asm;
 use std::sync::Arc;
 
 use dynasmrt::x64::X64Relocation;
-use dynasmrt::{DynasmApi, VecAssembler, dynasm};
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::Instruction;
 use xenolith_codecache::arena::{Arena, ArenaError};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::{self, Interp, is_canonical};
-use xenolith_cpu::state::{Activity, Rflags, sreg};
+use xenolith_cpu::state::{Activity, Rflags, VectorState, sreg};
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::SoftMmu;
 use xenolith_translator::area::{Area, offset};
@@ -39,6 +39,8 @@ use mmu::NotingMmu;
 const LENGTH_MAX: usize = 64;
 /// Host code of one vCPU.
 const CODE_BYTES: usize = 64 << 20;
+/// Single pages to flush before all are.
+const FLUSHED_PAGES_MAX: usize = 8;
 /// Rounds before the caller is asked: it counts time by them.
 const INTERPRETED_RUN: u64 = 64;
 
@@ -71,6 +73,7 @@ pub struct Bt {
     /// Entry of the common code that enters the guest, and that which leaves it.
     enter: u64,
     exit: u64,
+    load_vector: u64,
     /// Whose jump cache each privilege's is.
     jump_owner: [Option<Mode>; 3],
     /// Signals are blocked on the vCPU's thread.
@@ -83,7 +86,7 @@ pub struct Bt {
 pub enum BtError {
     #[error(transparent)]
     Arena(#[from] ArenaError),
-    #[error("the translator needs a host with BMI2 and FSGSBASE; use --engine interp")]
+    #[error("the translator needs a host with BMI2, AVX and FSGSBASE; use --engine interp")]
     Host,
 }
 
@@ -96,17 +99,28 @@ impl std::fmt::Debug for Bt {
 /// General registers but RSP and the scratch ones, which the common code moves.
 const MOVED: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15];
 
-/// The code that enters and leaves the guest: its bytes, and the exit's offset.
-///
+/// The code that enters and leaves the guest, and where its parts are.
+struct Common {
+    code: Vec<u8>,
+    exit: usize,
+    load_vector: usize,
+}
+
 /// ```text
 /// enter(target: rdi)   a C function; GS is the Area; comes back when the guest leaves
 /// exit                 jumped to with the guest's registers and flags; SITE says from where
+/// load_vector          jumped to; loads the vector registers and jumps to r10; uses r11, no flags
 /// ```
-fn common_code(base: u64) -> (Vec<u8>, usize) {
+fn common_code(base: u64) -> Common {
     let mut asm: VecAssembler<X64Relocation> = VecAssembler::new(base as usize);
     dynasm!(asm ; .arch x64
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15 ; sub rsp, 8
         ; gs mov [offset::HOST_RSP], rsp
+        ; gs cmp QWORD [offset::VECTOR_WANTED], 0
+        ; je >plain
+        ; lea r10, [>plain]
+        ; jmp >load_vector
+        ; plain:
         ; mov r11, rdi
         ; gs push QWORD [offset::FLAGS]
         ; popfq
@@ -115,6 +129,20 @@ fn common_code(base: u64) -> (Vec<u8>, usize) {
         dynasm!(asm ; .arch x64 ; gs mov Rq(register), [offset::gpr(usize::from(register))]);
     }
     dynasm!(asm ; .arch x64 ; gs mov rsp, [offset::gpr(4)] ; jmp r11);
+    let load_vector = asm.offset().0;
+    dynasm!(asm ; .arch x64 ; load_vector: ; gs mov r11, [offset::VECTOR]);
+    for n in 0..16 {
+        let (low, high) = vector_halves(n);
+        dynasm!(asm ; .arch x64
+            ; vmovups Rx(n), [r11 + low]
+            ; vinsertf128 Ry(n), Ry(n), [r11 + high], 1
+        );
+    }
+    dynasm!(asm ; .arch x64
+        ; ldmxcsr [r11 + VectorState::MXCSR as i32]
+        ; gs mov QWORD [offset::VECTOR_IDLE], 0
+        ; jmp r10
+    );
     let exit = asm.offset().0;
     for register in MOVED {
         dynasm!(asm ; .arch x64 ; gs mov [offset::gpr(usize::from(register))], Rq(register));
@@ -124,10 +152,36 @@ fn common_code(base: u64) -> (Vec<u8>, usize) {
         ; gs mov rsp, [offset::HOST_RSP]
         ; pushfq
         ; gs pop QWORD [offset::FLAGS]
+        ; gs mov QWORD [offset::VECTOR_WANTED], 0
+        ; gs cmp QWORD [offset::VECTOR_IDLE], 0
+        ; jne >idle
+        ; gs mov r11, [offset::VECTOR]
+    );
+    for n in 0..16 {
+        let (low, high) = vector_halves(n);
+        dynasm!(asm ; .arch x64
+            ; vmovups [r11 + low], Rx(n)
+            ; vextractf128 [r11 + high], Ry(n), 1
+        );
+    }
+    dynasm!(asm ; .arch x64
+        ; stmxcsr [r11 + VectorState::MXCSR as i32]
+        ; vzeroupper
+        ; gs ldmxcsr [offset::HOST_MXCSR]
+        ; gs mov QWORD [offset::VECTOR_IDLE], 1
+        ; gs mov QWORD [offset::VECTOR_WANTED], 1
+        ; idle:
         ; add rsp, 8 ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
         ; ret
     );
-    (asm.finalize().expect("no labels are left open"), exit)
+    let code = asm.finalize().expect("no labels are left open");
+    Common { code, exit, load_vector }
+}
+
+/// Offsets in `VectorState` of the halves of YMMn.
+fn vector_halves(n: u8) -> (i32, i32) {
+    let at = 16 * i32::from(n);
+    (VectorState::XMM as i32 + at, VectorState::YMMH as i32 + at)
 }
 
 impl Bt {
@@ -143,23 +197,28 @@ impl Bt {
     ) -> Result<Self, BtError> {
         // SAFETY: AT_HWCAP2 is a plain query.
         let fsgsbase = unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_FSGSBASE != 0;
-        if !fsgsbase || !std::arch::is_x86_feature_detected!("bmi2") {
+        if !fsgsbase
+            || !std::arch::is_x86_feature_detected!("bmi2")
+            || !std::arch::is_x86_feature_detected!("avx")
+        {
             return Err(BtError::Host);
         }
         let attention = env.attention();
-        let area = Area::new(Arc::as_ptr(&attention).cast());
         let arena = Arena::new(CODE_BYTES)?;
         let base = arena.next_entry().addr() as u64;
-        let (common, exit) = common_code(base);
+        let common = common_code(base);
         let interp =
             Interp::new(state, NotingMmu::new(soft), env, Arc::clone(&cpuid), apic_id, code);
+        let mut interp = Box::new(interp);
+        let vector = interp.state.vector.bytes.as_mut_ptr();
         Ok(Self {
-            interp: Box::new(interp),
-            area,
-            blocks: Blocks::new(arena, common),
+            area: Area::new(Arc::as_ptr(&attention).cast(), vector),
+            interp,
+            blocks: Blocks::new(arena, common.code),
             cpuid,
             enter: base,
-            exit: base + exit as u64,
+            exit: base + common.exit as u64,
+            load_vector: base + common.load_vector as u64,
             jump_owner: [None; 3],
             masked: false,
             stats: Stats::default(),
@@ -227,9 +286,14 @@ impl Bt {
             self.area.flush_jumps();
         }
         let mem = &mut self.interp.mem;
-        if std::mem::take(&mut mem.flushed) {
+        let pages = std::mem::take(&mut mem.flushed_pages);
+        if std::mem::take(&mut mem.flushed) || pages.len() > FLUSHED_PAGES_MAX {
             self.area.flush();
             self.stats.flushes += 1;
+        } else {
+            for page in pages {
+                self.area.flush_page(page);
+            }
         }
         if std::mem::take(&mut mem.newly_watched) {
             self.area.flush_writes();
@@ -287,7 +351,9 @@ impl Bt {
         let allowed = |insn: &Instruction| insn.cpuid_features().iter().all(|&f| cpuid.allows(f));
         for _ in 0..2 {
             let (base, first_site) = self.blocks.next();
-            let frame = Frame { base, exit: self.exit, first_site, mode: key.mode, rip: key.rip };
+            let (exit, load_vector) = (self.exit, self.load_vector);
+            let Key { rip, mode, .. } = key;
+            let frame = Frame { base, exit, load_vector, first_site, mode, rip };
             let options = self.cpuid.decoder_options();
             let translation = match emit::translate(frame, bytes, LENGTH_MAX, &allowed, options) {
                 Ok(translation) => translation?,
@@ -313,14 +379,19 @@ impl Bt {
         self.own_jumps(mode);
         self.load();
         let mut target = entry;
+        // Only an access that is tried again goes on within a block that has loaded the vector state.
+        self.area.vector_wanted = 0;
         loop {
             self.stats.entries += 1;
             self.enter_guest(target);
             let exit = self.blocks.exit(self.area.site);
+            if !matches!(exit.site, Site::Miss { .. }) {
+                self.area.vector_wanted = 0;
+            }
             match exit.site {
-                Site::Miss { rip, write, size, resume } => {
+                Site::Miss { rip, write, size, align, resume } => {
                     self.stats.refills += 1;
-                    if self.refill(mode, write, size) {
+                    if self.refill(mode, write, size, align) {
                         target = exit.code.wrapping_add(resume);
                         continue;
                     }
@@ -370,10 +441,11 @@ impl Bt {
     }
 
     /// Gives the inline TLB the page that missed; false when the interpreter must do the access.
-    fn refill(&mut self, mode: Mode, write: bool, size: u8) -> bool {
+    fn refill(&mut self, mode: Mode, write: bool, size: u8, align: u8) -> bool {
         let ea = self.area.ea;
         let crosses = (ea & (PAGE_SIZE - 1)) + u64::from(size) > PAGE_SIZE;
-        if crosses || mode.bits == 64 && !is_canonical(ea) {
+        let misaligned = align > 1 && ea & (u64::from(align) - 1) != 0;
+        if crosses || misaligned || mode.bits == 64 && !is_canonical(ea) {
             return false;
         }
         let privilege = match mode.privilege {
@@ -401,7 +473,10 @@ impl Bt {
         let state = &self.interp.state;
         self.area.gpr = state.gpr;
         self.area.attention_mask = self.deliverable();
-        self.area.flags = state.rflags & Rflags::STATUS.bits() | Rflags::FIXED.bits();
+        let (status, interrupt) = (Rflags::STATUS.bits(), Rflags::IF.bits());
+        self.area.flags = state.rflags & status | Rflags::FIXED.bits();
+        self.area.system_flags = state.rflags & !(status | interrupt);
+        self.area.interrupt_flag = state.rflags & interrupt;
         for register in [sreg::FS, sreg::GS] {
             self.area.seg_base[register] = state.seg[register].base;
         }
@@ -412,7 +487,8 @@ impl Bt {
         let status = Rflags::STATUS.bits();
         let state = &mut self.interp.state;
         state.gpr = self.area.gpr;
-        state.rflags = state.rflags & !status | self.area.flags & status;
+        let system = self.area.system_flags | self.area.interrupt_flag;
+        state.rflags = system | self.area.flags & status;
         state.rip = rip;
     }
 
