@@ -124,8 +124,7 @@ fn a_call_gate_copies_parameters_to_the_inner_stack() {
     assert_eq!(s.seg[sreg::SS].selector, KERNEL_DATA);
     let frame: Vec<u32> = (0..6).map(|n| b.read_u32(INNER_STACK - 24 + 4 * n)).collect();
     let outer = (USER_STACK - 8) as u32;
-    let expected =
-        [CODE as u32 + 2, USER_CODE.into(), 0x1111, 0x2222, outer, USER_DATA.into()];
+    let expected = [CODE as u32 + 2, USER_CODE.into(), 0x1111, 0x2222, outer, USER_DATA.into()];
     assert_eq!(frame, expected);
     // RETF 8 there releases them on both stacks.
     b.write(0x1_2340, b"\xca\x08\x00");
@@ -359,7 +358,7 @@ fn syscall_and_sysret_load_fixed_segments() {
     assert_eq!((s.cpl, s.rip, s.gpr[RCX], s.gpr[11]), (0, CODE + 2, CODE + 2, 0x246));
     assert_eq!((s.rflags, s.gpr[RSP]), (0x46, USER_STACK));
     assert_eq!((s.seg[sreg::CS].selector, s.seg[sreg::SS].selector), (8, 0x10));
-    b.vm.state.gpr[11] = u64::MAX & !(1 << 8);
+    b.vm.state.gpr[11] = !(1 << 8);
     b.vm.step();
     let s = &b.vm.state;
     assert_eq!((s.cpl, s.rip), (3, CODE + 2));
