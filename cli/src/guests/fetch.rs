@@ -1,9 +1,9 @@
 //! Fetches a guest into the cache.
 //!
 //! Problem: several processes may want the same guest at once, and any may be killed at any moment.
-//! Scheme: who fetches holds a lock on a file beside the guest's folder and works in a partial folder
-//! with a fixed name, so that the next holder can sweep what a killed one left; the finished folder gets
-//! its name by one rename. Lock and partial folder are one guest's.
+//! Scheme: who fetches holds a lock on a file beside the guest's folder and works in a partial folder of
+//! its own, after sweeping those that killed ones left (whose apt may outlive them for a while and go on
+//! writing there); the finished folder gets its name by one rename.
 //! Invariant: nobody changes a guest's folder once it has its name (but for images, see `initramfs`).
 
 use std::fs::{self, File, OpenOptions};
@@ -53,8 +53,9 @@ pub fn fetch(guest: &Guest, cache: &Cache) -> Result<()> {
     if super::origin(guest, cache).is_some() {
         return Ok(());
     }
-    let partial = guests.join(format!(".{}.partial", guest.name));
-    sweep(&partial)?;
+    let prefix = format!(".{}.partial-", guest.name);
+    sweep_left_over(&guests, &prefix);
+    let partial = guests.join(format!("{prefix}{}", std::process::id()));
     fs::create_dir_all(&partial).with_context(|| format!("cannot make {}", partial.display()))?;
     let fetched = fetch_into(guest, &partial, &cache.guest(guest));
     let swept = sweep(&partial);
@@ -76,6 +77,17 @@ fn lock(guest: &Guest, path: &Path) -> Result<File> {
             .with_context(|| format!("cannot lock {}", path.display()))?;
     }
     Ok(file)
+}
+
+/// Nobody else works here while we hold the lock, but for an orphaned apt: what it keeps busy goes next
+/// time.
+fn sweep_left_over(guests: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(guests) else { return };
+    for entry in entries.filter_map(Result::ok) {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn sweep(partial: &Path) -> Result<()> {
