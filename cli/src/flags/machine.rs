@@ -10,7 +10,7 @@ pub struct MachineFlags {
     #[arg(value_parser = parse_size, default_value = "512M", allow_negative_numbers = true)]
     pub memory_bytes: u64,
 
-    /// Number of processors
+    /// Number of processors, 1 to 64
     #[arg(short = 'c', long = "cpus", value_name = "N", help_heading = "Machine")]
     #[arg(default_value_t = 1, allow_negative_numbers = true)]
     pub cpus: u32,
