@@ -27,6 +27,7 @@ fn main() -> ExitCode {
     start_logging(cli.log.as_deref());
     let status = match cli.command {
         flags::Command::Run(args) => cmd::run::run(&args),
+        flags::Command::Diff(args) => cmd::diff::run(&args),
         flags::Command::Guests(args) => cmd::guests::run(&args),
     };
     terminal::restore();

@@ -10,6 +10,8 @@ pub const WRONG: u8 = 1;
 pub const DEFECT: u8 = 2;
 /// A triple fault; the registers are on standard error.
 pub const TRIPLE_FAULT: u8 = 3;
+/// `diff` has found a difference.
+pub const DIFFERENT: u8 = 4;
 /// `--timeout` passed, as with timeout(1).
 pub const TIMEOUT: u8 = 124;
 

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use xenolith_cpu::CpuState;
 use xenolith_cpu::cpuid::{CpuidModel, Feature};
-use xenolith_cpu::env::attention;
+use xenolith_cpu::env::{Env, attention};
+use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::Interp;
 use xenolith_cpu::state::Activity;
 use xenolith_devices::acpi::pm::{self, PmBlock};
@@ -43,10 +44,10 @@ use xenolith_mmu::{GuestRam, SoftMmu};
 use crate::boot::Loaded;
 use crate::bt::Bt;
 use crate::clock::{CountedClock, HostClock};
-use crate::config::{Config, ConfigError, DiskConfig, Engine};
+use crate::config::{self, Config, ConfigError, DiskConfig};
 use crate::console::{Port, Sink, is_on_virtio};
 use crate::control::{Cause, Control};
-use crate::engine::Stubs;
+use crate::engine::{Engine, Stubs};
 use crate::env::{Buses, Ferr, VcpuEnv, World};
 use crate::memory_map::{self, EBDA_START, MemoryMap};
 use crate::random::Random;
@@ -75,6 +76,51 @@ pub fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ConfigError> {
             }
         })
         .collect()
+}
+
+/// What an engine is made of: a vCPU in its first state, its memory and its world.
+pub struct EngineParts {
+    pub state: CpuState,
+    pub mmu: SoftMmu,
+    pub env: Box<dyn Env>,
+    pub model: Arc<CpuidModel>,
+    pub index: u32,
+    pub code: Box<dyn HostCode>,
+}
+
+/// Makes a vCPU's engine.
+pub type MakeEngine<'a> = dyn FnMut(EngineParts) -> Result<Box<dyn Engine>, ConfigError> + 'a;
+
+impl EngineParts {
+    /// # Errors
+    /// The host refuses memory for code.
+    pub fn engine(self, kind: config::Engine) -> Result<Box<dyn Engine>, ConfigError> {
+        let Self { state, mmu, env, model, index, code } = self;
+        match kind {
+            config::Engine::Interp => {
+                Ok(Box::new(Interp::new(state, mmu, env, model, index, code)))
+            }
+            config::Engine::Bt => Ok(Box::new(
+                Bt::new(state, mmu, env, model, index, code)
+                    .map_err(|error| host("provide memory for code")(error.into()))?,
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for EngineParts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EngineParts").field("index", &self.index).finish_non_exhaustive()
+    }
+}
+
+/// A board for whoever drives its one vCPU himself, with counted time.
+#[derive(Debug)]
+pub struct Clockwork {
+    pub clock: Arc<CountedClock>,
+    pub timers: Arc<TimerQueue>,
+    pub pins: Arc<Pins>,
+    pub power: PowerEvents,
 }
 
 /// A machine from power-on to power-off or reset.
@@ -111,6 +157,21 @@ impl Board {
         loaded: &Loaded,
         disks: &[Disk],
         sink: &Sink,
+    ) -> Result<Self, ConfigError> {
+        Self::build_with(config, map, loaded, disks, sink, &mut |parts| parts.engine(config.engine))
+    }
+
+    /// [`Board::build`] with engines from `make`.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn build_with(
+        config: &Config,
+        map: &MemoryMap,
+        loaded: &Loaded,
+        disks: &[Disk],
+        sink: &Sink,
+        make: &mut MakeEngine<'_>,
     ) -> Result<Self, ConfigError> {
         signal::install().map_err(|error| host("handle SIGFPE")(error.into()))?;
         let ram = GuestRam::new(config.memory_bytes)
@@ -181,7 +242,7 @@ impl Board {
                     pins: Arc::clone(&pins),
                     ferr: Arc::clone(&ferr),
                 };
-                vcpu(world, pins, loaded, &ram, &model, config.engine)
+                vcpu(world, pins, loaded, &ram, &model, make)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -194,6 +255,14 @@ impl Board {
             console,
             console_is_virtio: is_on_virtio(&config.command_line),
         })
+    }
+
+    /// The parts that drive the first vCPU; `None` under host time. Console output is not waited for.
+    #[must_use]
+    pub fn into_clockwork(self) -> Option<Clockwork> {
+        let Time::Counted(clock) = self.time else { return None };
+        let pins = self.vcpus.into_iter().next()?.pins;
+        Some(Clockwork { clock, timers: self.timers, pins, power: self.power })
     }
 
     /// The console, for the host side.
@@ -361,7 +430,7 @@ fn vcpu(
     loaded: &Loaded,
     ram: &Arc<GuestRam>,
     model: &Arc<CpuidModel>,
-    kind: Engine,
+    make: &mut MakeEngine<'_>,
 ) -> Result<Vcpu, ConfigError> {
     let index = world.index;
     let mut state = CpuState::reset(model.signature());
@@ -376,18 +445,18 @@ fn vcpu(
     let code = Stubs::new().map_err(|error| host("provide memory for code")(error.into()))?;
     let router = Arc::clone(&world.router);
     let env = Box::new(VcpuEnv::new(world));
-    let (model_, code) = (Arc::clone(model), Box::new(code));
-    let engine: Box<dyn crate::engine::Engine> = match kind {
-        Engine::Interp => Box::new(Interp::new(state, mmu, env, model_, index as u32, code)),
-        Engine::Bt => Box::new(
-            Bt::new(state, mmu, env, model_, index as u32, code)
-                .map_err(|error| host("provide memory for code")(error.into()))?,
-        ),
+    let parts = EngineParts {
+        state,
+        mmu,
+        env,
+        model: Arc::clone(model),
+        index: index as u32,
+        code: Box::new(code),
     };
     Ok(Vcpu {
         index: index as u32,
         signature: model.signature(),
-        engine,
+        engine: make(parts)?,
         pins,
         apic_init: Box::new(move || router.init_cpu(index)),
     })

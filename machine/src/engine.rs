@@ -9,7 +9,6 @@ use xenolith_cpu::CpuState;
 use xenolith_cpu::env::Memory;
 use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::{self, Interp};
-use xenolith_mmu::SoftMmu;
 
 /// Why an engine came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +27,11 @@ pub enum Exit {
 pub trait Engine: Send {
     /// Runs at most about `budget` instructions. Takes interrupts and NMIs by itself.
     fn run(&mut self, budget: u64) -> Exit;
+    /// Runs little: one instruction where the engine can stop behind it, else to the end of one block.
+    /// Takes an interrupt or NMI at the beginning only.
+    fn step(&mut self) -> Exit {
+        self.run(1)
+    }
     fn state(&mut self) -> &mut CpuState;
     /// The state was changed from outside: nothing cached may be relied on.
     fn state_changed(&mut self);
@@ -59,7 +63,7 @@ impl HostCode for Stubs {
     }
 }
 
-impl Engine for Interp<SoftMmu> {
+impl<M: Memory + Send> Engine for Interp<M> {
     fn run(&mut self, budget: u64) -> Exit {
         match Interp::run(self, budget) {
             interp::Exit::Budget => Exit::Budget,
@@ -67,6 +71,13 @@ impl Engine for Interp<SoftMmu> {
             interp::Exit::Shutdown => Exit::Shutdown,
             interp::Exit::Attention => Exit::Attention,
         }
+    }
+    fn step(&mut self) -> Exit {
+        match Engine::run(self, 0) {
+            Exit::Budget => Interp::step(self),
+            exit => return exit,
+        }
+        Exit::Budget
     }
     fn state(&mut self) -> &mut CpuState {
         &mut self.state

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 mod console;
 mod control;
+pub mod diff;
 mod engine;
 mod env;
 mod machine;

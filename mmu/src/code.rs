@@ -29,8 +29,8 @@
 //! 2^30 stores to that page. Any thread. Source: SDM vol. 3, "Memory Ordering" and "Handling Self-
 //! and Cross-Modifying Code"; membarrier(2).
 
-use std::sync::atomic::{AtomicU32, Ordering, compiler_fence, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
@@ -50,6 +50,9 @@ pub struct CodeMap {
     words: Box<[AtomicU32]>,
     /// Serialises watchers on their slow path.
     arming: Mutex<()>,
+    /// Ranges of the RAM file that devices stored to, while somebody wants to know.
+    device_stores: Mutex<Option<Vec<(u64, u64)>>>,
+    logs_stores: AtomicBool,
     /// No membarrier on this host: the storer's side has to fence.
     storers_fence: bool,
 }
@@ -61,7 +64,7 @@ impl CodeMap {
         let words = Box::<[AtomicU32]>::new_zeroed_slice(layout.pages());
         // SAFETY: all zeroes is a valid AtomicU32.
         let words = unsafe { words.assume_init() };
-        Self { layout, words, arming: Mutex::new(()), storers_fence: !register_membarrier() }
+        Self { layout, words, arming: Mutex::new(()), device_stores: Mutex::default(), logs_stores: AtomicBool::new(false), storers_fence: !register_membarrier() }
     }
 
     #[inline(always)]
@@ -120,10 +123,41 @@ impl CodeMap {
         watched
     }
 
+    /// Starts to log what devices store, for lockstep runs.
+    pub fn log_device_stores(&self) {
+        *self.device_stores() = Some(Vec::new());
+        self.logs_stores.store(true, Ordering::Relaxed);
+    }
+
+    /// Guest physical pages that devices have stored to since the last call.
+    pub fn take_device_stores(&self) -> Vec<u64> {
+        let ranges = match self.device_stores().as_mut() {
+            Some(log) if !log.is_empty() => std::mem::take(log),
+            _ => return Vec::new(),
+        };
+        let mut pages: Vec<u64> = ranges
+            .into_iter()
+            .flat_map(|(offset, len)| offset >> 12..=(offset + (len - 1)) >> 12)
+            .map(|page| self.layout.guest_page(page))
+            .collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+
+    fn device_stores(&self) -> MutexGuard<'_, Option<Vec<(u64, u64)>>> {
+        self.device_stores.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// To be called after a store of `len` bytes at an offset of the RAM file.
     fn stored_file_range(&self, offset: u64, len: u64) {
         if len == 0 {
             return;
+        }
+        if self.logs_stores.load(Ordering::Relaxed)
+            && let Some(log) = self.device_stores().as_mut()
+        {
+            log.push((offset, len));
         }
         compiler_fence(Ordering::SeqCst);
         if self.storers_fence {

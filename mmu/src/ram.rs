@@ -83,6 +83,13 @@ impl Layout {
             (high < self.high_bytes >> 12).then(|| (high + (self.low_bytes >> 12)) as usize)
         }
     }
+
+    /// The guest page of a page of the RAM file.
+    #[must_use]
+    pub fn guest_page(&self, file_page: u64) -> u64 {
+        let low = self.low_bytes >> 12;
+        if file_page < low { file_page } else { file_page - low + (HOLE_END >> 12) }
+    }
 }
 
 /// The guest's memory.

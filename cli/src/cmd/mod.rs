@@ -1,5 +1,6 @@
 //! What the program does, one module per command.
 
+pub mod diff;
 pub mod guests;
 pub mod run;
 

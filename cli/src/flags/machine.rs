@@ -49,7 +49,7 @@ impl From<EngineFlag> for Engine {
 }
 
 /// QEMU's syntax for `-m`: MiB unless a suffix says otherwise. The bounds are the machine's to check.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
         "K" | "KB" | "KIB" => 10,

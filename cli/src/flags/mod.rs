@@ -6,6 +6,7 @@
 
 mod boot;
 mod console;
+mod diff;
 mod limits;
 mod machine;
 
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use boot::BootFlags;
 pub use console::{ConsoleFlags, Serial};
+pub use diff::DiffArgs;
 pub use limits::LimitFlags;
 pub use machine::MachineFlags;
 
@@ -56,6 +58,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// List the guests that `run` knows by name, where each comes from and whether it is cached
     Guests(GuestsArgs),
+    /// Run a guest in two engines in lockstep and show the first difference
+    Diff(DiffArgs),
 }
 
 const RUN_HELP: &str = "\

@@ -78,6 +78,8 @@ pub struct Bt {
     jump_owner: [Option<Mode>; 3],
     /// Signals are blocked on the vCPU's thread.
     masked: bool,
+    /// Blocks are run one at a time: nothing is chained or remembered.
+    stepping: bool,
     pub stats: Stats,
 }
 
@@ -221,6 +223,7 @@ impl Bt {
             load_vector: base + common.load_vector as u64,
             jump_owner: [None; 3],
             masked: false,
+            stepping: false,
             stats: Stats::default(),
         })
     }
@@ -234,7 +237,7 @@ impl Bt {
         }
         let Some(mode) = Mode::of(&self.interp.state) else {
             self.stats.unfit += 1;
-            return self.interpret(INTERPRETED_RUN);
+            return self.interpret(if self.stepping { 1 } else { INTERPRETED_RUN });
         };
         self.settle();
         match self.find(mode) {
@@ -332,6 +335,9 @@ impl Bt {
     }
 
     fn keep_jump(&mut self, mode: Mode, rip: u64, entry: *const u8) {
+        if self.stepping {
+            return;
+        }
         let privilege = usize::from(mode.privilege);
         self.own_jumps(mode);
         self.area.remember(privilege, rip, entry.addr() as u64);
@@ -402,6 +408,9 @@ impl Bt {
                 Site::Chain { target: rip, patch } => {
                     self.stats.chains += 1;
                     self.unload(rip);
+                    if self.stepping {
+                        return None;
+                    }
                     let next = self.find(mode)?;
                     // Still where it was: making the block may have emptied the cache.
                     if self.blocks.is_live(exit) {
@@ -422,6 +431,9 @@ impl Bt {
                     }
                     self.unload(to);
                     if u64::from(self.attention()) & self.area.attention_mask != 0 {
+                        return None;
+                    }
+                    if self.stepping {
                         return None;
                     }
                     target = self.find(mode)?;
@@ -520,6 +532,17 @@ impl Engine for Bt {
                 return Exit::Budget;
             }
         }
+    }
+    fn step(&mut self) -> Exit {
+        if !std::mem::replace(&mut self.masked, true) {
+            block_signals();
+        }
+        if !std::mem::replace(&mut self.stepping, true) {
+            // What was chained would run on.
+            self.blocks.reset();
+            self.area.flush_jumps();
+        }
+        self.round().unwrap_or(Exit::Budget)
     }
     fn state(&mut self) -> &mut CpuState {
         &mut self.interp.state

@@ -1,0 +1,490 @@
+//! Lockstep with QEMU.
+//!
+//! Problem: a single step of QEMU costs a third of a millisecond, so a boot can't be stepped through; and
+//! QEMU must see the same devices, time and interrupts. Scheme: the interpreter leads with the machine.
+//! Its steps are of three kinds: *plain*, which QEMU must do by itself; *native* system instructions,
+//! which it does by one single step each; and *injected* ones, whose result came from the machine (port
+//! and device accesses, time, CPUID, most MSRs, HLT, interrupts): there QEMU's registers and memory are
+//! set to ours. Plain steps are gathered into stretches. QEMU runs one up to a breakpoint at its end,
+//! where registers and all pages that the stretch stored to are compared. A stretch that ends otherwise
+//! is taken back on both sides, which is possible because nothing in it touches the machine or
+//! registers that a debugger can't write, and gone through in single steps: so the report names the
+//! instruction. Flags that the manual leaves undefined are made ours. Thread: the lockstep's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use iced_x86::{Code, Instruction, Mnemonic};
+use xenolith_cpu::env::Memory as _;
+use xenolith_cpu::interp::Interp;
+use xenolith_cpu::state::{Activity, Rflags, sreg};
+use xenolith_cpu::{CpuState, Gpa, PAGE_SIZE};
+use xenolith_devices::clock::lock;
+
+use super::compare::{asks_the_machine, decode, differing, undefined_after};
+use super::leader::{Leader, Plan, Step};
+use super::memory::{Pages, read};
+use super::ours::code_at;
+use super::peer::Peer;
+use super::report::{Difference, Executed, History, MemoryRow};
+use super::watch::{SHOWN, Touch, Watched};
+use super::{DiffConfig, DiffError, Outcome, Stop, Summary};
+
+const NAMES: [&str; 2] = ["interp", "qemu"];
+/// Steps after which a stretch ends at the next address that is new to it; and at the latest.
+const STRETCH: usize = 20_000;
+const STRETCH_MAX: usize = 60_000;
+/// A stretch no longer than this is stepped through: that takes less time than a breakpoint.
+const SHORT: usize = 3;
+/// Stops at a breakpoint before the right one, beyond those that are known (repeated string instructions
+/// stop at every iteration).
+const EXTRA_STOPS: usize = 64;
+/// How long QEMU may take for a stretch.
+const STRETCH_TIME: Duration = Duration::from_secs(5);
+/// Iterations of one repeated instruction that are stepped through before a breakpoint is used.
+const ITERATIONS_STEPPED: usize = 8;
+
+/// How QEMU does a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Native,
+    Injected,
+}
+
+/// Plain steps that QEMU has yet to do.
+struct Stretch {
+    start: CpuState,
+    steps: usize,
+    /// Addresses of its instructions, with how often each.
+    seen: BTreeMap<u64, usize>,
+    /// Pages stored to.
+    stored: BTreeSet<u64>,
+    /// Status flags that are undefined at its end.
+    undefined: u64,
+}
+
+impl Stretch {
+    fn new(start: CpuState) -> Self {
+        Self { start, steps: 0, seen: BTreeMap::new(), stored: BTreeSet::new(), undefined: 0 }
+    }
+}
+
+type Machine = Leader<Interp<Watched>>;
+
+struct Lockstep {
+    leader: Machine,
+    peer: Peer,
+    every_instruction: bool,
+    history: History,
+    steps: u64,
+    injected: u64,
+    repeated: u64,
+    allowed: u64,
+}
+
+/// One instruction of the leader with what it was.
+struct Done {
+    kind: Kind,
+    before: CpuState,
+    insn: Instruction,
+    bytes: Vec<u8>,
+    stored: Vec<u64>,
+    touches: Vec<Touch>,
+}
+
+pub fn run(mut config: DiffConfig) -> Result<Outcome, DiffError> {
+    let plan = Plan::new(&config)?;
+    let leader = Leader::build(&plan, config.until.as_deref(), |parts| {
+        let mmu = Watched::new(parts.mmu);
+        Ok(Interp::new(parts.state, mmu, parts.env, parts.model, parts.index, parts.code))
+    })?;
+    let peer = Peer::start(&leader.ram, &leader.engine.state)?;
+    let mut lockstep = Lockstep {
+        leader,
+        peer,
+        every_instruction: config.every_instruction,
+        history: History::default(),
+        steps: 0,
+        injected: 0,
+        repeated: 0,
+        allowed: 0,
+    };
+    lockstep.run(&mut config)
+}
+
+fn linear(state: &CpuState) -> u64 {
+    if state.is_64bit() {
+        state.rip
+    } else {
+        state.seg[sreg::CS].base.wrapping_add(state.rip) & 0xffff_ffff
+    }
+}
+
+/// System instructions that load what a debugger can't write.
+fn is_native(insn: &Instruction, state: &CpuState) -> bool {
+    match insn.mnemonic() {
+        Mnemonic::Lgdt
+        | Mnemonic::Lidt
+        | Mnemonic::Lldt
+        | Mnemonic::Ltr
+        | Mnemonic::Xsetbv
+        | Mnemonic::Invd
+        | Mnemonic::Wbinvd => true,
+        Mnemonic::Mov => matches!(
+            insn.code(),
+            Code::Mov_cr_r32 | Code::Mov_cr_r64 | Code::Mov_dr_r32 | Code::Mov_dr_r64
+        ),
+        // MSRs that both sides keep and that change what instructions do.
+        Mnemonic::Wrmsr => matches!(
+            state.gpr[1] as u32,
+            0x174..=0x176 | 0x277 | 0xc000_0080..=0xc000_0084 | 0xc000_0100..=0xc000_0103
+        ),
+        _ => false,
+    }
+}
+
+impl Lockstep {
+    fn run(&mut self, config: &mut DiffConfig) -> Result<Outcome, DiffError> {
+        let start = Instant::now();
+        let mut told = 0;
+        let stop = loop {
+            let retired = self.leader.engine.state.retired;
+            if retired >= told {
+                config.report_progress(retired);
+                told = retired + 10_000;
+            }
+            let mut stretch = Stretch::new(self.leader.engine.state.clone());
+            let (last, stop) = self.gather(&mut stretch, config);
+            // The state at the end of the stretch: the leader may be one step beyond.
+            let at_end = match &last {
+                Some(done) => done.before.clone(),
+                None => self.leader.engine.state.clone(),
+            };
+            if let Some(difference) = self.follow(&mut stretch, &at_end, last.as_ref(), config)? {
+                return Ok(Outcome::Different(difference));
+            }
+            if let Some(done) = last
+                && let Some(difference) = self.follow_last(done)?
+            {
+                return Ok(Outcome::Different(difference));
+            }
+            if let Some(stop) = stop {
+                break stop;
+            }
+        };
+        Ok(Outcome::Equal(Summary {
+            stop,
+            steps: self.steps,
+            instructions: self.leader.engine.state.retired,
+            injected: self.injected,
+            repeated: self.repeated,
+            allowed: self.allowed,
+            time: start.elapsed(),
+        }))
+    }
+
+    /// Lets the leader make plain steps into the stretch, up to one of another kind, which is returned.
+    fn gather(&mut self, stretch: &mut Stretch, config: &mut DiffConfig) -> (Option<Done>, Option<Stop>) {
+        let limit = if self.every_instruction { 1 } else { STRETCH };
+        loop {
+            if config.steps.is_some_and(|limit| self.steps >= limit) {
+                return (None, Some(Stop::Steps));
+            }
+            let at = linear(&self.leader.engine.state);
+            if stretch.steps >= limit && !stretch.seen.contains_key(&at)
+                || stretch.steps >= STRETCH_MAX
+                || self.every_instruction && stretch.steps >= 1
+            {
+                return (None, None);
+            }
+            self.leader.tell_retired(self.leader.engine.state.retired);
+            if let Some(stop) = self.leader.settle() {
+                return (None, Some(stop));
+            }
+            let (done, step) = self.lead(config);
+            let stop = match step {
+                Step::Ended(stop) => Some(stop),
+                Step::Ran | Step::Waited => None,
+            };
+            if done.kind != Kind::Plain || stop.is_some() {
+                return (Some(done), stop);
+            }
+            *stretch.seen.entry(at).or_default() += 1;
+            stretch.steps += 1;
+            stretch.stored.extend(&done.stored);
+            stretch.undefined = undefined_after(&done.insn, stretch.undefined);
+        }
+    }
+
+    /// One step of the leader: an interrupt, or else an instruction.
+    fn lead(&mut self, config: &mut DiffConfig) -> (Done, Step) {
+        let before = self.leader.engine.state.clone();
+        self.leader.engine.mem.forget();
+        // Takes what is due and executes nothing.
+        self.leader.engine.run(0);
+        let interrupted = self.leader.engine.state.rip != before.rip;
+        let bits = before.code_bits();
+        let vm = &mut self.leader.engine;
+        let bytes = code_at(&mut vm.mem, &self.leader.ram, &before, before.rip, bits);
+        let insn = decode(bits, before.rip, &bytes);
+        let step = if interrupted { Step::Ran } else { self.leader.step() };
+        self.steps += 1;
+        let vm = &mut self.leader.engine;
+        config.tamper(self.steps, &mut vm.state);
+        self.history.note(before.rip, vm.state.rip);
+        let asked = {
+            let mut log = lock(&self.leader.log);
+            let asked = !log.is_empty();
+            log.clear();
+            asked
+        };
+        let mut stored = vm.mem.stored.clone();
+        let by_devices = self.leader.ram.code().take_device_stores();
+        let asked = asked || !by_devices.is_empty();
+        stored.extend(by_devices);
+        let injected = asked
+            || interrupted
+            || step == Step::Waited
+            || asks_the_machine(&insn)
+            || vm.state.activity != Activity::Running;
+        let kind = if injected {
+            Kind::Injected
+        } else if is_native(&insn, &before) {
+            Kind::Native
+        } else if insn.mnemonic() == Mnemonic::Wrmsr {
+            Kind::Injected
+        } else {
+            Kind::Plain
+        };
+        let touches = vm.mem.touches.clone();
+        (Done { kind, before, insn, bytes, stored, touches }, step)
+    }
+
+    /// Lets QEMU do a stretch and compares its end. When that differs, both sides go back and through it
+    /// in single steps. `last` is the step that the leader has made beyond it.
+    fn follow(
+        &mut self,
+        stretch: &mut Stretch,
+        at_end: &CpuState,
+        last: Option<&Done>,
+        config: &mut DiffConfig,
+    ) -> Result<Option<Box<Difference>>, DiffError> {
+        if stretch.steps == 0 {
+            return Ok(None);
+        }
+        // As QEMU has them now: the stretch's beginning.
+        let old_pages: Vec<(u64, Vec<u8>)> = stretch
+            .stored
+            .iter()
+            .filter_map(|&gpn| Some((gpn, self.peer.page(gpn)?.to_vec())))
+            .collect();
+        // The last step may have stored to pages that the stretch did too.
+        let beyond: BTreeSet<u64> = last.iter().flat_map(|it| it.stored.iter().copied()).collect();
+        let arrived = stretch.steps > SHORT && self.run_to(stretch, at_end)?;
+        if arrived && self.ends_equal(stretch, at_end, &beyond)? {
+            return Ok(None);
+        }
+        let ran = stretch.steps > SHORT;
+        let new_state = self.leader.engine.state.clone();
+        let pages: BTreeSet<u64> = stretch.stored.union(&beyond).copied().collect();
+        let new_pages: Vec<(u64, Vec<u8>)> = pages
+            .iter()
+            .filter_map(|&gpn| Some((gpn, self.leader.ram.page(gpn)?.to_vec())))
+            .collect();
+        if ran {
+            let theirs = self.peer.state(&stretch.start)?;
+            for (gpn, page) in &old_pages {
+                self.peer.write_page(*gpn, page)?;
+            }
+            self.peer.set_state(&stretch.start, &theirs)?;
+            self.repeated += 1;
+        }
+        let beyond_pages = pages.iter().filter_map(|&gpn| Some((gpn, self.peer.page(gpn)?.to_vec())));
+        let beyond_pages: Vec<_> = beyond_pages.collect();
+        let made = self.steps;
+        self.take_back(&stretch.start, &beyond_pages);
+        self.steps = made - stretch.steps as u64 - u64::from(last.is_some());
+        for _ in 0..stretch.steps {
+            let (done, _) = self.lead(config);
+            if let Some(difference) = self.single(done)? {
+                return Ok(Some(difference));
+            }
+        }
+        self.steps = made;
+        self.take_back(&new_state, &new_pages);
+        Ok(None)
+    }
+
+    /// Sets the leader's state and these pages.
+    fn take_back(&mut self, state: &CpuState, pages: &[(u64, Vec<u8>)]) {
+        for (gpn, page) in pages {
+            if let Some(host) = self.leader.ram.host_ptr(Gpa(gpn * PAGE_SIZE), page.len()) {
+                // SAFETY: a whole page of RAM, while nothing of its machine runs.
+                unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), host, page.len()) };
+                self.leader.ram.code().stored(*gpn);
+            }
+        }
+        let vm = &mut self.leader.engine;
+        vm.state.clone_from(state);
+        vm.mem.flush_all();
+    }
+
+    /// Runs QEMU to the end of the stretch; `false` if it doesn't come there.
+    fn run_to(&mut self, stretch: &Stretch, at_end: &CpuState) -> Result<bool, DiffError> {
+        let target = linear(at_end);
+        let mut stops = stretch.seen.get(&target).copied().unwrap_or_default() + EXTRA_STOPS;
+        if linear(&stretch.start) == target {
+            self.peer.step()?;
+        }
+        loop {
+            if !self.peer.run_to(target, STRETCH_TIME)? {
+                return Ok(false);
+            }
+            let theirs = self.peer.state(at_end)?;
+            let there = theirs.gpr == at_end.gpr && theirs.rip == at_end.rip;
+            if there || stops == 0 {
+                return Ok(there);
+            }
+            stops -= 1;
+            self.peer.step()?;
+        }
+    }
+
+    /// Compares at the end of a stretch.
+    fn ends_equal(
+        &mut self,
+        stretch: &Stretch,
+        at_end: &CpuState,
+        beyond: &BTreeSet<u64>,
+    ) -> Result<bool, DiffError> {
+        if !self.state_equal(at_end, stretch.undefined)?.0 {
+            return Ok(false);
+        }
+        for &gpn in &stretch.stored {
+            // What the leader has stored to beyond the end can be compared behind that only.
+            if beyond.contains(&gpn) {
+                continue;
+            }
+            let (word, tolerated) = self.peer.page_differs(&self.leader.ram, gpn);
+            self.allowed += tolerated as u64;
+            if word.is_some() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Compares QEMU's state with `ours`, and makes undefined flags ours.
+    fn state_equal(
+        &mut self,
+        ours: &CpuState,
+        undefined: u64,
+    ) -> Result<(bool, CpuState), DiffError> {
+        let mut theirs = self.peer.state(ours)?;
+        let flags = theirs.rflags ^ ours.rflags;
+        if flags != 0 && flags & !(undefined & Rflags::STATUS.bits()) == 0 {
+            let mut right = theirs.clone();
+            right.rflags = ours.rflags;
+            self.peer.set_state(&right, &theirs)?;
+            theirs = right;
+            self.allowed += 1;
+        }
+        Ok((differing(ours, &theirs).is_empty(), theirs))
+    }
+
+    /// The step behind a stretch.
+    fn follow_last(&mut self, done: Done) -> Result<Option<Box<Difference>>, DiffError> {
+        if done.kind != Kind::Injected {
+            return self.single(done);
+        }
+        self.injected += 1;
+        let after = self.leader.engine.state.clone();
+        let theirs = self.peer.state(&done.before)?;
+        // Segment registers are loaded by the guest's tables, so memory comes first.
+        for &gpn in &done.stored {
+            self.peer.copy_page(&self.leader.ram, gpn)?;
+        }
+        self.peer.set_state(&after, &theirs)?;
+        Ok(None)
+    }
+
+    /// QEMU does one instruction that the leader has done, and is compared.
+    fn single(&mut self, done: Done) -> Result<Option<Box<Difference>>, DiffError> {
+        let ours = self.leader.engine.state.clone();
+        self.peer.step()?;
+        let repeats = done.insn.has_rep_prefix() || done.insn.has_repne_prefix();
+        if repeats && done.insn.is_string_instruction() {
+            self.finish_repeat(&done, &ours)?;
+        }
+        let undefined = undefined_after(&done.insn, 0);
+        let (equal, theirs) = self.state_equal(&ours, undefined)?;
+        let mut note = None;
+        for &gpn in &done.stored {
+            let (word, tolerated) = self.peer.page_differs(&self.leader.ram, gpn);
+            self.allowed += tolerated as u64;
+            if let Some(word) = word {
+                note = Some(format!("memory differs at {:#x}", gpn * PAGE_SIZE + word as u64));
+            }
+        }
+        if equal && note.is_none() {
+            return Ok(None);
+        }
+        Ok(Some(self.difference(done, ours, theirs, note)))
+    }
+
+    /// Steps through the iterations of a repeated string instruction, up to where ours stopped.
+    fn finish_repeat(&mut self, done: &Done, ours: &CpuState) -> Result<(), DiffError> {
+        for n in 0..=usize::MAX {
+            let theirs = self.peer.state(ours)?;
+            if theirs.rip != done.before.rip || theirs.gpr == ours.gpr && theirs.rip == ours.rip {
+                return Ok(());
+            }
+            if n >= ITERATIONS_STEPPED && ours.rip != done.before.rip {
+                self.peer.run_to(linear(ours), STRETCH_TIME)?;
+                return Ok(());
+            }
+            if n > 1 << 14 {
+                return Ok(());
+            }
+            self.peer.step()?;
+        }
+        Ok(())
+    }
+
+    fn difference(
+        &mut self,
+        done: Done,
+        ours: CpuState,
+        theirs: CpuState,
+        note: Option<String>,
+    ) -> Box<Difference> {
+        let rows = done.touches.iter().map(|&touch| {
+            let mut after = [[0; SHOWN]; 2];
+            read(&self.leader.ram, touch.gpa, &mut after[0]);
+            read(&self.peer, touch.gpa, &mut after[1]);
+            MemoryRow { touch, after }
+        });
+        let memory = rows.collect();
+        let len = done.insn.len().min(done.bytes.len());
+        let executed = Executed {
+            rip: done.before.rip,
+            bytes: done.bytes[..len].to_vec(),
+            insn: done.insn,
+            touches_from: 0,
+        };
+        let difference = Difference {
+            step: self.steps,
+            retired: done.before.retired,
+            names: NAMES,
+            executed: vec![executed],
+            before: done.before,
+            after: [ours, theirs],
+            fields: Vec::new(),
+            memory,
+            history: self.history.clone(),
+            notes: note.into_iter().collect(),
+        };
+        Box::new(difference.compared())
+    }
+}
