@@ -64,7 +64,14 @@ impl CodeMap {
         let words = Box::<[AtomicU32]>::new_zeroed_slice(layout.pages());
         // SAFETY: all zeroes is a valid AtomicU32.
         let words = unsafe { words.assume_init() };
-        Self { layout, words, arming: Mutex::new(()), device_stores: Mutex::default(), logs_stores: AtomicBool::new(false), storers_fence: !register_membarrier() }
+        Self {
+            layout,
+            words,
+            arming: Mutex::new(()),
+            device_stores: Mutex::default(),
+            logs_stores: AtomicBool::new(false),
+            storers_fence: !register_membarrier(),
+        }
     }
 
     #[inline(always)]

@@ -136,8 +136,7 @@ pub fn undefined_after(insn: &Instruction, before: u64) -> u64 {
     // With a count of zero a shift leaves all flags alone, so the old ones may still be there.
     let by_cl = (1..insn.op_count())
         .any(|n| insn.op_kind(n) == OpKind::Register && insn.op_register(n) == Register::CL);
-    let defined =
-        insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
+    let defined = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
     let kept = if by_cl { before } else { before & !of(defined) };
     kept | of(insn.rflags_undefined())
 }

@@ -42,8 +42,9 @@ impl Gdb {
     pub fn new(socket: UnixStream) -> Result<Self, DiffError> {
         socket.set_write_timeout(Some(PATIENCE)).map_err(lost)?;
         let mut gdb = Self { socket, received: Vec::new() };
-        // Opens the conversation; what is supported is known.
         gdb.ask("qSupported")?;
+        // Only who has asked for the description may write single registers.
+        gdb.ask("qXfer:features:read:target.xml:0,fff")?;
         // Memory is addressed physically from now on.
         gdb.command("Qqemu.PhyMemMode:1")?;
         Ok(gdb)

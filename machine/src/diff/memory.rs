@@ -32,7 +32,10 @@ impl Pages for Arc<GuestRam> {
     fn touched(&self) -> Vec<u64> {
         let layout = self.layout();
         let mut pages = Vec::new();
-        let spans = [(0, layout.low_bytes), (layout.guest_page(layout.low_bytes >> 12) << 12, layout.high_bytes)];
+        let spans = [
+            (0, layout.low_bytes),
+            (layout.guest_page(layout.low_bytes >> 12) << 12, layout.high_bytes),
+        ];
         for (start, len) in spans {
             if len == 0 {
                 continue;

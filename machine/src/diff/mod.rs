@@ -147,7 +147,9 @@ pub enum DiffError {
     Qemu(String),
     #[error("the host gives no thread: {0}")]
     Thread(std::io::Error),
-    #[error("two runs of the same configuration were not the same: give --against interp to see why")]
+    #[error(
+        "two runs of the same configuration were not the same: give --against interp to see why"
+    )]
     Unsteady,
     #[error("a defect of Xenolith stopped the comparison")]
     Panicked,

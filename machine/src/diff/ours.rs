@@ -49,7 +49,10 @@ enum Hint {
     None,
     Page(Suspect),
     /// In this step the interpreter is at the leader's RIP after so many instructions, and differs.
-    Short { step: u64, instructions: usize },
+    Short {
+        step: u64,
+        instructions: usize,
+    },
 }
 
 pub fn run(mut config: DiffConfig) -> Result<Outcome, DiffError> {

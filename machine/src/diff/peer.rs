@@ -128,8 +128,10 @@ impl Peer {
                 unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), to, PAGE) };
             }
         }
-        let backend =
-            format!("memory-backend-file,id=ram,size={bytes},mem-path={},share=on", memory.display());
+        let backend = format!(
+            "memory-backend-file,id=ram,size={bytes},mem-path={},share=on",
+            memory.display()
+        );
         let spawned = Command::new("qemu-system-x86_64")
             .args(["-M", "none,memory-backend=ram", "-object", &backend])
             .args(["-m", &format!("{}M", bytes >> 20), "-accel", "tcg"])
@@ -160,6 +162,7 @@ impl Peer {
     fn enter(&mut self, ram: &Arc<GuestRam>, state: &CpuState) -> Result<(), DiffError> {
         const CODE: u64 = 0x600;
         const TABLES: u64 = 0x6f0;
+        const INSTRUCTIONS: usize = 14;
         let selectors = [sreg::CS, sreg::DS].map(|n| state.seg[n].selector as u8);
         let [code, data] = selectors;
         let task = state.tr.selector as u8;
@@ -178,7 +181,6 @@ impl Peer {
             0x0f, 0x00, 0xd8,                       // ltr ax
             0x0f, 0x01, 0x1d, 0xf8, 0x06, 0, 0,     // lidt [0x6f8]
         ];
-        let steps = 15;
         let mut tables = state.gdtr.limit.to_le_bytes().to_vec();
         tables.extend((gdt as u32).to_le_bytes());
         tables.extend([0; 2 + 6]);
@@ -188,15 +190,19 @@ impl Peer {
         self.gdb.write(gdt + u64::from(task) + 5, &[0x89])?;
         self.gdb.set_register(number::CS, &[0; 4])?;
         self.gdb.set_register(number::RIP, &CODE.to_le_bytes())?;
-        for _ in 0..steps {
-            self.gdb.step()?;
-        }
         let end = CODE + program.len() as u64;
-        let theirs = self.state(state)?;
-        if theirs.rip != end {
-            let rip = theirs.rip;
+        let mut rip = CODE;
+        // An instruction that loads SS and its successor may be one step.
+        for _ in 0..INSTRUCTIONS {
+            if rip != end {
+                self.gdb.step()?;
+                rip = self.state(state)?.rip;
+            }
+        }
+        if rip != end {
             return Err(DiffError::Qemu(format!("its start went astray, to {rip:#x}")));
         }
+        let theirs = self.state(state)?;
         self.copy_page(ram, 0)?;
         self.set_state(state, &theirs)
     }
@@ -206,7 +212,9 @@ impl Peer {
         let bytes = self.gdb.registers()?;
         if bytes.len() < offset::END {
             let len = bytes.len();
-            return Err(DiffError::Qemu(format!("its debugger shows only {len} bytes of registers")));
+            return Err(DiffError::Qemu(format!(
+                "its debugger shows only {len} bytes of registers"
+            )));
         }
         let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight"));
         let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four"));
@@ -274,9 +282,8 @@ impl Peer {
             }
         }
         if to.long_mode() {
-            let bases = |s: &CpuState| {
-                [s.seg[sreg::FS].base, s.seg[sreg::GS].base, s.msr.kernel_gs_base]
-            };
+            let bases =
+                |s: &CpuState| [s.seg[sreg::FS].base, s.seg[sreg::GS].base, s.msr.kernel_gs_base];
             for (n, (new, old)) in bases(to).into_iter().zip(bases(theirs)).enumerate() {
                 self.set_u64(number::FS_BASE + n, new, old)?;
             }

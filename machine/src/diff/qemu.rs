@@ -185,7 +185,11 @@ impl Lockstep {
     }
 
     /// Lets the leader make plain steps into the stretch, up to one of another kind, which is returned.
-    fn gather(&mut self, stretch: &mut Stretch, config: &mut DiffConfig) -> (Option<Done>, Option<Stop>) {
+    fn gather(
+        &mut self,
+        stretch: &mut Stretch,
+        config: &mut DiffConfig,
+    ) -> (Option<Done>, Option<Stop>) {
         let limit = if self.every_instruction { 1 } else { STRETCH };
         loop {
             if config.steps.is_some_and(|limit| self.steps >= limit) {
@@ -300,7 +304,8 @@ impl Lockstep {
             self.peer.set_state(&stretch.start, &theirs)?;
             self.repeated += 1;
         }
-        let beyond_pages = pages.iter().filter_map(|&gpn| Some((gpn, self.peer.page(gpn)?.to_vec())));
+        let beyond_pages =
+            pages.iter().filter_map(|&gpn| Some((gpn, self.peer.page(gpn)?.to_vec())));
         let beyond_pages: Vec<_> = beyond_pages.collect();
         let made = self.steps;
         self.take_back(&stretch.start, &beyond_pages);
