@@ -432,9 +432,10 @@ pub(super) fn aam<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
 
 pub(super) fn aad<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     let ax = u16::get(&vm.state, RAX as u8);
-    let al = (ax as u8).wrapping_add(((ax >> 8) as u8).wrapping_mul(i.imm as u8));
+    let tens = ((ax >> 8) as u8).wrapping_mul(i.imm as u8);
+    // The undefined flags are the addition's, as on the host.
+    let al = u8::add(ax as u8, tens, &mut vm.state.rflags);
     u16::set(&mut vm.state, RAX as u8, u16::from(al));
-    decimal_flags(&mut vm.state, al, false, false);
     Ok(())
 }
 

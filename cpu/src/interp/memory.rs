@@ -17,8 +17,13 @@ use crate::exception::{Exception, Outcome, Trap, Vector};
 use crate::state::{CpuState, Segment, sreg};
 use crate::vector::{OperandMemory, VectorUnit};
 
-/// Held during a locked access that crosses a page: the host can't do it in one instruction.
+/// Held during a locked access that crosses a cache line. One that crosses a page the host can't do in
+/// one instruction; others it could, but Linux slows a process down by milliseconds for each, or kills
+/// it (split_lock_detect). What is lost: atomicity against accesses that don't cross.
 static SPLIT_LOCK: Mutex<()> = Mutex::new(());
+
+/// Bytes within which a locked access is one transaction.
+const CACHE_LINE: u64 = 64;
 
 /// Bits 47-63 are equal.
 #[inline(always)]
@@ -194,7 +199,8 @@ impl<M: Memory> Interp<M> {
         mut change: impl FnMut(&mut CpuState, W) -> W,
     ) -> Outcome<W> {
         let la = self.linear(seg, offset, W::BYTES, true)?;
-        if la & (PAGE_SIZE - 1) > PAGE_SIZE - W::BYTES || self.mode.watchful {
+        let unit = if lock { CACHE_LINE } else { PAGE_SIZE };
+        if la & (unit - 1) > unit - W::BYTES || self.mode.watchful {
             return self.modify_slow(la, &mut change);
         }
         match self.mem.translate(&self.state, Gva(la), Access::Write, self.mode.privilege) {
@@ -397,6 +403,12 @@ fn page_fault(cpu: &mut CpuState, fault: PageFault) -> Trap {
 }
 
 impl<M: Memory> Path<'_, M> {
+    /// `la + done`: in compatibility mode data wraps at 4 GiB, while tables may lie above.
+    fn further(&self, cpu: &CpuState, la: u64, done: u64) -> u64 {
+        let at = la.wrapping_add(done);
+        if self.mode.long64 || cpu.long_mode() && la >> 32 != 0 { at } else { at & 0xffff_ffff }
+    }
+
     fn read(
         &mut self,
         cpu: &mut CpuState,
@@ -407,7 +419,7 @@ impl<M: Memory> Path<'_, M> {
         note_data_access(cpu, self.mode, la, out.len() as u64, false);
         let mut done = 0;
         while done < out.len() {
-            let at = wrap(cpu, la.wrapping_add(done as u64));
+            let at = self.further(cpu, la, done as u64);
             let n = (out.len() - done).min((PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize);
             let part = &mut out[done..done + n];
             match self.mem.translate(cpu, Gva(at), Access::Read, privilege) {
@@ -431,7 +443,7 @@ impl<M: Memory> Path<'_, M> {
         note_data_access(cpu, self.mode, la, data.len() as u64, true);
         let mut done = 0;
         while done < data.len() {
-            let at = wrap(cpu, la.wrapping_add(done as u64));
+            let at = self.further(cpu, la, done as u64);
             let n = (data.len() - done).min((PAGE_SIZE - (at & (PAGE_SIZE - 1))) as usize);
             let part = &data[done..done + n];
             match self.mem.translate(cpu, Gva(at), Access::Write, privilege) {
@@ -457,7 +469,7 @@ impl<M: Memory> Path<'_, M> {
     fn probe(&mut self, cpu: &mut CpuState, la: u64, len: u64, privilege: Privilege) -> Outcome {
         let mut done = 0;
         while done < len {
-            let at = wrap(cpu, la.wrapping_add(done));
+            let at = self.further(cpu, la, done);
             if let Err(fault) = self.mem.translate(cpu, Gva(at), Access::Write, privilege) {
                 return Err(page_fault(cpu, fault));
             }

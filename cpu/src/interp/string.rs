@@ -166,8 +166,9 @@ impl StringOp for Lods {
 impl StringOp for Cmps {
     const COMPARES: bool = true;
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
-        let a = vm.load::<W>(i.seg, vm.state.gpr[RSI] & i.addr_mask)?;
+        // In this order, as measured.
         let b = vm.load::<W>(ES, vm.state.gpr[RDI] & i.addr_mask)?;
+        let a = vm.load::<W>(i.seg, vm.state.gpr[RSI] & i.addr_mask)?;
         W::sub(a, b, &mut vm.state.rflags);
         let step = step::<M, W>(vm);
         advance(vm, RSI, step, i.addr_mask);

@@ -368,6 +368,15 @@ fn compatibility_mode_addresses_have_32_bits() {
     b.write_u32(DATA, 0x1234_5678);
     b.bytes(b"\x8b\x08\xf4").expect_halt();
     assert_eq!(b.vm.state.gpr[RCX], 0x1234_5678);
+    // An operand over the end of the 4 GiB.
+    b.vm.mem.map(0xffff_f000, Some(Mapping { gpa: DATA, write: true, user: true }));
+    b.vm.state.gpr[RAX] = 0xfffe;
+    b.write(DATA + 0xffe, b"\x11\x22");
+    b.write(0, b"\x33\x44");
+    b.vm.state.activity = Activity::Running;
+    b.vm.state.rip = CODE;
+    b.expect_halt();
+    assert_eq!(b.vm.state.gpr[RCX], 0x4433_2211);
 }
 
 #[test]

@@ -189,6 +189,49 @@ impl Native {
 
     /// Builds the harness around `insn`; returns the address at which the instruction lies.
     pub fn place(&mut self, insn: &[u8]) -> u64 {
+        let (before, after) = self.harness();
+        let at = self.code as u64 + before.len() as u64;
+        self.put(&[&before[..], insn, &after[..]].concat());
+        DONE.store(at + insn.len() as u64, Ordering::SeqCst);
+        at
+    }
+
+    /// The same with `insn` in 32-bit code: far jumps to Linux's user code segments around it.
+    pub fn place_32(&mut self, insn: &[u8]) -> u64 {
+        const CODE_32: u16 = 0x23;
+        const CODE_64: u16 = 0x33;
+        let (mut before, after) = self.harness();
+        // mov eax, DATA; mov ds, eax; mov es, eax: 64-bit processes have null there.
+        before.splice(0..0, *b"\xb8\x2b\0\0\0\x8e\xd8\x8e\xc0");
+        let base = u32::try_from(self.code as u64).expect("MAP_32BIT");
+        // jmp far [pointer]; insn; jmp far CODE_64:after
+        let at = base + before.len() as u32 + 7;
+        let back = at + insn.len() as u32;
+        let pointer = base + CODE_LEN as u32 - 8;
+        let mut all = before;
+        all.extend_from_slice(b"\xff\x2c\x25");
+        all.extend_from_slice(&pointer.to_le_bytes());
+        all.extend_from_slice(insn);
+        all.push(0xea);
+        all.extend_from_slice(&(back + 7).to_le_bytes());
+        all.extend_from_slice(&CODE_64.to_le_bytes());
+        all.extend_from_slice(&after);
+        all.resize(CODE_LEN - 8, 0xcc);
+        all.extend_from_slice(&at.to_le_bytes());
+        all.extend_from_slice(&CODE_32.to_le_bytes());
+        self.put(&all);
+        DONE.store(u64::from(back), Ordering::SeqCst);
+        u64::from(at)
+    }
+
+    fn put(&mut self, all: &[u8]) {
+        assert!(all.len() <= CODE_LEN);
+        // SAFETY: the mapping is writable, large enough, and `&mut self` makes it exclusive.
+        unsafe { std::ptr::copy_nonoverlapping(all.as_ptr(), self.code, all.len()) };
+    }
+
+    /// The code before and after the instruction.
+    fn harness(&self) -> (Vec<u8>, Vec<u8>) {
         let gpr = self.field(std::mem::offset_of!(Frame, gpr));
         let flags = self.field(std::mem::offset_of!(Frame, flags));
         let host_rsp = self.field(std::mem::offset_of!(Frame, host_rsp));
@@ -233,14 +276,7 @@ impl Native {
             a.ret()?;
             Ok((before, a.assemble(0)?))
         };
-        let (before, after) = build().expect("the harness encodes");
-        let all = [&before[..], insn, &after[..]].concat();
-        assert!(all.len() <= CODE_LEN);
-        // SAFETY: the mapping is writable, large enough, and `&mut self` makes it exclusive.
-        unsafe { std::ptr::copy_nonoverlapping(all.as_ptr(), self.code, all.len()) };
-        let at = self.code as u64 + before.len() as u64;
-        DONE.store(at + insn.len() as u64, Ordering::SeqCst);
-        at
+        build().expect("the harness encodes")
     }
 
     /// Runs what was placed. `state` is an XSAVE image.
