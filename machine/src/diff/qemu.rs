@@ -133,8 +133,24 @@ fn is_native(insn: &Instruction, state: &CpuState) -> bool {
         | Mnemonic::Wbinvd => true,
         Mnemonic::Mov => matches!(
             insn.code(),
-            Code::Mov_cr_r32 | Code::Mov_cr_r64 | Code::Mov_dr_r32 | Code::Mov_dr_r64
+            Code::Mov_cr_r32
+                | Code::Mov_cr_r64
+                | Code::Mov_dr_r32
+                | Code::Mov_dr_r64
+                | Code::Mov_Sreg_rm16
+                | Code::Mov_Sreg_r32m16
+                | Code::Mov_Sreg_r64m16
         ),
+        // A segment can only be written by its selector: its hidden part might be another by then.
+        Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => true,
+        Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => true,
+        Mnemonic::Pop => insn.op0_register().is_segment_register(),
+        Mnemonic::Jmp | Mnemonic::Call => {
+            insn.is_jmp_far()
+                || insn.is_jmp_far_indirect()
+                || insn.is_call_far()
+                || insn.is_call_far_indirect()
+        }
         // MSRs that both sides keep and that change what instructions do.
         Mnemonic::Wrmsr => matches!(
             state.gpr[1] as u32,
