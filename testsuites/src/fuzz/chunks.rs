@@ -221,7 +221,7 @@ fn size(rng: &mut Rng) -> u32 {
 fn ports(rng: &mut Rng, e: &mut Emitter) {
     let (port, size) = (places::port(rng), size(rng));
     match rng.below(8) {
-        0..=4 => e.out(port, size, rng.odd_u64() as u32),
+        0..=4 => e.out(port, size, rng.register_value() as u32),
         5 | 6 => e.input(port, size),
         _ => {
             e.mov(EDX, port.into());
@@ -242,7 +242,7 @@ fn ports(rng: &mut Rng, e: &mut Emitter) {
 /// One access to memory that is probably a device's.
 fn memory(rng: &mut Rng, e: &mut Emitter, at: u32) {
     e.mov(EBX, at);
-    e.mov64(EAX, rng.odd_u64());
+    e.mov64(EAX, rng.register_value());
     let displacement = if rng.one_in(8) { rng.below(0x2000) as u32 } else { 0 };
     match rng.below(12) {
         0..=5 => {
@@ -307,7 +307,7 @@ fn pci(rng: &mut Rng, e: &mut Emitter) {
     if rng.one_in(4) {
         e.input(port, size);
     } else {
-        e.out(port, size, rng.odd_u64() as u32);
+        e.out(port, size, rng.register_value() as u32);
     }
 }
 

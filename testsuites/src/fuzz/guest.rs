@@ -77,7 +77,7 @@ impl HostileGuest {
         }
         let uses_virtio = weights.iter().any(|&(kind, weight)| weight > 0 && kind == Kind::Virtio);
         let image = world::image(&mut rng, &plan, &chunks)?.bytes;
-        let guest_time = Duration::from_micros(if rng.one_in(16) { 20_000 } else { 500 });
+        let guest_time = Duration::from_micros(if rng.one_in(32) { 10_000 } else { 300 });
         let privilege = if plan.user { "user" } else { "kernel" };
         let mut much: Vec<_> = weights.iter().filter(|(_, weight)| *weight >= 4).collect();
         much.sort_by_key(|(_, weight)| std::cmp::Reverse(*weight));

@@ -60,6 +60,11 @@ impl Rng {
         }
     }
 
+    /// For a device's register: every byte as likely as another, or a number that breaks things.
+    pub fn register_value(&mut self) -> u64 {
+        if self.one_in(2) { self.u64() } else { self.odd_u64() }
+    }
+
     /// A number of the kinds that break things: small, all ones, powers of two and their neighbours, pages,
     /// sign changes, non-canonical, or any.
     pub fn odd_u64(&mut self) -> u64 {

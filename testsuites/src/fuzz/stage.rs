@@ -24,7 +24,7 @@ use super::places;
 use crate::multiboot::TemporaryFile;
 
 /// Host time of guests whose own time isn't counted or starts again.
-const HOST_TIME: Duration = Duration::from_millis(60);
+const HOST_TIME: Duration = Duration::from_millis(40);
 /// The same for guests in counted time, whose instructions may each be 64 accesses to a device.
 const COUNTED_HOST_TIME: Duration = Duration::from_secs(3);
 /// A machine that runs for so long after its time is up doesn't end.
