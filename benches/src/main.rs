@@ -4,6 +4,7 @@
 //! cargo run --release -p xenolith-benches -- interp     million instructions a second of small guests
 //! cargo run --release -p xenolith-benches -- boot       Debian's kernel from power-on to init and a shell
 //! cargo run --release -p xenolith-benches               both
+//! xenolith-benches once LOOP                            one short loop, to be counted by callgrind
 //! ```
 //!
 //! Where QEMU is installed, its emulator runs the same guests for comparison. Numbers of one day are in
@@ -17,10 +18,16 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-const USAGE: &str = "usage: xenolith-benches [interp|boot]...";
+const USAGE: &str = "usage: xenolith-benches [interp|boot]... | once LOOP";
 
 fn main() -> Result<ExitCode> {
     let mut wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let [once, name] = &wanted[..]
+        && once == "once"
+    {
+        interp::once(name)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if wanted.is_empty() {
         wanted = ["interp", "boot"].map(str::to_owned).to_vec();
     }
