@@ -2,7 +2,8 @@
 //!
 //! Problem: a branch out of the code segment faults at the branch, before anything is pushed or
 //! popped. Scheme: every transfer goes through [`Interp::near_target`], which checks; then the stack;
-//! then RIP. Invariants: these instructions end a block, so no handler needs to report the change.
+//! then RIP. Invariants: unconditional ones end a block, so no handler needs to report the change;
+//! conditional ones stand in its middle too, and report it when they are taken ([`Interp::branch`]).
 //! Source: SDM vol. 2, "JMP", "CALL", "RET", "LOOP", "Jcc".
 
 use iced_x86::{Code, Instruction, OpKind};
@@ -36,6 +37,14 @@ impl<M: Memory> Interp<M> {
         let target = self.state.rip.wrapping_add(i.imm);
         self.near_target(W::from_u64(target).to_u64() & self.mode.ip_mask)
     }
+
+    /// Takes a conditional branch.
+    #[inline(always)]
+    fn branch<W: Width>(&mut self, i: &Insn<M>) -> Outcome {
+        self.state.rip = self.relative::<W>(i)?;
+        self.leave = true;
+        Ok(())
+    }
 }
 
 /// Instantiates `$f` for a relative branch's operand size.
@@ -58,10 +67,7 @@ pub(super) fn jcc<M: Memory>(raw: &Instruction) -> Handler<M> {
 }
 
 fn jcc_sized<M: Memory, W: Width, const CC: u8>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
-    if condition(vm.state.rflags, CC) {
-        vm.state.rip = vm.relative::<W>(i)?;
-    }
-    Ok(())
+    if condition(vm.state.rflags, CC) { vm.branch::<W>(i) } else { Ok(()) }
 }
 
 pub(super) fn jmp<M: Memory>(raw: &Instruction) -> Handler<M> {
@@ -180,7 +186,7 @@ fn loop_by<M: Memory, W: Width, C: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Ou
         _ => true,
     };
     if count != C::default() && wanted {
-        vm.state.rip = vm.relative::<W>(i)?;
+        vm.branch::<W>(i)?;
     }
     C::set(&mut vm.state, RCX as u8, count);
     Ok(())
@@ -189,10 +195,7 @@ fn loop_by<M: Memory, W: Width, C: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Ou
 /// JCXZ, JECXZ and JRCXZ.
 pub(super) fn jrcxz<M: Memory>(raw: &Instruction) -> Handler<M> {
     fn jump_if_zero<M: Memory, W: Width, C: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
-        if C::get(&vm.state, RCX as u8) == C::default() {
-            vm.state.rip = vm.relative::<W>(i)?;
-        }
-        Ok(())
+        if C::get(&vm.state, RCX as u8) == C::default() { vm.branch::<W>(i) } else { Ok(()) }
     }
     fn by_counter<M: Memory, C: Width>(raw: &Instruction) -> Handler<M> {
         match raw.op0_kind() {

@@ -1,15 +1,15 @@
 //! Guest bytes to decoded instructions, and the cache of decoded blocks.
 //!
 //! Problem: decoding costs ten times what executing does. Scheme: a block is decoded from one page up
-//! to a control transfer and kept in a direct-mapped table under its guest physical address and code
-//! size; an instruction that crosses into a second page is a block by itself, which depends on both.
+//! to an unconditional control transfer (a conditional one leaves it when taken) and kept in a
+//! direct-mapped table under its guest physical address and code size; an instruction that crosses into a second page is a block by itself, which depends on both.
 //! Nothing in a block depends on the linear address: branch targets and RIP-relative operands are
 //! kept relative to the next instruction. A block is valid while the code version of its page is the
 //! one it was decoded under; when only other bytes of the page have changed, comparing the block's
 //! bytes revives it. Invariants: the page is watched before its bytes are read, so a later store is
 //! never missed; while a block runs it is out of the table. Owner: the interpreter of one vCPU.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
 
 use super::memory::{copy_in, is_canonical};
 use super::{Access, Interp, table};
@@ -256,7 +256,7 @@ impl<M: Memory> Interp<M> {
         }))
     }
 
-    /// Decodes instructions up to a control transfer; returns their length in bytes.
+    /// Decodes instructions up to an unconditional control transfer; returns their length in bytes.
     fn decode_run(&mut self, bytes: &[u8], single: bool, out: &mut Vec<Insn<M>>) -> usize {
         let mut decoder =
             Decoder::with_ip(u32::from(self.mode.bits), bytes, 0, self.cpuid.decoder_options());
@@ -276,7 +276,11 @@ impl<M: Memory> Interp<M> {
             }
             length += raw.len();
             let vector = self.vector.prepare(&raw);
-            let ends = single || raw.flow_control() != iced_x86::FlowControl::Next;
+            let ends = single
+                || !matches!(
+                    raw.flow_control(),
+                    FlowControl::Next | FlowControl::ConditionalBranch
+                );
             out.push(Insn::new(raw, vector, &self.cpuid));
             if ends {
                 break;

@@ -105,7 +105,8 @@ pub struct Interp<M: Memory> {
     attention: Arc<AtomicU32>,
     cache: Cache<M>,
     mode: Mode,
-    /// The block must be left after this instruction: its code may have changed.
+    /// The block must be left after this instruction: it branched, or the block's code may have
+    /// changed.
     leave: bool,
     /// Initial APIC ID, for CPUID.
     apic_id: u32,
@@ -243,36 +244,33 @@ impl<M: Memory> Interp<M> {
         };
         let first_rip = self.state.rip;
         let ip_mask = self.mode.ip_mask;
-        let mut left = budget;
-        self.leave = false;
+        // Both are only stored in the loop, never loaded: a load would wait for the store before it.
+        let mut rip = first_rip;
+        let mut retired = self.state.retired;
+        let end = retired.saturating_add(budget);
         let ended = 'block: loop {
-            let n = left.min(block.insns.len() as u64) as usize;
-            left -= n as u64;
+            self.leave = false;
+            let n = (end - retired).min(block.insns.len() as u64) as usize;
             for insn in &block.insns[..n] {
-                let start = self.state.rip;
-                self.state.rip = start.wrapping_add(u64::from(insn.len)) & ip_mask;
-                self.state.retired += 1;
+                let next = rip.wrapping_add(u64::from(insn.len)) & ip_mask;
+                self.state.rip = next;
+                retired += 1;
+                self.state.retired = retired;
                 match (insn.run)(self, insn) {
-                    Ok(()) => {
-                        if self.leave {
-                            break 'block Ended::Completed;
-                        }
-                    }
+                    Ok(()) if self.leave => break,
+                    Ok(()) => rip = next,
                     Err(Trap::Exit) => {
                         self.refresh();
                         break 'block Ended::Completed;
                     }
                     Err(trap) => {
-                        self.state.retired -= 1;
-                        break 'block self.trapped(trap, start);
+                        self.state.retired = retired - 1;
+                        break 'block self.trapped(trap, rip);
                     }
                 }
             }
-            if left == 0
-                || self.state.rip != first_rip
-                || self.is_wanted()
-                || !self.is_current(&block)
-            {
+            rip = self.state.rip;
+            if retired == end || rip != first_rip || self.is_wanted() || !self.is_current(&block) {
                 break Ended::Completed;
             }
         };

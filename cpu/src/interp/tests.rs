@@ -2,6 +2,7 @@
 //! comparison with the host's processor.
 
 mod bench;
+mod blocks;
 mod coverage;
 mod debug;
 mod far;
