@@ -22,6 +22,7 @@ peers=(
     "dpkg-deb --version|dpkg"
     "busybox true|busybox-static"
     "script --version|bsdutils"
+    "xz --version|xz-utils"
 )
 
 # mkfs.ext4 and sfdisk live where an ordinary user's PATH does not look.

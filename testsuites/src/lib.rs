@@ -4,8 +4,14 @@
 //! one test. Scheme: one module each; the tests themselves are in `tests/`.
 
 pub mod asm;
+pub mod console;
+pub mod debian;
+pub mod dmesg;
 pub mod fuzz;
 pub mod guest;
 pub mod multiboot;
+pub mod program;
 
-pub use guest::{Console, Guest};
+pub use console::{Console, Dialogue};
+pub use guest::Guest;
+pub use program::Program;

@@ -1,0 +1,81 @@
+//! Linux must have no complaint about this machine that it doesn't have about QEMU's.
+//!
+//! The same kernel, initramfs, memory and devices of the same kinds, once here and once under QEMU's own
+//! emulator; `testsuites/guests/dmesg-allowed.txt` lists what may differ, with reasons.
+
+use std::path::Path;
+use std::process::Command;
+use std::{fs, slice};
+
+use anyhow::{Result, ensure};
+use xenolith_testsuites::debian::{Debian, PATIENCE, QUICK};
+use xenolith_testsuites::dmesg::{self, Allowed, Line};
+
+const ALLOWED: &str = include_str!("../guests/dmesg-allowed.txt");
+const MEMORY: &str = "512M";
+const DISK_BYTES: u64 = 8 << 20;
+
+/// Boots to the shell, reads the log and powers off.
+fn log_of(guest: &Debian, command: Command) -> Result<Vec<Line>> {
+    let mut program = guest.boot(command)?;
+    let log = program.command("dmesg -r", PATIENCE)?;
+    let clock = program.command(
+        "cat /sys/devices/system/clocksource/clocksource0/current_clocksource",
+        PATIENCE,
+    )?;
+    println!("{}: clock source {clock}", guest.name);
+    program.type_line("poweroff");
+    let ended = program.end(PATIENCE)?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    let lines = dmesg::parse(&log);
+    // The whole log, not the end of a ring that was too small.
+    ensure!(lines.len() > 150, "only {} lines", lines.len());
+    ensure!(lines.iter().any(|line| line.text.starts_with("Linux version")), "no beginning");
+    Ok(lines)
+}
+
+fn qemu(guest: &Debian, cpus: &str, disk: &Path) -> Command {
+    let mut command = Command::new("qemu-system-x86_64");
+    // A processor of the same maker: Linux asks each maker's for other things.
+    command.args(["-M", "pc", "-accel", "tcg", "-cpu", "Haswell", "-m", MEMORY, "-smp", cpus]);
+    command.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
+    command.arg("-kernel").arg(&guest.vmlinuz).arg("-initrd").arg(&guest.initrd);
+    command.args(["-append", &format!("console=ttyS0 {QUICK}")]);
+    command.args(["-device", "virtio-serial-pci", "-device", "virtio-rng-pci", "-drive"]);
+    command.arg(format!("if=virtio,format=raw,file={}", disk.display()));
+    command
+}
+
+/// Complaints about a machine with so many processors.
+fn compare(name: &'static str, cpus: &str) -> Result<()> {
+    let guest = Debian::get(name, env!("CARGO_TARGET_TMPDIR"))?;
+    let disk = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .join(format!("dmesg-{name}-{}.img", std::process::id()));
+    fs::File::create(&disk)?.set_len(DISK_BYTES)?;
+    let mut ours = guest.run(QUICK)?;
+    ours.args(["-m", MEMORY, "-c", cpus, "--disk"]).arg(&disk);
+    let here = log_of(&guest, ours)?;
+    let there = log_of(&guest, qemu(&guest, cpus, &disk))?;
+    fs::remove_file(&disk)?;
+
+    let found = dmesg::complaints(&here, &there, &Allowed::parse(ALLOWED)?);
+    for line in &found {
+        eprintln!("<{}> {}", line.level, line.text);
+    }
+    ensure!(found.is_empty(), "{name} complains {} times about us and not about QEMU", found.len());
+    // The comparison itself must be able to find something.
+    let planted = Line { level: 6, text: "clocksource: planted is unstable".to_owned() };
+    let found = dmesg::complaints(slice::from_ref(&planted), &there, &Allowed::parse(ALLOWED)?);
+    ensure!(found == [&planted], "a planted complaint was not found");
+    Ok(())
+}
+
+#[test]
+fn boots_amd64_with_two_processors_without_new_complaints() -> Result<()> {
+    compare("debian", "2")
+}
+
+#[test]
+fn boots_i386_without_new_complaints() -> Result<()> {
+    compare("debian-i386", "1")
+}
