@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use iced_x86::code_asm::{CodeAssembler, al, dword_ptr, dx, eax, ecx, edi, edx, esp};
-use xenolith_machine::{Config, End};
+use xenolith_machine::{Config, End, Engine};
 use xenolith_testsuites::Guest;
 use xenolith_testsuites::fuzz::{HostileGuest, Stage};
 use xenolith_testsuites::multiboot::{self, TemporaryFile};
@@ -194,7 +194,7 @@ fn random_device_registers_are_written_without_harm() -> Result<()> {
 
 #[test]
 fn counted_hostile_guests_do_the_same_every_time() -> Result<()> {
-    let mut stage = Stage::new()?;
+    let mut stage = Stage::new(Engine::Interp)?;
     let mut ran = 0;
     for seed in 5000.. {
         let guest = HostileGuest::from_seed(seed)?;

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use xenolith_machine::End;
+use xenolith_machine::{End, Engine};
 use xenolith_testsuites::fuzz::{Defect, HostileGuest, Run, Stage};
 
 const USAGE: &str = "\
@@ -26,6 +26,7 @@ fuzz: runs hostile guests and reports panics, crashes, hangs and memory that gro
   --guests N     at most so many
   --jobs N       worker processes (1)
   --out FOLDER   where guests that found something are saved (fuzz-findings)
+  --engine NAME  interp or bt (interp)
   --replay WHAT  runs one guest, a saved file or a seed, and says how it ended
 ";
 
@@ -46,6 +47,7 @@ struct Options {
     guests: u64,
     jobs: u64,
     out: PathBuf,
+    engine: Engine,
     replay: Option<String>,
     /// This process is a worker: first seed and step.
     worker: Option<(u64, u64)>,
@@ -59,6 +61,7 @@ fn options() -> Result<Options> {
         guests: u64::MAX,
         jobs: 1,
         out: PathBuf::from("fuzz-findings"),
+        engine: Engine::Interp,
         replay: None,
         worker: None,
     };
@@ -76,6 +79,13 @@ fn options() -> Result<Options> {
             "--guests" => options.guests = number()?,
             "--jobs" => options.jobs = number()?.clamp(1, 64),
             "--out" => options.out = PathBuf::from(value),
+            "--engine" => {
+                options.engine = match value.as_str() {
+                    "interp" => Engine::Interp,
+                    "bt" => Engine::Bt,
+                    _ => bail!("--engine {value}: it is interp or bt"),
+                }
+            }
             "--replay" => options.replay = Some(value),
             "--worker" => {
                 let (seed, step) = value.split_once(':').context("--worker SEED:STEP")?;
@@ -90,15 +100,15 @@ fn options() -> Result<Options> {
 fn main() -> Result<ExitCode> {
     let options = options()?;
     if let Some((seed, step)) = options.worker {
-        return work(seed, step);
+        return work(options.engine, seed, step);
     }
     if let Some(what) = &options.replay {
-        return replay(what);
+        return replay(options.engine, what);
     }
     watch(&options)
 }
 
-fn replay(what: &str) -> Result<ExitCode> {
+fn replay(engine: Engine, what: &str) -> Result<ExitCode> {
     let guest = match what.parse() {
         Ok(seed) => HostileGuest::from_seed(seed)?,
         Err(_) => {
@@ -107,8 +117,8 @@ fn replay(what: &str) -> Result<ExitCode> {
         }
     };
     println!("{guest:?}");
-    let mut stage = Stage::new()?;
-    let run = if guest.repeatable { stage.run_twice(&guest) } else { stage.run(&guest) };
+    let mut stage = Stage::new(engine)?;
+    let run = if stage.is_repeatable(&guest) { stage.run_twice(&guest) } else { stage.run(&guest) };
     match run {
         Ok(run) => {
             println!("{run:#?}");
@@ -141,14 +151,14 @@ fn resident_kib() -> u64 {
 }
 
 /// Body of a worker: guests until nobody listens.
-fn work(mut seed: u64, step: u64) -> Result<ExitCode> {
-    let mut stage = Stage::new()?;
+fn work(engine: Engine, mut seed: u64, step: u64) -> Result<ExitCode> {
+    let mut stage = Stage::new(engine)?;
     let mut out = std::io::stdout().lock();
     loop {
         writeln!(out, "start {seed}")?;
         out.flush()?;
         let guest = HostileGuest::from_seed(seed)?;
-        let twice = guest.repeatable && seed.is_multiple_of(TWICE_ONE_IN);
+        let twice = stage.is_repeatable(&guest) && seed.is_multiple_of(TWICE_ONE_IN);
         let result = if twice { stage.run_twice(&guest) } else { stage.run(&guest) };
         match result {
             Ok(Run { end, retired, took, .. }) => writeln!(
@@ -188,9 +198,11 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(seed: u64, step: u64, id: u64, to: &Sender<(u64, Said)>) -> Result<Self> {
+    fn start(options: &Options, seed: u64, id: u64, to: &Sender<(u64, Said)>) -> Result<Self> {
+        let engine = if options.engine == Engine::Bt { "bt" } else { "interp" };
+        let step = options.jobs;
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["--worker", &format!("{seed}:{step}")])
+            .args(["--worker", &format!("{seed}:{step}"), "--engine", engine])
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -271,7 +283,7 @@ fn watch(options: &Options) -> Result<ExitCode> {
     let (to, from) = mpsc::channel();
     let mut workers = Vec::new();
     for n in 0..options.jobs {
-        workers.push(Worker::start(options.seed.wrapping_add(n), options.jobs, n, &to)?);
+        workers.push(Worker::start(options, options.seed.wrapping_add(n), n, &to)?);
     }
     let mut totals = Totals::default();
     let mut next_id = options.jobs;
@@ -293,7 +305,7 @@ fn watch(options: &Options) -> Result<ExitCode> {
             if hangs || broken == Some(worker.id) {
                 worker.finish();
                 let seed = worker.seed.wrapping_add(options.jobs);
-                *worker = Worker::start(seed, options.jobs, next_id, &to)?;
+                *worker = Worker::start(options, seed, next_id, &to)?;
                 next_id += 1;
             }
         }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rustix::fs::{MemfdFlags, memfd_create};
-use xenolith_machine::{Config, DiskConfig, End, Machine};
+use xenolith_machine::{Config, DiskConfig, End, Engine, Machine};
 
 use super::guest::HostileGuest;
 use super::places;
@@ -72,14 +72,17 @@ impl fmt::Display for Defect {
 /// Where guests run.
 #[derive(Debug)]
 pub struct Stage {
+    engine: Engine,
     kernel: File,
     disk: TemporaryFile,
 }
 
 impl Stage {
+    /// A stage for guests under `engine`. Only the interpreter counts time.
+    ///
     /// # Errors
     /// The host's.
-    pub fn new() -> Result<Self> {
+    pub fn new(engine: Engine) -> Result<Self> {
         static HOOK: Once = Once::new();
         HOOK.call_once(|| {
             let print = std::panic::take_hook();
@@ -89,7 +92,7 @@ impl Stage {
             }));
         });
         let kernel = File::from(memfd_create("hostile guest", MemfdFlags::CLOEXEC)?);
-        Ok(Self { kernel, disk: TemporaryFile::new(&vec![0; DISK_BYTES])? })
+        Ok(Self { engine, kernel, disk: TemporaryFile::new(&vec![0; DISK_BYTES])? })
     }
 
     /// Runs a guest to its end.
@@ -98,11 +101,12 @@ impl Stage {
     /// A defect of ours.
     pub fn run(&mut self, guest: &HostileGuest) -> Result<Run, Defect> {
         self.load(guest).map_err(|error| Defect::Refused(error.to_string()))?;
-        let counted = guest.vcpus == 1;
+        let counted = self.is_counted(guest);
         let limit = if counted && !guest.resets { COUNTED_HOST_TIME } else { HOST_TIME };
         let config = Config {
             memory_bytes: places::RAM_BYTES,
-            vcpus: guest.vcpus,
+            vcpus: if self.engine == Engine::Bt { 1 } else { guest.vcpus },
+            engine: self.engine,
             kernel: PathBuf::from(format!("/proc/self/fd/{}", self.kernel.as_raw_fd())),
             disks: vec![DiskConfig { path: self.disk.0.clone(), read_only: false }],
             icount: counted,
@@ -128,6 +132,17 @@ impl Stage {
             _ if run.took >= limit + GRACE => Err(Defect::Endless(run.took)),
             _ => Ok(run),
         }
+    }
+
+    /// The guest runs in its own time.
+    fn is_counted(&self, guest: &HostileGuest) -> bool {
+        self.engine == Engine::Interp && guest.vcpus == 1
+    }
+
+    /// Whether a second run of the guest must do the same.
+    #[must_use]
+    pub fn is_repeatable(&self, guest: &HostileGuest) -> bool {
+        guest.repeatable && self.is_counted(guest)
     }
 
     /// Runs a repeatable guest twice.
