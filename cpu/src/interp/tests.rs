@@ -6,6 +6,7 @@ mod blocks;
 mod coverage;
 mod debug;
 mod far;
+mod garbage;
 mod generate;
 mod interrupt;
 mod memory;
