@@ -52,7 +52,9 @@ impl Disk {
             std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
         }
         fs::write(tree.join("sbin/init"), INIT)?;
-        fs::set_permissions(tree.join("sbin/init"), fs::Permissions::from_mode(0o755))?;
+        for program in ["bin/busybox", "sbin/init"] {
+            fs::set_permissions(tree.join(program), fs::Permissions::from_mode(0o755))?;
+        }
         File::create(&disk.image)?.set_len(DISK_BYTES)?;
         let image = disk.image.display().to_string();
         tool(&["sfdisk", "--quiet", &image], TABLE)?;
@@ -123,7 +125,7 @@ fn boots_from_a_disk_that_keeps_what_was_synced_when_the_program_is_killed() -> 
     let mut program = boot(&guest, &disk)?;
     program.command("echo by sync >/synced && sync", PATIENCE)?;
     // conv=fsync: fsync(2) after the last write, which ends in a flush of the disk.
-    program.command("seq 1 300000 | dd of=/large bs=64k conv=fsync 2>/dev/null", PATIENCE)?;
+    program.command("seq 1 60000 | dd of=/large bs=64k conv=fsync 2>/dev/null", PATIENCE)?;
     let digest = program.command("sha256sum /large", PATIENCE)?;
 
     // The image belongs to the running machine.
