@@ -73,6 +73,10 @@ pub struct Arena {
     run: View,
     /// Where the next code goes; a multiple of [`ENTRY_ALIGN`].
     used: usize,
+    /// Where it must end.
+    limit: usize,
+    /// What lies behind was never used.
+    touched: usize,
 }
 
 // SAFETY: the views are ours alone; the pointers handed out are raw, and running them is the
@@ -95,7 +99,7 @@ impl Arena {
         let write = View::map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
         seal(&file).map_err(|error| ArenaError::Create(error.into()))?;
         let run = View::map(&file, bytes, ProtFlags::READ | ProtFlags::EXEC)?;
-        Ok(Self { write, run, used: 0 })
+        Ok(Self { write, run, used: 0, limit: bytes, touched: 0 })
     }
 
     /// Copies finished, position-independent `code` into executable memory and returns its entry
@@ -110,7 +114,7 @@ impl Arena {
     /// As [`Self::publish`], for a caller that serialises by itself before it runs the code.
     pub fn append(&mut self, code: &[u8]) -> Option<*const u8> {
         let end = self.used.checked_add(code.len())?.checked_next_multiple_of(ENTRY_ALIGN)?;
-        if code.is_empty() || end > self.write.bytes {
+        if code.is_empty() || end > self.limit {
             return None;
         }
         let start = self.used;
@@ -119,7 +123,41 @@ impl Arena {
         body.copy_from_slice(code);
         padding.fill(INT3);
         self.used = end;
+        self.touched = self.touched.max(end);
         Some(self.run.start.as_ptr().wrapping_add(start).cast_const())
+    }
+
+    /// Forgets what is published from `start` to `end`, and puts what comes next there. Nothing of it may
+    /// be running or be run afterwards.
+    ///
+    /// # Panics
+    /// Not a range of the arena that begins at a possible entry.
+    pub fn open(&mut self, start: usize, end: usize) {
+        assert!(start.is_multiple_of(ENTRY_ALIGN) && start <= end && end <= self.write.bytes);
+        let stale = end.min(self.touched);
+        self.writable(start.min(stale), stale).fill(INT3);
+        self.used = start;
+        self.limit = end;
+        serialise();
+    }
+
+    /// The address of the arena's first byte.
+    #[must_use]
+    pub fn first_entry(&self) -> *const u8 {
+        self.run.start.as_ptr().cast_const()
+    }
+
+    /// The four bytes at address `at`, which lie in the arena, as a displacement.
+    ///
+    /// # Panics
+    /// `at` isn't in the arena.
+    #[must_use]
+    pub fn read_displacement(&self, at: usize) -> i32 {
+        let offset = at - self.run.start.addr().get();
+        assert!(offset + 4 <= self.write.bytes, "a displacement in the arena");
+        let place = self.write.start.as_ptr().wrapping_add(offset).cast::<i32>();
+        // SAFETY: within the writing view; only the owner of `self` writes there.
+        unsafe { place.read_unaligned() }
     }
 
     /// Where the next [`Self::publish`] puts its code, if it fits.
@@ -128,21 +166,31 @@ impl Arena {
         self.run.start.as_ptr().wrapping_add(self.used).cast_const()
     }
 
-    /// Overwrites the four bytes at `at`, which lie in published code and may be running: one aligned or
-    /// unaligned store of a branch displacement.
+    /// Overwrites the four bytes at address `at`, which lie in the arena and may be running: one store,
+    /// so whoever runs it sees the old or the new displacement if it lies in one line of the cache.
     ///
     /// # Panics
-    /// `at` isn't in published code.
-    pub fn patch(&mut self, at: *const u8, displacement: i32) {
-        let offset = at.addr() - self.run.start.addr().get();
-        assert!(offset + 4 <= self.used, "a displacement in published code");
-        self.writable(offset, offset + 4).copy_from_slice(&displacement.to_le_bytes());
+    /// `at` isn't in the arena.
+    pub fn patch(&mut self, at: usize, displacement: i32) {
+        let offset = at - self.run.start.addr().get();
+        assert!(offset + 4 <= self.write.bytes, "a displacement in the arena");
+        let place = self.write.start.as_ptr().wrapping_add(offset).cast::<i32>();
+        // SAFETY: within the writing view, which nobody else writes to. An assembler store, since it may
+        // be unaligned and must be one store.
+        unsafe {
+            std::arch::asm!(
+                "mov dword ptr [{place}], {value:e}",
+                place = in(reg) place, value = in(reg) displacement,
+                options(nostack, preserves_flags),
+            );
+        }
     }
 
     /// Forgets everything published. Nothing of it may be running or be run afterwards.
     pub fn reset(&mut self) {
         self.writable(0, self.used).fill(INT3);
         self.used = 0;
+        self.limit = self.write.bytes;
         serialise();
     }
 

@@ -109,6 +109,8 @@ pub mod attention {
     pub const STOP: u32 = 1 << 4;
     /// Counted time has reached a timer.
     pub const TIMER: u32 = 1 << 5;
+    /// Another vCPU's engine wants this one to look at its orders.
+    pub const ENGINE: u32 = 1 << 6;
 }
 
 /// An MSR access that the local APIC refused, to become #GP(0).

@@ -42,7 +42,7 @@ use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
 use crate::boot::Loaded;
-use crate::bt::Bt;
+use crate::bt::{Bt, SharedSlot};
 use crate::clock::{CountedClock, HostClock};
 use crate::config::{self, Config, ConfigError, DiskConfig};
 use crate::console::{Port, Sink, is_on_virtio};
@@ -58,6 +58,9 @@ use crate::vcpu::Pins;
 /// Where BARs go: the top of the hole, right below the I/O APIC.
 const PCI_HOLE: std::ops::Range<u64> = 0xfe00_0000..0xfec0_0000;
 const PCI_PORTS: std::ops::Range<u16> = 0xc000..0xf000;
+
+/// Room for translated code.
+const CODE_CACHE_BYTES: usize = 64 << 20;
 
 /// An open disk image.
 pub type Disk = Arc<dyn DiskImage>;
@@ -86,6 +89,8 @@ pub struct EngineParts {
     pub model: Arc<CpuidModel>,
     pub index: u32,
     pub code: Box<dyn HostCode>,
+    /// What the machine's translating engines share.
+    pub translations: Arc<SharedSlot>,
 }
 
 /// Makes a vCPU's engine.
@@ -95,15 +100,19 @@ impl EngineParts {
     /// # Errors
     /// The host refuses memory for code.
     pub fn engine(self, kind: config::Engine) -> Result<Box<dyn Engine>, ConfigError> {
-        let Self { state, mmu, env, model, index, code } = self;
+        let Self { state, mmu, env, model, index, code, translations } = self;
         match kind {
             config::Engine::Interp => {
                 Ok(Box::new(Interp::new(state, mmu, env, model, index, code)))
             }
-            config::Engine::Bt => Ok(Box::new(
-                Bt::new(state, mmu, env, model, index, code)
-                    .map_err(|error| host("provide memory for code")(error.into()))?,
-            )),
+            config::Engine::Bt => {
+                let shared = translations
+                    .get(mmu.guest_ram(), CODE_CACHE_BYTES)
+                    .map_err(|error| host("provide memory for code")(error.into()))?;
+                let engine = Bt::new(state, mmu, env, model, index, code, shared)
+                    .map_err(|error| host("provide memory for code")(error.into()))?;
+                Ok(Box::new(engine))
+            }
         }
     }
 }
@@ -230,6 +239,7 @@ impl Board {
         let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
         let console = wiring.pci(&ram, &router, disks, &outputs[1], random)?;
 
+        let translations = Arc::new(SharedSlot::default());
         let buses = Arc::new(Buses { ports: wiring.ports, memory: wiring.memory });
         let vcpus = (0..config.vcpus)
             .zip(pins)
@@ -242,7 +252,7 @@ impl Board {
                     pins: Arc::clone(&pins),
                     ferr: Arc::clone(&ferr),
                 };
-                vcpu(world, pins, loaded, &ram, &model, make)
+                vcpu(world, pins, loaded, &ram, &model, &translations, make)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -430,6 +440,7 @@ fn vcpu(
     loaded: &Loaded,
     ram: &Arc<GuestRam>,
     model: &Arc<CpuidModel>,
+    translations: &Arc<SharedSlot>,
     make: &mut MakeEngine<'_>,
 ) -> Result<Vcpu, ConfigError> {
     let index = world.index;
@@ -452,6 +463,7 @@ fn vcpu(
         model: Arc::clone(model),
         index: index as u32,
         code: Box::new(code),
+        translations: Arc::clone(translations),
     };
     Ok(Vcpu {
         index: index as u32,

@@ -5,14 +5,20 @@
 //! one process-wide handler asks [`simd_fault::recover`] where the interrupted stub resumes and
 //! changes the program counter in the signal frame. The kernel then restores the vector state of the
 //! fault, MXCSR flags included. A SIGFPE from anywhere else is a bug of ours and gets the default
-//! action. Invariants: the handler only reads a thread's own cell and writes the frame, so it is
+//! action. A poll of translated code that finds something in the attention word faults: the handler reads
+//! the site's number behind it and lets the thread leave by the common exit, on a stack of its own since
+//! the stack pointer is the guest's. Invariants: the handler only reads a thread's own cell and writes the frame, so it is
 //! async-signal-safe. Installed once, before the first vCPU runs; runs on the faulting thread.
 //! Source: sigaction(2); SDM vol. 3, "Interrupt 19, SIMD Floating-Point Exception".
 
+use std::cell::{Cell, RefCell};
 use std::io;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use xenolith_cpu::vector::simd_fault;
+use xenolith_translator::area::Area;
+use xenolith_translator::emit::{POLL_LOAD_BYTES, POLL_NOP};
 
 /// Installs the handler, the first time it is called.
 ///
@@ -20,19 +26,24 @@ use xenolith_cpu::vector::simd_fault;
 /// What sigaction(2) says.
 pub fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Option<i32>> = OnceLock::new();
-    match INSTALLED.get_or_init(|| handle_sigfpe().err().and_then(|error| error.raw_os_error())) {
+    match INSTALLED.get_or_init(|| {
+        handle(libc::SIGFPE, on_sigfpe).err().and_then(|error| error.raw_os_error())
+    }) {
         None => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(*errno)),
     }
 }
 
-fn handle_sigfpe() -> io::Result<()> {
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+
+/// Sets the action of a signal.
+fn handle(signal: i32, handler: Handler) -> io::Result<()> {
     // SAFETY: sigaction is plain data, for which zeros are a valid value.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = on_sigfpe as *const () as usize;
+    action.sa_sigaction = handler as *const () as usize;
     action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
     // SAFETY: the handler has the type that SA_SIGINFO asks for and is async-signal-safe.
-    if unsafe { libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()) } == 0 {
+    if unsafe { libc::sigaction(signal, &action, std::ptr::null_mut()) } == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
@@ -46,6 +57,93 @@ extern "C" fn on_sigfpe(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
     if let Some(resume) = simd_fault::recover(pc.cast_unsigned()) {
         *pc = resume.cast_signed();
         return;
+    }
+    // Raised again on return, and then fatal.
+    // SAFETY: SIG_DFL is valid for every signal.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+thread_local! {
+    /// Where this thread's translated code is.
+    static TRANSLATED: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    /// The stack that handlers run on while the guest has the stack pointer.
+    static STACK: RefCell<Option<AltStack>> = const { RefCell::new(None) };
+}
+
+/// Bytes of a handler's stack; a frame with AVX-512 state takes about 4 KiB.
+const STACK_BYTES: usize = 64 << 10;
+/// The kernel must not take the guest's stack pointer for one into the handler's stack (sigaltstack(2)).
+const SS_AUTODISARM: i32 = 1 << 31;
+
+/// A stack for this thread's signal handlers, while it lives.
+struct AltStack(Box<[u8]>);
+
+impl AltStack {
+    fn install() -> io::Result<Self> {
+        let mut memory = vec![0; STACK_BYTES].into_boxed_slice();
+        let stack = libc::stack_t {
+            ss_sp: memory.as_mut_ptr().cast(),
+            ss_flags: SS_AUTODISARM,
+            ss_size: memory.len(),
+        };
+        // SAFETY: the memory stays until `drop` takes the stack away.
+        match unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) } {
+            0 => Ok(Self(memory)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for AltStack {
+    fn drop(&mut self) {
+        let stack = libc::stack_t {
+            ss_sp: std::ptr::null_mut(),
+            ss_flags: libc::SS_DISABLE,
+            ss_size: self.0.len(),
+        };
+        // SAFETY: takes away what `install` gave; no handler runs now.
+        unsafe { libc::sigaltstack(&raw const stack, std::ptr::null_mut()) };
+    }
+}
+
+/// Understands faults of polls in this thread's translated code, which lies at `code`.
+///
+/// # Panics
+/// The host refuses a signal handler or its stack: translated code can't be stopped then.
+pub fn watch_translated_code(code: Range<usize>) {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(|| {
+        handle(libc::SIGSEGV, on_sigsegv).expect("SIGSEGV can be handled");
+    });
+    TRANSLATED.set((code.start, code.end));
+    STACK.with_borrow_mut(|stack| {
+        if stack.is_none() {
+            *stack = Some(AltStack::install().expect("a thread may have a stack for signals"));
+        }
+    });
+}
+
+extern "C" fn on_sigsegv(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // SAFETY: with SA_SIGINFO the kernel passes the address of a ucontext_t, ours until we return.
+    let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    let Some(pc) = context.uc_mcontext.gregs.get_mut(libc::REG_RIP as usize) else { return };
+    let (start, end) = TRANSLATED.get();
+    let at = *pc as usize;
+    if (start..end.saturating_sub(POLL_LOAD_BYTES + 7)).contains(&at) {
+        let behind = std::ptr::with_exposed_provenance::<[u8; 7]>(at + POLL_LOAD_BYTES);
+        // SAFETY: code of ours, which is readable.
+        let behind = unsafe { behind.read() };
+        if behind[..3] == POLL_NOP {
+            let area: *mut Area;
+            // SAFETY: reads GS base, which is the area's address while translated code runs.
+            unsafe { std::arch::asm!("rdgsbase {}", out(reg) area, options(nomem, nostack)) };
+            let site = u32::from_le_bytes([behind[3], behind[4], behind[5], behind[6]]);
+            // SAFETY: the area of this thread, which translated code was about to write too.
+            unsafe { (*area).site = u64::from(site) };
+            // SAFETY: as above.
+            *pc = unsafe { (*area).exit }.cast_signed();
+            return;
+        }
     }
     // Raised again on return, and then fatal.
     // SAFETY: SIG_DFL is valid for every signal.

@@ -42,8 +42,10 @@ const VERSION: u32 = ARMING - 1;
 /// A page goes cold when its version reaches a multiple of this, unless it is watched again.
 const COLD_AFTER_STORES: u32 = 64;
 
+/// Who is told of stores to watched pages, after each and by the thread that stored.
+pub type Listener = dyn Fn(u64) + Send + Sync;
+
 /// The version words of all RAM, shared by vCPUs and devices.
-#[derive(Debug)]
 pub struct CodeMap {
     layout: Layout,
     /// Indexed by page of the RAM file, not by guest page: there are no words for the PCI hole.
@@ -53,8 +55,16 @@ pub struct CodeMap {
     /// Ranges of the RAM file that devices stored to, while somebody wants to know.
     device_stores: Mutex<Option<Vec<(u64, u64)>>>,
     logs_stores: AtomicBool,
+    /// Is told the guest page of each store that changed a version.
+    listener: Mutex<Option<Arc<Listener>>>,
     /// No membarrier on this host: the storer's side has to fence.
     storers_fence: bool,
+}
+
+impl std::fmt::Debug for CodeMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CodeMap").field("layout", &self.layout).finish_non_exhaustive()
+    }
 }
 
 impl CodeMap {
@@ -70,6 +80,7 @@ impl CodeMap {
             arming: Mutex::new(()),
             device_stores: Mutex::default(),
             logs_stores: AtomicBool::new(false),
+            listener: Mutex::default(),
             storers_fence: !register_membarrier(),
         }
     }
@@ -125,9 +136,24 @@ impl CodeMap {
         let value = word.load(Ordering::Relaxed);
         let watched = is_watched(value);
         if watched {
-            bump(word);
+            self.changed(word, gpn);
         }
         watched
+    }
+
+    /// Replaces whoever is told of stores to watched pages.
+    pub fn set_listener(&self, listener: Arc<Listener>) {
+        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+    }
+
+    /// Moves the version of a watched page on, and tells.
+    #[cold]
+    fn changed(&self, word: &AtomicU32, gpn: u64) {
+        bump(word);
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(listener) = listener {
+            listener(gpn);
+        }
     }
 
     /// Starts to log what devices store, for lockstep runs.
@@ -173,9 +199,9 @@ impl CodeMap {
         let first = ((offset >> 12) as usize).min(self.words.len());
         let last = (offset.saturating_add(len - 1) >> 12) as usize;
         let end = last.saturating_add(1).clamp(first, self.words.len());
-        for word in &self.words[first..end] {
+        for (word, page) in self.words[first..end].iter().zip(first as u64..) {
             if is_watched(word.load(Ordering::Relaxed)) {
-                bump(word);
+                self.changed(word, self.layout.guest_page(page));
             }
         }
     }
@@ -193,7 +219,6 @@ fn is_watched(value: u32) -> bool {
     value.wrapping_sub(1) < COLD - 1
 }
 
-#[cold]
 fn bump(word: &AtomicU32) {
     // Fails only for a word that has gone cold meanwhile: nothing holds its version.
     let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |value| {

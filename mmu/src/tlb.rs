@@ -79,6 +79,15 @@ fn slot_of(gva: u64) -> usize {
     ((gva >> 12) ^ (gva >> 24)) as usize & (ENTRIES - 1)
 }
 
+/// What is known of a page that is cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cached {
+    /// Of all address spaces.
+    pub global: bool,
+    /// May be written, and its dirty bit is set.
+    pub writable: bool,
+}
+
 /// Guest memory as one vCPU sees it.
 #[derive(Debug)]
 pub struct SoftMmu {
@@ -150,6 +159,16 @@ impl SoftMmu {
             let bit = (gva.0 >> shift) % FILTER_BITS;
             filter[(bit / 64) as usize] & 1 << (bit % 64) != 0
         })
+    }
+
+    /// What is cached of `gva`'s page, if anything: without a walk.
+    #[must_use]
+    pub fn cached(&self, gva: Gva, privilege: Privilege) -> Option<Cached> {
+        let entry = &self.entries[slot_of(gva.0)];
+        let global = entry.era == self.global_era;
+        let good = entry.page == gva.0 & PAGE_MASK && (entry.era == self.era || global);
+        let writable = entry.gpa_and_rights & permission(Access::Write, privilege) != 0;
+        good.then_some(Cached { global, writable })
     }
 
     fn draw_era(&mut self) -> u64 {

@@ -3,17 +3,33 @@
 //! Problem: translated code has the guest's registers in the host's, so it needs a place that costs no
 //! register for everything else: the registers that don't fit, the way back to Rust, the inline TLB.
 //! Scheme: one `repr(C)` record at GS; templates name its fields by [`offset`]. On an exit the general
-//! registers and flags are stored here, and Rust moves them to `CpuState` and back. Invariants: guest
-//! r10 and r11 live here, never in the host's r10 and r11, which are scratch; entries of the inline
-//! TLB are those of the vCPU's present address space, and an entry for writing never leads to a page
-//! that holds translated code. One per vCPU, on its thread.
+//! registers and flags are stored here, and Rust moves them to `CpuState` and back. Behind the record
+//! lies reserved address space without access: a *poll* loads from the record's last word plus eight
+//! times the attention word, so that any attention makes it fault ([`offset::POLL`]).
+//!
+//! Invariants: guest r10 and r11 live here, never in the host's r10 and r11, which are scratch; entries of
+//! the inline TLB are those of the vCPU's present address space; an entry for writing never leads to a
+//! page that is watched for code; [`AreaBox`] knows every slot that is filled, so that a flush costs
+//! what the fills did. One per vCPU, on its thread; other threads only void jumps
+//! ([`Area::forget_jump`]).
 
-use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 /// Entries of each table of the inline TLB; a power of two.
-pub const TLB_ENTRIES: usize = 512;
+pub const TLB_ENTRIES: usize = 4096;
 /// Entries of the jump cache; a power of two.
-pub const JUMP_ENTRIES: usize = 1024;
+pub const JUMP_ENTRIES: usize = 4096;
+/// Entries of the table of pages that may be executed; a power of two.
+pub const EXEC_ENTRIES: usize = 1024;
+/// Addends that one block can keep.
+pub const WINDOWS_MAX: usize = 16;
+/// Privileges, as [`xenolith_cpu::env::Privilege`] numbers them.
+const PRIVILEGES: usize = 3;
 
 /// The inline TLB for one privilege (see [`xenolith_cpu::env::Privilege`]).
 #[repr(C)]
@@ -29,10 +45,10 @@ pub struct Tlb {
 
 /// Where an indirect branch leads: a slot of the jump cache.
 #[repr(C)]
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Jump {
-    /// Minus the guest RIP.
-    pub minus_rip: u64,
+    /// Minus the guest RIP. Other threads may make it void.
+    pub minus_rip: AtomicU64,
     pub host: u64,
 }
 
@@ -49,9 +65,13 @@ pub struct Area {
     /// Rust's stack while the guest runs.
     pub host_rsp: u64,
     /// Registers borrowed for a memory access; RCX is in the first.
-    pub spill: [u64; 4],
+    pub spill: [u64; 8],
+    /// Addends kept for later accesses of the same block.
+    pub windows: [u64; WINDOWS_MAX],
     /// Segment bases.
     pub seg_base: [u64; 6],
+    /// Segments' last valid offsets.
+    pub seg_last: [u64; 6],
     /// The attention word.
     pub attention: *const u32,
     /// PEXT mask of the attention bits that the guest can be stopped for now.
@@ -61,14 +81,15 @@ pub struct Area {
     pub interrupt_flag: u64,
     /// The status flags' bits, for PEXT and PDEP.
     pub status: u64,
-    /// The guest's vector state in memory ([`xenolith_cpu::state::VectorState`]).
-    pub vector: *mut u8,
     /// Zero while the guest's vector state is in the host's registers.
     pub vector_idle: u64,
-    /// Not zero: load the vector state on entry. Set on an exit that found it loaded.
+    /// Not zero: load the vector state on entry.
     pub vector_wanted: u64,
-    /// MXCSR while Rust runs.
+    /// Set by an exit that saved the vector state.
+    pub vector_saved: u64,
+    /// MXCSR of Rust, and of the guest while Rust runs.
     pub host_mxcsr: u64,
+    pub guest_mxcsr: u64,
     /// Which site left translated code.
     pub site: u64,
     /// Linear address of the access that missed.
@@ -80,16 +101,20 @@ pub struct Area {
     pub page_and_16: u64,
     pub page_and_32: u64,
     pub jump_index: u64,
-    /// Guest instructions done, as far as counted.
+    /// The common exit, for the signal handler.
+    pub exit: u64,
+    /// Guest instructions that blocks have counted, where they count.
     pub retired: u64,
-    pub tlb: [Tlb; 3],
+    /// Vector registers while Rust runs.
+    pub ymm: [[u8; 32]; 16],
+    /// Identifiers of the pages that may be executed, by page number.
+    pub exec: [u32; EXEC_ENTRIES],
+    pub tlb: [Tlb; PRIVILEGES],
     /// Jump caches, one for each privilege.
-    pub jumps: [[Jump; JUMP_ENTRIES]; 3],
+    pub jumps: [[Jump; JUMP_ENTRIES]; PRIVILEGES],
+    /// The last word of the record: what a poll loads when nothing is the matter.
+    pub quiet: [u64; 512],
 }
-
-// SAFETY: `attention` is only read, as an atomic word, and `vector` is the owner's; both outlive the
-// area by its maker's contract.
-unsafe impl Send for Area {}
 
 /// A linear page address that no access indexed to `slot` can have, nor one that begins in the page
 /// before: its index bits are others.
@@ -97,107 +122,343 @@ fn nobody(slot: usize) -> u64 {
     (((slot ^ (TLB_ENTRIES / 2)) as u64) << 12).wrapping_neg()
 }
 
+/// What no RIP of `slot` is the negative of.
+fn nowhere(slot: usize) -> u64 {
+    ((slot ^ 1) as u64).wrapping_neg()
+}
+
+fn tlb_slot(la: u64) -> usize {
+    (la >> 12) as usize & (TLB_ENTRIES - 1)
+}
+
+fn exec_slot(la: u64) -> usize {
+    (la >> 12) as usize & (EXEC_ENTRIES - 1)
+}
+
+fn jump_slot(rip: u64) -> usize {
+    rip as usize & (JUMP_ENTRIES - 1)
+}
+
 impl Area {
-    /// An area with an empty TLB.
-    #[must_use]
-    pub fn new(attention: *const u32, vector: *mut u8) -> Box<Self> {
-        let layout = Layout::new::<Self>();
-        // SAFETY: the layout isn't empty.
-        let area = unsafe { alloc_zeroed(layout) }.cast::<Self>();
-        if area.is_null() {
-            handle_alloc_error(layout);
+    /// Forgets where the block at `rip` is, if the jump cache knows it. Any thread.
+    pub fn forget_jump(&self, privilege: usize, rip: u64) {
+        let slot = jump_slot(rip);
+        let jump = &self.jumps[privilege][slot];
+        if jump.minus_rip.load(Ordering::Relaxed) == rip.wrapping_neg() {
+            jump.minus_rip.store(nowhere(slot), Ordering::Release);
         }
-        // SAFETY: allocated by the global allocator with this layout; zeroes are valid for all fields.
-        let mut area = unsafe { Box::from_raw(area) };
-        area.attention = attention;
-        area.vector = vector;
-        area.tlb_index = (TLB_ENTRIES as u64 - 1) << 12;
-        area.page = !0xfff;
-        area.page_and_16 = !0xfff | 15;
-        area.page_and_32 = !0xfff | 31;
-        area.status = 0x8d5;
-        area.vector_idle = 1;
-        area.host_mxcsr = 0x1f80;
-        // Return addresses and branch targets differ in their low bits.
-        area.jump_index = JUMP_ENTRIES as u64 - 1;
-        area.flush();
-        area
     }
 
-    /// Empties the TLB and the jump cache.
-    pub fn flush(&mut self) {
-        for table in &mut self.tlb {
+    /// The GS offset at which `la`'s page has its identifier while it may be executed.
+    #[must_use]
+    pub fn exec_offset(la: u64) -> i32 {
+        offset::EXEC + 4 * exec_slot(la) as i32
+    }
+}
+
+/// Slots that were filled since the last flush. With repetitions; when there are too many, all count as
+/// filled.
+#[derive(Debug, Default)]
+struct Filled {
+    slots: Vec<u16>,
+    overflow: bool,
+}
+
+impl Filled {
+    fn note(&mut self, slot: usize, entries: usize) {
+        if self.slots.len() < entries {
+            self.slots.push(slot as u16);
+        } else {
+            self.overflow = true;
+        }
+    }
+
+    fn each(&self, entries: usize, mut each: impl FnMut(usize)) {
+        if self.overflow {
+            (0..entries).for_each(each);
+        } else {
+            self.slots.iter().for_each(|&slot| each(usize::from(slot)));
+        }
+    }
+
+    /// Calls `each` with every filled slot, and forgets them.
+    fn drain(&mut self, entries: usize, mut each: impl FnMut(usize)) {
+        if std::mem::take(&mut self.overflow) {
+            self.slots.clear();
+            (0..entries).for_each(each);
+        } else {
+            for slot in self.slots.drain(..) {
+                each(usize::from(slot));
+            }
+        }
+    }
+}
+
+/// Filled slots of one kind of table, by whether their pages are global.
+#[derive(Debug, Default)]
+struct Ledger {
+    local: Filled,
+    global: Filled,
+}
+
+impl Ledger {
+    fn note(&mut self, slot: usize, global: bool, entries: usize) {
+        let filled = if global { &mut self.global } else { &mut self.local };
+        filled.note(slot, entries);
+    }
+
+    fn each(&self, entries: usize, mut each: impl FnMut(usize)) {
+        self.local.each(entries, &mut each);
+        self.global.each(entries, each);
+    }
+
+    fn drain(&mut self, global_too: bool, entries: usize, mut each: impl FnMut(usize)) {
+        self.local.drain(entries, &mut each);
+        if global_too {
+            self.global.drain(entries, each);
+        }
+    }
+}
+
+/// Which pages the jump caches know, hashed.
+#[derive(Debug)]
+struct Pages([u64; 64]);
+
+impl Pages {
+    fn bit(page: u64) -> (usize, u64) {
+        ((page >> 6) as usize & 63, 1 << (page & 63))
+    }
+    fn note(&mut self, page: u64) {
+        let (word, bit) = Self::bit(page);
+        self.0[word] |= bit;
+    }
+    fn may_have(&self, page: u64) -> bool {
+        let (word, bit) = Self::bit(page);
+        self.0[word] & bit != 0
+    }
+}
+
+/// An area in memory of its own, and what is filled in it.
+#[derive(Debug)]
+pub struct AreaBox {
+    area: NonNull<Area>,
+    tlb: [Ledger; PRIVILEGES],
+    jumps: [Ledger; PRIVILEGES],
+    exec: Ledger,
+    /// Of local and of global pages.
+    jump_pages: [Pages; 2],
+}
+
+/// Bytes of address space: the record and what a poll can reach behind it.
+const SPAN_BYTES: usize = size_of::<Area>() + (8 << 32) + 4096;
+
+// SAFETY: the mapping is the box's alone; what other threads do in it is atomic.
+unsafe impl Send for AreaBox {}
+
+impl Deref for AreaBox {
+    type Target = Area;
+    fn deref(&self) -> &Area {
+        // SAFETY: mapped and initialised while `self` lives.
+        unsafe { self.area.as_ref() }
+    }
+}
+
+impl DerefMut for AreaBox {
+    fn deref_mut(&mut self) -> &mut Area {
+        // SAFETY: as above, and `self` is borrowed mutably.
+        unsafe { self.area.as_mut() }
+    }
+}
+
+impl Drop for AreaBox {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped.
+        let unmapped = unsafe { munmap(self.area.as_ptr().cast(), SPAN_BYTES) };
+        debug_assert!(unmapped.is_ok(), "a mapping of ours could not be unmapped");
+    }
+}
+
+impl AreaBox {
+    /// An area with empty tables. `attention` must stay readable while translated code runs.
+    ///
+    /// # Errors
+    /// The host gives no address space.
+    pub fn new(attention: *const u32) -> Result<Self, Errno> {
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: the kernel picks a free address.
+        let start =
+            unsafe { mmap_anonymous(std::ptr::null_mut(), SPAN_BYTES, ProtFlags::empty(), flags) }?;
+        let area = NonNull::new(start.cast::<Area>()).expect("the kernel never picks address 0");
+        // Owns the mapping from here on.
+        let mut this = Self {
+            area,
+            tlb: Default::default(),
+            jumps: Default::default(),
+            exec: Ledger::default(),
+            jump_pages: [Pages([0; 64]), Pages([0; 64])],
+        };
+        // SAFETY: the beginning of the mapping just made; zeroes are valid for every field.
+        unsafe { mprotect(start, size_of::<Area>(), MprotectFlags::READ | MprotectFlags::WRITE) }?;
+        this.attention = attention;
+        this.tlb_index = (TLB_ENTRIES as u64 - 1) << 12;
+        this.page = !0xfff;
+        this.page_and_16 = !0xfff | 15;
+        this.page_and_32 = !0xfff | 31;
+        this.status = 0x8d5;
+        this.vector_idle = 1;
+        this.host_mxcsr = 0x1f80;
+        this.guest_mxcsr = 0x1f80;
+        // Return addresses and branch targets differ in their low bits.
+        this.jump_index = JUMP_ENTRIES as u64 - 1;
+        for table in &mut this.area_mut().tlb {
             for slot in 0..TLB_ENTRIES {
                 table.read[slot] = nobody(slot);
                 table.write[slot] = nobody(slot);
             }
         }
-        self.flush_jumps();
+        for cache in &this.jumps_of_all() {
+            for (slot, jump) in cache.iter().enumerate() {
+                jump.minus_rip.store(nowhere(slot), Ordering::Relaxed);
+            }
+        }
+        Ok(this)
+    }
+
+    fn area_mut(&mut self) -> &mut Area {
+        self
+    }
+
+    fn jumps_of_all(&self) -> [&[Jump; JUMP_ENTRIES]; PRIVILEGES] {
+        let area: &Area = self;
+        [&area.jumps[0], &area.jumps[1], &area.jumps[2]]
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn as_ptr(&self) -> *mut Area {
+        self.area.as_ptr()
+    }
+
+    /// Empties all tables, or those parts that are not of global pages.
+    pub fn flush(&mut self, global_too: bool) {
+        // SAFETY: mapped while `self` lives; the borrow of the ledgers beside it is of other memory.
+        let area = unsafe { self.area.as_mut() };
+        for (ledger, table) in self.tlb.iter_mut().zip(&mut area.tlb) {
+            ledger.drain(global_too, TLB_ENTRIES, |slot| {
+                table.read[slot] = nobody(slot);
+                table.write[slot] = nobody(slot);
+            });
+        }
+        for (ledger, cache) in self.jumps.iter_mut().zip(&area.jumps) {
+            ledger.drain(global_too, JUMP_ENTRIES, |slot| {
+                cache[slot].minus_rip.store(nowhere(slot), Ordering::Relaxed);
+            });
+        }
+        self.exec.drain(global_too, EXEC_ENTRIES, |slot| area.exec[slot] = 0);
+        for pages in &mut self.jump_pages[..1 + usize::from(global_too)] {
+            pages.0.fill(0);
+        }
     }
 
     /// Drops one page: `la` is its address.
     pub fn flush_page(&mut self, la: u64) {
-        let slot = (la >> 12) as usize & (TLB_ENTRIES - 1);
-        for table in &mut self.tlb {
+        let slot = tlb_slot(la);
+        for table in &mut self.area_mut().tlb {
             table.read[slot] = nobody(slot);
             table.write[slot] = nobody(slot);
         }
-        for cache in &mut self.jumps {
-            for (slot, jump) in cache.iter_mut().enumerate() {
-                if jump.minus_rip.wrapping_neg() >> 12 == la >> 12 {
-                    jump.minus_rip = ((slot ^ 1) as u64).wrapping_neg();
+        self.area_mut().exec[exec_slot(la)] = 0;
+        let page = la >> 12;
+        if !self.jump_pages.iter().any(|pages| pages.may_have(page)) {
+            return;
+        }
+        for (ledger, cache) in self.jumps.iter().zip(self.jumps_of_all()) {
+            ledger.each(JUMP_ENTRIES, |slot| {
+                let jump = &cache[slot].minus_rip;
+                if jump.load(Ordering::Relaxed).wrapping_neg() >> 12 == page {
+                    jump.store(nowhere(slot), Ordering::Relaxed);
                 }
-            }
+            });
+        }
+    }
+
+    /// Lets nothing be written inline to the page at `host` any more: it holds code now.
+    pub fn forbid_writes(&mut self, host: u64) {
+        // SAFETY: as in `flush`.
+        let area = unsafe { self.area.as_mut() };
+        for (ledger, table) in self.tlb.iter().zip(&mut area.tlb) {
+            let mut visit = |slot: usize| {
+                if table.addend[slot].wrapping_sub(table.write[slot]) == host {
+                    table.write[slot] = nobody(slot);
+                }
+            };
+            ledger.each(TLB_ENTRIES, &mut visit);
         }
     }
 
     /// Empties the tables for writing: some page holds code now.
     pub fn flush_writes(&mut self) {
-        for table in &mut self.tlb {
+        for table in &mut self.area_mut().tlb {
             for slot in 0..TLB_ENTRIES {
                 table.write[slot] = nobody(slot);
             }
         }
     }
 
-    /// Empties the jump caches.
-    pub fn flush_jumps(&mut self) {
-        for privilege in 0..self.jumps.len() {
-            self.flush_jumps_of(privilege);
-        }
-    }
-
     /// Empties the jump cache of one privilege.
     pub fn flush_jumps_of(&mut self, privilege: usize) {
-        for (slot, jump) in self.jumps[privilege].iter_mut().enumerate() {
-            // A RIP with another index.
-            jump.minus_rip = ((slot ^ 1) as u64).wrapping_neg();
+        let cache = &self.jumps_of_all()[privilege][..];
+        for (slot, jump) in cache.iter().enumerate() {
+            jump.minus_rip.store(nowhere(slot), Ordering::Relaxed);
         }
+        self.jumps[privilege] = Ledger::default();
     }
 
-    /// Lets accesses to the page of `la` go to `host` (the page's first byte).
-    pub fn fill(&mut self, privilege: usize, la: u64, host: u64, write: bool) {
+    /// Lets accesses to the page of `la` go to `host` (the page's first byte): reads, writes or both.
+    pub fn fill(&mut self, privilege: usize, la: u64, host: u64, rights: Rights) {
         let page = la & !0xfff;
-        let slot = (page >> 12) as usize & (TLB_ENTRIES - 1);
-        let table = &mut self.tlb[privilege];
+        let slot = tlb_slot(page);
+        self.tlb[privilege].note(slot, rights.global, TLB_ENTRIES);
+        let table = &mut self.area_mut().tlb[privilege];
         let addend = host.wrapping_sub(page);
         if table.addend[slot] != addend {
             table.read[slot] = nobody(slot);
             table.write[slot] = nobody(slot);
         }
         table.addend[slot] = addend;
-        if write {
-            table.write[slot] = page.wrapping_neg();
-        } else {
+        if rights.read {
             table.read[slot] = page.wrapping_neg();
+        }
+        if rights.write {
+            table.write[slot] = page.wrapping_neg();
         }
     }
 
     /// Remembers where the block at `rip` is.
-    pub fn remember(&mut self, privilege: usize, rip: u64, host: u64) {
-        let slot = rip as usize & (JUMP_ENTRIES - 1);
-        self.jumps[privilege][slot] = Jump { minus_rip: rip.wrapping_neg(), host };
+    pub fn remember(&mut self, privilege: usize, rip: u64, host: u64, global: bool) {
+        let slot = jump_slot(rip);
+        self.jumps[privilege].note(slot, global, JUMP_ENTRIES);
+        self.jump_pages[usize::from(global)].note(rip >> 12);
+        let jump = &mut self.area_mut().jumps[privilege][slot];
+        jump.host = host;
+        jump.minus_rip.store(rip.wrapping_neg(), Ordering::Release);
     }
+
+    /// Says that the page of `la` may be executed, and is the one with this identifier.
+    pub fn vouch(&mut self, la: u64, id: u32, global: bool) {
+        let slot = exec_slot(la);
+        self.exec.note(slot, global, EXEC_ENTRIES);
+        self.area_mut().exec[slot] = id;
+    }
+}
+
+/// What may be done inline with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rights {
+    pub read: bool,
+    pub write: bool,
+    /// Of all address spaces.
+    pub global: bool,
 }
 
 /// Offsets of the fields from GS.
@@ -229,9 +490,25 @@ pub mod offset {
     pub const SYSTEM_FLAGS: i32 = at(offset_of!(Area, system_flags));
     pub const INTERRUPT_FLAG: i32 = at(offset_of!(Area, interrupt_flag));
     pub const STATUS: i32 = at(offset_of!(Area, status));
-    pub const VECTOR: i32 = at(offset_of!(Area, vector));
+    #[must_use]
+    pub const fn seg_last(segment: usize) -> i32 {
+        at(offset_of!(Area, seg_last) + 8 * segment)
+    }
+    #[must_use]
+    pub const fn window(n: usize) -> i32 {
+        at(offset_of!(Area, windows) + 8 * n)
+    }
+    #[must_use]
+    pub const fn ymm(n: usize) -> i32 {
+        at(offset_of!(Area, ymm) + 32 * n)
+    }
+    pub const EXEC: i32 = at(offset_of!(Area, exec));
+    /// The record's last word. A poll loads from here plus eight times the attention.
+    pub const POLL: i32 = at(size_of::<Area>() - 8);
+    pub const GUEST_MXCSR: i32 = at(offset_of!(Area, guest_mxcsr));
     pub const VECTOR_IDLE: i32 = at(offset_of!(Area, vector_idle));
     pub const VECTOR_WANTED: i32 = at(offset_of!(Area, vector_wanted));
+    pub const VECTOR_SAVED: i32 = at(offset_of!(Area, vector_saved));
     pub const HOST_MXCSR: i32 = at(offset_of!(Area, host_mxcsr));
     pub const PAGE_AND_16: i32 = at(offset_of!(Area, page_and_16));
     pub const PAGE_AND_32: i32 = at(offset_of!(Area, page_and_32));

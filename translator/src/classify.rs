@@ -5,7 +5,7 @@
 //! privileged state, segment registers, the interrupt flag, the direction flag or the host's own state
 //! is ever copied; nor is what may fault on the host (division). Any thread.
 
-use iced_x86::{Code, Instruction, Mnemonic as N, OpKind, Register};
+use iced_x86::{Code, FlowControl, Instruction, Mnemonic as N, OpKind, Register};
 
 use xenolith_cpu::vector::Plain;
 
@@ -31,6 +31,8 @@ pub enum Class {
     JumpIndirect,
     /// CALL through register or memory.
     CallIndirect,
+    /// LOOP or JRCXZ.
+    Count,
     /// Unsigned division, once it is known not to fault.
     Divide,
     /// A vector instruction, on the host's registers.
@@ -41,6 +43,20 @@ pub enum Class {
     SetInterrupts,
     /// The interpreter does it.
     HandOver,
+}
+
+impl Class {
+    /// Nothing of the block can follow.
+    #[must_use]
+    pub fn ends_block(self, insn: &Instruction) -> bool {
+        match self {
+            Self::Jump | Self::Call | Self::Return | Self::JumpIndirect | Self::CallIndirect => {
+                true
+            }
+            Self::HandOver => insn.flow_control() != FlowControl::Next,
+            _ => false,
+        }
+    }
 }
 
 /// Classifies an instruction decoded for a mode.
@@ -169,6 +185,7 @@ fn by_mnemonic(insn: &Instruction) -> Class {
             _ => Class::HandOver,
         },
         N::Ret => Class::Return,
+        N::Loop | N::Jecxz | N::Jrcxz => Class::Count,
         _ if insn.is_jcc_short_or_near() => Class::Branch,
         _ if is_cmov_or_setcc(insn) => Class::Same,
         _ => Class::HandOver,
@@ -215,6 +232,10 @@ fn operands_fit(insn: &Instruction, bits: u8, class: Class) -> bool {
         }
         Class::Return => code(&[Code::Retnq, Code::Retnq_imm16], &[Code::Retnd, Code::Retnd_imm16]),
         Class::Leave => code(&[Code::Leaveq], &[Code::Leaved]),
+        Class::Count => code(
+            &[Code::Loop_rel8_64_RCX, Code::Jrcxz_rel8_64],
+            &[Code::Loop_rel8_32_ECX, Code::Jecxz_rel8_32],
+        ),
         Class::JumpIndirect => code(&[Code::Jmp_rm64], &[Code::Jmp_rm32]),
         Class::Jump | Class::Branch => {
             insn.op0_kind() == if bits == 64 { OpKind::NearBranch64 } else { OpKind::NearBranch32 }
@@ -236,26 +257,20 @@ fn general_registers_only(insn: &Instruction) -> bool {
         .all(|n| insn.op_kind(n) != OpKind::Register || insn.op_register(n).is_gpr())
 }
 
-/// Addresses in the mode's own size; no high-byte register beside one, which no REX prefix allows.
+/// Addresses of the mode's own size, or of 32 bits in 64-bit code; not those that vary by segment.
 fn memory_fits(insn: &Instruction, bits: u8) -> bool {
     if !(0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory) {
         return true;
     }
     let registers = [insn.memory_base(), insn.memory_index()];
     let size = usize::from(bits / 8);
-    let address = registers
-        .iter()
-        .all(|r| *r == Register::None || *r == Register::RIP || r.is_gpr() && r.size() == size);
+    let fits = |r: Register| {
+        let of_size = r.is_gpr() && (r.size() == size || r.size() == 4);
+        r == Register::None || r == Register::RIP || of_size
+    };
+    let address = registers.iter().all(|&r| fits(r));
     // An absolute address of another size than the mode's.
     let absolute = registers == [Register::None; 2];
     let displacement = insn.memory_displ_size() as usize;
-    let absolute_fits = !absolute || displacement == size;
-    let high_byte = (0..insn.op_count()).any(|n| {
-        insn.op_kind(n) == OpKind::Register
-            && matches!(
-                insn.op_register(n),
-                Register::AH | Register::CH | Register::DH | Register::BH
-            )
-    });
-    address && absolute_fits && (!high_byte || insn.mnemonic() == N::Lea)
+    address && (!absolute || displacement == size)
 }

@@ -4,3 +4,4 @@ pub mod area;
 pub mod classify;
 pub mod emit;
 pub mod mode;
+pub mod plan;

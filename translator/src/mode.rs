@@ -50,6 +50,21 @@ impl Mode {
         }
     }
 
+    /// The mode as a number below 2^20, another one for each.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        u32::from(self.bits)
+            | u32::from(self.privilege) << 8
+            | u32::from(self.extra_segments) << 10
+            | u32::from(self.vector) << 12
+    }
+
+    /// While such code runs the vector registers are always the guest's.
+    #[must_use]
+    pub fn keeps_vector(&self) -> bool {
+        self.privilege == Privilege::User as u8 && self.vector > 0
+    }
+
     /// The mode of a state, if it is one that blocks are made for.
     #[must_use]
     pub fn of(state: &CpuState) -> Option<Self> {

@@ -169,11 +169,21 @@ pub struct Plain {
     pub align: u8,
 }
 
+fn host() -> &'static HostFeatures {
+    static HOST: std::sync::OnceLock<HostFeatures> = std::sync::OnceLock::new();
+    HOST.get_or_init(HostFeatures::detect)
+}
+
+/// Whether `insn` reads or writes x87, MMX, SSE or AVX state: it is one of the vector unit's.
+#[must_use]
+pub fn is_vector(insn: &Instruction) -> bool {
+    classify::classify(insn, host()).is_some()
+}
+
 /// Whether `insn` is such an instruction, and the host has it.
 #[must_use]
 pub fn plain(insn: &Instruction) -> Option<Plain> {
-    static HOST: std::sync::OnceLock<HostFeatures> = std::sync::OnceLock::new();
-    let prepared = classify::classify(insn, HOST.get_or_init(HostFeatures::detect))?;
+    let prepared = classify::classify(insn, host())?;
     let vex = match prepared.guard {
         Guard::Sse => false,
         Guard::Vex => true,

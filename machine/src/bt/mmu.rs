@@ -2,42 +2,61 @@
 //!
 //! Problem: the interpreter, which handles everything rare, flushes and stores through [`Memory`], and
 //! translated code's own tables must follow. Scheme: a wrapper that passes everything on and keeps
-//! notes; the engine acts on them before translated code runs again. One per vCPU, on its thread.
+//! notes; the engine acts on them before translated code runs again. A page that begins to be watched
+//! is forbidden to the other vCPUs at once, before its bytes are read. One per vCPU, on its thread.
+
+use std::sync::Arc;
 
 use xenolith_cpu::env::{Access, Memory, PageFault, Place, Privilege};
 use xenolith_cpu::{CpuState, Gpa, Gva};
 use xenolith_mmu::SoftMmu;
 
+use super::shared::{Peer, Shared};
+
+/// What was dropped from the TLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Flushed {
+    Nothing,
+    /// All but global pages.
+    Local,
+    All,
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct NotingMmu {
     pub soft: SoftMmu,
-    /// All translations were dropped.
-    pub flushed: bool,
+    pub flushed: Flushed,
     /// Pages whose translations were dropped.
     pub flushed_pages: Vec<u64>,
-    /// A page has become watched: nothing may be written to it unseen.
-    pub newly_watched: bool,
-    /// Pages with code that were stored to.
-    pub written: Vec<u64>,
+    /// Guest pages that have become watched: nothing may be written to them unseen.
+    pub newly_watched: Vec<u64>,
+    /// A store went to a watched page: the block that is being left may be stale.
+    pub stored_to_code: bool,
+    shared: Arc<Shared>,
+    me: Arc<Peer>,
 }
 
 impl NotingMmu {
-    pub fn new(soft: SoftMmu) -> Self {
+    pub fn new(soft: SoftMmu, shared: Arc<Shared>, me: Arc<Peer>) -> Self {
         Self {
             soft,
-            flushed: false,
+            flushed: Flushed::Nothing,
             flushed_pages: Vec::new(),
-            newly_watched: false,
-            written: Vec::new(),
+            newly_watched: Vec::new(),
+            stored_to_code: false,
+            shared,
+            me,
         }
     }
-}
 
-impl NotingMmu {
+    fn note(&mut self, flushed: Flushed) {
+        self.flushed = self.flushed.max(flushed);
+    }
+
     fn note_page(&mut self, gva: Gva) {
         if self.soft.may_be_large(gva) {
-            self.flushed = true;
+            self.flushed = Flushed::All;
         } else {
             self.flushed_pages.push(gva.page_base().0);
         }
@@ -61,16 +80,17 @@ impl Memory for NotingMmu {
     #[inline(always)]
     fn stored(&mut self, gpa: Gpa) -> bool {
         let watched = self.soft.stored(gpa);
-        if watched {
-            self.written.push(gpa.gpn());
-        }
+        self.stored_to_code |= watched;
         watched
     }
     fn watch_code(&mut self, gpa: Gpa) -> u32 {
-        if self.soft.code_version(gpa) == 0 {
-            self.newly_watched = true;
+        let newly = self.soft.code_version(gpa) == 0;
+        let version = self.soft.watch_code(gpa);
+        if newly {
+            self.newly_watched.push(gpa.gpn());
+            self.shared.forbid_writes(&self.me);
         }
-        self.soft.watch_code(gpa)
+        version
     }
     fn code_version(&self, gpa: Gpa) -> u32 {
         self.soft.code_version(gpa)
@@ -79,15 +99,15 @@ impl Memory for NotingMmu {
         self.soft.pdptes(cr3)
     }
     fn flush_all(&mut self) {
-        self.flushed = true;
+        self.note(Flushed::All);
         self.soft.flush_all();
     }
     fn flush_context(&mut self, pcid: Option<u16>) {
-        self.flushed = true;
+        self.note(Flushed::Local);
         self.soft.flush_context(pcid);
     }
     fn set_context(&mut self, cpu: &CpuState, keep: bool) {
-        self.flushed = true;
+        self.note(Flushed::Local);
         self.soft.set_context(cpu, keep);
     }
     fn flush_page(&mut self, gva: Gva) {

@@ -4,82 +4,81 @@
 //! loop. Find or make the block for the present state and enter it; when it leaves, its
 //! [`Site`] says why: refill the TLB and go on, chain to the next block, or let the interpreter do one
 //! instruction (everything sensitive, faulting, or outside RAM). Invariants: between two rounds the
-//! whole state is in `CpuState`; what the interpreter flushed or wrote is acted on before translated
-//! code runs again; only pages without translated code may be written inline. One per vCPU, on its
-//! thread, where signals other than synchronous ones are blocked: the host's RSP is the guest's.
+//! whole state is in `CpuState`, but for vector registers, which are in the area until somebody asks;
+//! what the interpreter flushed or wrote is acted on before translated code runs again; only pages
+//! without translated code may be written inline; a host address of code is used only in the epoch in
+//! which it was got. One per vCPU, on its thread, where signals other than synchronous ones are
+//! blocked: the host's RSP is the guest's.
 
-#![allow(clippy::useless_conversion, reason = "dynasm! converts register numbers")]
-
-mod blocks;
+mod common;
 mod mmu;
+mod shared;
+pub mod stats;
+mod vector;
 
 use std::arch::asm;
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use dynasmrt::x64::X64Relocation;
-use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
-use iced_x86::Instruction;
-use xenolith_codecache::arena::{Arena, ArenaError};
+use iced_x86::{Instruction, InstructionInfoFactory};
+use xenolith_codecache::arena::ArenaError;
+use xenolith_codecache::cache::{Entries, Key, NewBlock, Record, Source};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::{self, Interp, is_canonical};
-use xenolith_cpu::state::{Activity, Rflags, VectorState, sreg};
+use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::SoftMmu;
-use xenolith_translator::area::{Area, offset};
-use xenolith_translator::emit::{self, Frame, Site};
+use xenolith_translator::area::{Area, AreaBox, Rights};
+use xenolith_translator::emit::{self, Frame, Link, Page, Site};
 use xenolith_translator::mode::Mode;
+use xenolith_translator::plan::Limits;
 
 use crate::engine::{Engine, Exit};
-use blocks::{Blocks, Key};
-use mmu::NotingMmu;
+use crate::signal;
+use mmu::{Flushed, NotingMmu};
+use shared::{PageKey, Peer};
+use stats::Stats;
+use vector::Home;
+
+pub use shared::{Shared, SharedSlot};
 
 /// Guest instructions in a block at most.
 const LENGTH_MAX: usize = 64;
-/// Host code of one vCPU.
-const CODE_BYTES: usize = 64 << 20;
+/// Bytes of the longest instruction.
+const INSN_BYTES_MAX: usize = 15;
 /// Single pages to flush before all are.
-const FLUSHED_PAGES_MAX: usize = 8;
+const FLUSHED_PAGES_MAX: usize = 32;
 /// Rounds before the caller is asked: it counts time by them.
 const INTERPRETED_RUN: u64 = 64;
+/// Windows of a block that must be left to the interpreter before the block does without.
+const UNLUCKY_MAX: u32 = 16;
+/// Page identifiers that one vCPU remembers; a power of two.
+const PAGE_IDS: usize = 256;
 
 /// The kernel lets programs use WRGSBASE (arch/x86, ELF_HWCAP2).
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
 
-/// Counters, always on.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Stats {
-    pub translated_blocks: u64,
-    pub translated_instructions: u64,
-    pub entries: u64,
-    pub refills: u64,
-    pub handed_over: u64,
-    pub indirect_misses: u64,
-    pub chains: u64,
-    pub polls: u64,
-    pub flushes: u64,
-    pub invalidations: u64,
-    pub unfit: u64,
-    pub miss_interpreted: u64,
-}
-
 /// See the module's head.
 pub struct Bt {
     interp: Box<Interp<NotingMmu>>,
-    area: Box<Area>,
-    blocks: Blocks,
+    area: AreaBox,
+    shared: Arc<Shared>,
+    me: Arc<Peer>,
     cpuid: Arc<CpuidModel>,
-    /// Entry of the common code that enters the guest, and that which leaves it.
-    enter: u64,
-    exit: u64,
-    load_vector: u64,
+    info: InstructionInfoFactory,
     /// Whose jump cache each privilege's is.
     jump_owner: [Option<Mode>; 3],
-    /// Signals are blocked on the vCPU's thread.
-    masked: bool,
+    page_ids: Box<[Option<(PageKey, u32)>]>,
+    /// Where the guest's vector registers are while Rust runs.
+    home: Home,
+    /// The thread is prepared: signals are blocked, faults are understood.
+    prepared: bool,
     /// Blocks are run one at a time: nothing is chained or remembered.
     stepping: bool,
+    /// How often blocks had to be left because a window lay across pages or the like, by key.
+    unlucky: HashMap<Key, u32>,
     pub stats: Stats,
 }
 
@@ -88,6 +87,8 @@ pub struct Bt {
 pub enum BtError {
     #[error(transparent)]
     Arena(#[from] ArenaError),
+    #[error("the host gives no address space for a processor: {0}")]
+    Area(std::io::Error),
     #[error("the translator needs a host with BMI2, AVX and FSGSBASE; use --engine interp")]
     Host,
 }
@@ -98,92 +99,12 @@ impl std::fmt::Debug for Bt {
     }
 }
 
-/// General registers but RSP and the scratch ones, which the common code moves.
-const MOVED: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15];
-
-/// The code that enters and leaves the guest, and where its parts are.
-struct Common {
-    code: Vec<u8>,
-    exit: usize,
-    load_vector: usize,
-}
-
-/// ```text
-/// enter(target: rdi)   a C function; GS is the Area; comes back when the guest leaves
-/// exit                 jumped to with the guest's registers and flags; SITE says from where
-/// load_vector          jumped to; loads the vector registers and jumps to r10; uses r11, no flags
-/// ```
-fn common_code(base: u64) -> Common {
-    let mut asm: VecAssembler<X64Relocation> = VecAssembler::new(base as usize);
-    dynasm!(asm ; .arch x64
-        ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15 ; sub rsp, 8
-        ; gs mov [offset::HOST_RSP], rsp
-        ; gs cmp QWORD [offset::VECTOR_WANTED], 0
-        ; je >plain
-        ; lea r10, [>plain]
-        ; jmp >load_vector
-        ; plain:
-        ; mov r11, rdi
-        ; gs push QWORD [offset::FLAGS]
-        ; popfq
-    );
-    for register in MOVED {
-        dynasm!(asm ; .arch x64 ; gs mov Rq(register), [offset::gpr(usize::from(register))]);
-    }
-    dynasm!(asm ; .arch x64 ; gs mov rsp, [offset::gpr(4)] ; jmp r11);
-    let load_vector = asm.offset().0;
-    dynasm!(asm ; .arch x64 ; load_vector: ; gs mov r11, [offset::VECTOR]);
-    for n in 0..16 {
-        let (low, high) = vector_halves(n);
-        dynasm!(asm ; .arch x64
-            ; vmovups Rx(n), [r11 + low]
-            ; vinsertf128 Ry(n), Ry(n), [r11 + high], 1
-        );
-    }
-    dynasm!(asm ; .arch x64
-        ; ldmxcsr [r11 + VectorState::MXCSR as i32]
-        ; gs mov QWORD [offset::VECTOR_IDLE], 0
-        ; jmp r10
-    );
-    let exit = asm.offset().0;
-    for register in MOVED {
-        dynasm!(asm ; .arch x64 ; gs mov [offset::gpr(usize::from(register))], Rq(register));
-    }
-    dynasm!(asm ; .arch x64
-        ; gs mov [offset::gpr(4)], rsp
-        ; gs mov rsp, [offset::HOST_RSP]
-        ; pushfq
-        ; gs pop QWORD [offset::FLAGS]
-        ; gs mov QWORD [offset::VECTOR_WANTED], 0
-        ; gs cmp QWORD [offset::VECTOR_IDLE], 0
-        ; jne >idle
-        ; gs mov r11, [offset::VECTOR]
-    );
-    for n in 0..16 {
-        let (low, high) = vector_halves(n);
-        dynasm!(asm ; .arch x64
-            ; vmovups [r11 + low], Rx(n)
-            ; vextractf128 [r11 + high], Ry(n), 1
-        );
-    }
-    dynasm!(asm ; .arch x64
-        ; stmxcsr [r11 + VectorState::MXCSR as i32]
-        ; vzeroupper
-        ; gs ldmxcsr [offset::HOST_MXCSR]
-        ; gs mov QWORD [offset::VECTOR_IDLE], 1
-        ; gs mov QWORD [offset::VECTOR_WANTED], 1
-        ; idle:
-        ; add rsp, 8 ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
-        ; ret
-    );
-    let code = asm.finalize().expect("no labels are left open");
-    Common { code, exit, load_vector }
-}
-
-/// Offsets in `VectorState` of the halves of YMMn.
-fn vector_halves(n: u8) -> (i32, i32) {
-    let at = 16 * i32::from(n);
-    (VectorState::XMM as i32 + at, VectorState::YMMH as i32 + at)
+/// A block found, and the epoch its addresses are good for.
+#[derive(Clone, Copy)]
+struct Found {
+    entries: Entries,
+    key: Key,
+    epoch: u64,
 }
 
 impl Bt {
@@ -196,6 +117,7 @@ impl Bt {
         cpuid: Arc<CpuidModel>,
         apic_id: u32,
         code: Box<dyn HostCode>,
+        shared: Arc<Shared>,
     ) -> Result<Self, BtError> {
         // SAFETY: AT_HWCAP2 is a plain query.
         let fsgsbase = unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_FSGSBASE != 0;
@@ -206,24 +128,25 @@ impl Bt {
             return Err(BtError::Host);
         }
         let attention = env.attention();
-        let arena = Arena::new(CODE_BYTES)?;
-        let base = arena.next_entry().addr() as u64;
-        let common = common_code(base);
-        let interp =
-            Interp::new(state, NotingMmu::new(soft), env, Arc::clone(&cpuid), apic_id, code);
-        let mut interp = Box::new(interp);
-        let vector = interp.state.vector.bytes.as_mut_ptr();
+        let mut area = AreaBox::new(Arc::as_ptr(&attention).cast())
+            .map_err(|error| BtError::Area(error.into()))?;
+        area.exit = shared.exit;
+        let me = shared.join(attention, area.as_ptr());
+        let mem = NotingMmu::new(soft, Arc::clone(&shared), Arc::clone(&me));
+        let interp = Box::new(Interp::new(state, mem, env, Arc::clone(&cpuid), apic_id, code));
         Ok(Self {
-            area: Area::new(Arc::as_ptr(&attention).cast(), vector),
             interp,
-            blocks: Blocks::new(arena, common.code),
+            area,
+            shared,
+            me,
             cpuid,
-            enter: base,
-            exit: base + common.exit as u64,
-            load_vector: base + common.load_vector as u64,
+            info: InstructionInfoFactory::new(),
             jump_owner: [None; 3],
-            masked: false,
+            page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
+            home: Home::State,
+            prepared: false,
             stepping: false,
+            unlucky: HashMap::new(),
             stats: Stats::default(),
         })
     }
@@ -232,19 +155,19 @@ impl Bt {
     fn round(&mut self) -> Option<Exit> {
         let attention = u64::from(self.attention()) & self.deliverable() != 0;
         let waiting = attention || self.interp.state.activity != Activity::Running;
-        if waiting && let Some(exit) = self.interpret(1) {
+        if waiting && let Some(exit) = self.interpret(1, true) {
             return Some(exit);
         }
         let Some(mode) = Mode::of(&self.interp.state) else {
             self.stats.unfit += 1;
-            return self.interpret(if self.stepping { 1 } else { INTERPRETED_RUN });
+            return self.interpret(if self.stepping { 1 } else { INTERPRETED_RUN }, true);
         };
         self.settle();
         match self.find(mode) {
-            Some(entry) => self.run_from(entry, mode),
+            Some(found) => self.run_from(found, mode),
             None => {
-                self.stats.handed_over += 1;
-                self.interpret(1)
+                self.stats.unfound += 1;
+                self.interpret(1, true)
             }
         }
     }
@@ -264,9 +187,15 @@ impl Bt {
         }
     }
 
-    /// Lets the interpreter do some instructions.
-    fn interpret(&mut self, budget: u64) -> Option<Exit> {
-        match self.interp.run(budget) {
+    /// Lets the interpreter do some instructions. `vector`: they may concern vector registers.
+    fn interpret(&mut self, budget: u64, vector: bool) -> Option<Exit> {
+        if vector {
+            self.bring_home();
+        }
+        let before = self.interp.state.retired;
+        let exit = self.interp.run(budget);
+        self.stats.interpreted += self.interp.state.retired - before;
+        match exit {
             interp::Exit::Budget => None,
             interp::Exit::Halted => Some(Exit::Halted),
             interp::Exit::Shutdown => Some(Exit::Shutdown),
@@ -274,73 +203,98 @@ impl Bt {
         }
     }
 
-    /// Acts on what the interpreter has noted.
-    fn settle(&mut self) {
+    /// Acts on what the interpreter and other vCPUs want forgotten. True if there was anything.
+    fn settle(&mut self) -> bool {
         let mem = &mut self.interp.mem;
-        if !mem.written.is_empty() {
-            let mut written = std::mem::take(&mut mem.written);
-            written.sort_unstable();
-            written.dedup();
-            for gpn in written.drain(..) {
-                self.blocks.invalidate(gpn);
-                self.stats.invalidations += 1;
-            }
-            self.interp.mem.written = written;
-            self.area.flush_jumps();
+        let flushed = std::mem::replace(&mut mem.flushed, Flushed::Nothing);
+        let quiet = flushed == Flushed::Nothing
+            && mem.flushed_pages.is_empty()
+            && mem.newly_watched.is_empty()
+            && !mem.stored_to_code;
+        if quiet {
+            return false;
         }
-        let mem = &mut self.interp.mem;
-        let pages = std::mem::take(&mut mem.flushed_pages);
-        if std::mem::take(&mut mem.flushed) || pages.len() > FLUSHED_PAGES_MAX {
-            self.area.flush();
+        mem.stored_to_code = false;
+        let many = mem.flushed_pages.len() > FLUSHED_PAGES_MAX;
+        if flushed != Flushed::Nothing || many {
+            self.area.flush(flushed == Flushed::All || many);
             self.stats.flushes += 1;
-        } else {
-            for page in pages {
+        }
+        // A local flush may come with single pages, which may be global ones.
+        for page in mem.flushed_pages.drain(..) {
+            if !many {
                 self.area.flush_page(page);
+                self.stats.page_flushes += 1;
             }
         }
-        if std::mem::take(&mut mem.newly_watched) {
-            self.area.flush_writes();
+        for gpn in mem.newly_watched.drain(..) {
+            if let Some(host) = mem.soft.guest_ram().host_ptr(xenolith_cpu::Gpa(gpn << 12), 1) {
+                self.area.forbid_writes(host.addr() as u64);
+            }
         }
+        true
     }
 
-    /// The block for the present state; `None` when it begins with something for the interpreter.
-    fn find(&mut self, mode: Mode) -> Option<*const u8> {
+    fn page_id(&mut self, page: PageKey) -> u32 {
+        let slot = (page.la >> 12) as usize & (PAGE_IDS - 1);
+        if let Some((known, id)) = self.page_ids[slot]
+            && known == page
+        {
+            return id;
+        }
+        let id = self.shared.page_id(page);
+        self.page_ids[slot] = Some((page, id));
+        id
+    }
+
+    /// Translates the address of an instruction: its host address, and its page.
+    fn fetch(&mut self, la: u64, mode: Mode) -> Option<(*const u8, Page, u64)> {
+        let user = mode.privilege == Privilege::User as u8;
+        let privilege = if user { Privilege::User } else { Privilege::Supervisor };
+        let interp = &mut *self.interp;
+        let place = interp.mem.translate(&interp.state, Gva(la), Access::Fetch, privilege).ok()?;
+        let Place::Ram { hva, gpa } = place else { return None };
+        let global = interp.mem.soft.cached(Gva(la), privilege).is_some_and(|page| page.global);
+        let page_la = la & !(PAGE_SIZE - 1);
+        let id = self.page_id(PageKey { la: page_la, gpn: gpa.gpn(), base: 0, user });
+        self.area.vouch(la, id, global);
+        Some((hva.cast_const(), Page { la: page_la, id }, gpa.gpn()))
+    }
+
+    /// The block for the present state; `None` when the interpreter must do what comes.
+    fn find(&mut self, mode: Mode) -> Option<Found> {
         let rip = self.interp.state.rip;
         if mode.bits == 64 && !is_canonical(rip) {
             return None;
         }
-        let privilege = if mode.privilege == 0 { Privilege::User } else { Privilege::Supervisor };
-        let interp = &mut *self.interp;
-        let place = interp.mem.translate(&interp.state, Gva(rip), Access::Fetch, privilege).ok()?;
-        let Place::Ram { hva, gpa } = place else { return None };
-        let key = Key { rip, gpn: gpa.gpn(), mode };
-        if let Some((entry, version)) = self.blocks.find(&key) {
-            if self.interp.mem.code_version(gpa) == version {
-                self.keep_jump(mode, rip, entry);
-                return Some(entry);
-            }
-            self.blocks.invalidate(gpa.gpn());
-            self.area.flush_jumps();
-        }
-        let version = self.interp.mem.watch_code(gpa);
+        let (hva, page, gpn) = self.fetch(rip, mode)?;
+        let in_page = (PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize;
+        // An instruction may lie across the page's end: its block is vouched for by both pages.
+        let next_page = rip.wrapping_add(in_page as u64);
+        let crosses = in_page < INSN_BYTES_MAX && (mode.bits == 64 || next_page >> 32 == 0);
+        let second = if crosses { self.fetch(next_page, mode) } else { None };
+        let key = key_of(page.id, mode, rip);
+        let (found, epoch) = {
+            let cache = self.shared.cache();
+            (cache.find(key), self.shared.epoch())
+        };
+        let found = match found {
+            Some(entries) => Found { entries, key, epoch },
+            None => self.make(mode, key, rip, (hva, page, gpn), second)?,
+        };
         self.settle();
-        let in_page = (PAGE_SIZE - gpa.page_offset()) as usize;
-        let mut bytes = [0; LENGTH_MAX * 15];
-        let bytes = &mut bytes[..in_page.min(LENGTH_MAX * 15)];
-        // SAFETY: `bytes` is no longer than what is left of the page that `hva` lies in.
-        unsafe { interp::copy_in(hva, bytes) };
-        let entry = self.translate(key, version, bytes)?;
-        self.keep_jump(mode, rip, entry);
-        Some(entry)
+        if !self.stepping {
+            self.own_jumps(mode);
+            let global = self.page_is_global(rip, mode);
+            let polled = found.entries.polled as u64;
+            self.area.remember(usize::from(mode.privilege), rip, polled, global);
+        }
+        Some(found)
     }
 
-    fn keep_jump(&mut self, mode: Mode, rip: u64, entry: *const u8) {
-        if self.stepping {
-            return;
-        }
-        let privilege = usize::from(mode.privilege);
-        self.own_jumps(mode);
-        self.area.remember(privilege, rip, entry.addr() as u64);
+    fn page_is_global(&self, la: u64, mode: Mode) -> bool {
+        let privilege = if mode.privilege == 0 { Privilege::User } else { Privilege::Supervisor };
+        self.interp.mem.soft.cached(Gva(la), privilege).is_some_and(|page| page.global)
     }
 
     /// Makes the jump cache of this privilege that of `mode`.
@@ -352,72 +306,191 @@ impl Bt {
         }
     }
 
-    fn translate(&mut self, key: Key, version: u32, bytes: &[u8]) -> Option<*const u8> {
-        let cpuid = Arc::clone(&self.cpuid);
-        let allowed = |insn: &Instruction| insn.cpuid_features().iter().all(|&f| cpuid.allows(f));
-        for _ in 0..2 {
-            let (base, first_site) = self.blocks.next();
-            let (exit, load_vector) = (self.exit, self.load_vector);
-            let Key { rip, mode, .. } = key;
-            let frame = Frame { base, exit, load_vector, first_site, mode, rip };
-            let options = self.cpuid.decoder_options();
-            let translation = match emit::translate(frame, bytes, LENGTH_MAX, &allowed, options) {
-                Ok(translation) => translation?,
-                Err(error) => {
-                    tracing::warn!("block at {:#x} left to the interpreter: {error}", key.rip);
-                    return None;
-                }
-            };
-            if let Some(entry) = self.blocks.insert(key, version, &translation) {
-                self.stats.translated_blocks += 1;
-                self.stats.translated_instructions += translation.instructions as u64;
-                return Some(entry);
+    /// Makes the block at `rip` from the bytes of its page, or of two if its one instruction lies across.
+    fn make(
+        &mut self,
+        mode: Mode,
+        key: Key,
+        rip: u64,
+        first: (*const u8, Page, u64),
+        second: Option<(*const u8, Page, u64)>,
+    ) -> Option<Found> {
+        let (hva, page, gpn) = first;
+        let gpa = xenolith_cpu::Gpa(gpn << 12);
+        let in_page = (PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize;
+        let mut room = [0; LENGTH_MAX * INSN_BYTES_MAX];
+        for _ in 0..4 {
+            let version = self.interp.mem.watch_code(gpa);
+            let len = in_page.min(room.len());
+            // SAFETY: `len` bytes are no more than what is left of the page that `hva` lies in.
+            unsafe { interp::copy_in(hva, &mut room[..len]) };
+            let mut across = None;
+            let mut bytes = len;
+            if let Some((tail, tail_page, tail_gpn)) = second
+                && self.is_cut(mode, rip, &room[..len])
+            {
+                let tail_gpa = xenolith_cpu::Gpa(tail_gpn << 12);
+                let tail_version = self.interp.mem.watch_code(tail_gpa);
+                bytes = len + INSN_BYTES_MAX;
+                // SAFETY: the second page's beginning.
+                unsafe { interp::copy_in(tail, &mut room[len..bytes]) };
+                across = Some((tail_page, tail_gpn, tail_gpa, tail_version));
             }
-            // Full: begin anew.
-            self.blocks.reset();
-            self.area.flush_jumps();
+            let code = &room[..bytes];
+            let second_page = across.map(|(page, ..)| page);
+            let made = self.translate(mode, key, rip, page, second_page, code, |used| {
+                let first_len = used.min(len);
+                let offset = (rip & (PAGE_SIZE - 1)) as u16;
+                let one = Source { gpn, offset, len: first_len as u16 };
+                let two = across.map(|(_, gpn, ..)| Source {
+                    gpn,
+                    offset: 0,
+                    len: (used - first_len) as u16,
+                });
+                (one, two)
+            })?;
+            let whole = self.interp.mem.code_version(gpa) == version
+                && across.is_none_or(|(_, _, gpa, version)| {
+                    self.interp.mem.code_version(gpa) == version
+                });
+            if whole {
+                return Some(made);
+            }
+            // Written while it was read.
+            self.shared.cache().remove(key);
         }
         None
     }
 
-    /// Enters translated code, and stays while only the TLB or a chain is wanted.
-    fn run_from(&mut self, entry: *const u8, mode: Mode) -> Option<Exit> {
+    /// The first instruction of `bytes` goes on where they end.
+    fn is_cut(&self, mode: Mode, rip: u64, bytes: &[u8]) -> bool {
+        let options = self.cpuid.decoder_options();
+        let mut decoder = iced_x86::Decoder::with_ip(u32::from(mode.bits), bytes, rip, options);
+        let _ = decoder.decode();
+        decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "all that a block is made of")]
+    fn translate(
+        &mut self,
+        mode: Mode,
+        key: Key,
+        rip: u64,
+        page: Page,
+        second: Option<Page>,
+        code: &[u8],
+        sources: impl Fn(usize) -> (Source, Option<Source>),
+    ) -> Option<Found> {
+        let cpuid = Arc::clone(&self.cpuid);
+        let allowed = |insn: &Instruction| insn.cpuid_features().iter().all(|&f| cpuid.allows(f));
+        let windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
+        let limits = Limits {
+            length_max: if second.is_some() { 1 } else { LENGTH_MAX },
+            allowed: &allowed,
+            decoder_options: self.cpuid.decoder_options(),
+            windows,
+        };
+        for _ in 0..2 {
+            {
+                let mut cache = self.shared.cache();
+                if let Some(entries) = cache.find(key) {
+                    // Another vCPU was quicker.
+                    return Some(Found { entries, key, epoch: self.shared.epoch() });
+                }
+                let (base, first_site) = cache.next();
+                let (exit, load_vector) = (self.shared.exit, self.shared.load_vector);
+                let frame = Frame { base, exit, load_vector, first_site, mode, rip, page, second };
+                let translation = match emit::translate(frame, code, &limits, &mut self.info) {
+                    Ok(translation) => translation?,
+                    Err(error) => {
+                        tracing::warn!("block at {rip:#x} left to the interpreter: {error}");
+                        return None;
+                    }
+                };
+                let (one, two) = sources(translation.bytes);
+                let both = [one, two.unwrap_or(one)];
+                let new = NewBlock {
+                    key,
+                    code: &translation.code,
+                    sites: &translation.sites,
+                    polled: translation.polled,
+                    plain: translation.plain,
+                    bytes: &code[..translation.bytes],
+                    sources: &both[..1 + usize::from(two.is_some())],
+                    instructions: translation.instructions as u32,
+                    tag: rip,
+                };
+                if let Some(entries) = cache.insert(&new) {
+                    return Some(Found { entries, key, epoch: self.shared.epoch() });
+                }
+            }
+            self.stats.evictions += 1;
+            self.shared.evict(&self.me);
+        }
+        None
+    }
+
+    /// Enters translated code, and stays while only the TLB or a chain is wanted. `state.rip` is always
+    /// where the guest is at `target`.
+    fn run_from(&mut self, found: Found, mode: Mode) -> Option<Exit> {
         self.own_jumps(mode);
         self.load();
-        let mut target = entry;
-        // Only an access that is tried again goes on within a block that has loaded the vector state.
-        self.area.vector_wanted = 0;
+        let mut target = found.entries.plain;
+        let mut epoch = found.epoch;
+        let mut live = mode.keeps_vector();
         loop {
-            self.stats.entries += 1;
-            self.enter_guest(target);
-            let exit = self.blocks.exit(self.area.site);
-            if !matches!(exit.site, Site::Miss { .. }) {
-                self.area.vector_wanted = 0;
+            if !self.me.go_in() {
+                if self.me.obey() {
+                    self.area.flush_writes();
+                }
+                // What was found may be gone, and addends that a block keeps are no longer good.
+                self.unload(self.interp.state.rip);
+                return None;
             }
-            match exit.site {
-                Site::Miss { rip, write, size, align, resume } => {
-                    self.stats.refills += 1;
-                    if self.refill(mode, write, size, align) {
-                        target = exit.code.wrapping_add(resume);
+            if self.shared.epoch() != epoch {
+                self.me.go_out();
+                self.unload(self.interp.state.rip);
+                return None;
+            }
+            self.stats.entries += 1;
+            self.ready_vectors(live);
+            self.enter_guest(target);
+            self.me.go_out();
+            self.vectors_left();
+            let record = self.shared.sites().get(self.area.site as u32);
+            match record.site {
+                Site::Miss { rip, write, writes, size, align, resume, live: vectors } => {
+                    self.interp.state.rip = rip;
+                    if self.refill(mode, write, writes, size, align) && !self.settle() {
+                        self.stats.refills += 1;
+                        target = record.code + resume as usize;
+                        live = vectors;
+                        // The addends that the block keeps are good in the same epoch only.
                         continue;
                     }
-                    self.stats.miss_interpreted += 1;
+                    self.stats.misses_interpreted += 1;
+                    self.note_unlucky(&record, size);
                     self.unload(rip);
-                    return self.interpret(1);
+                    return self.interpret(1, vectors);
                 }
-                Site::Chain { target: rip, patch } => {
-                    self.stats.chains += 1;
+                Site::Chain { target: rip, patch, link } => {
+                    self.stats.chain_exits += 1;
                     self.unload(rip);
                     if self.stepping {
                         return None;
                     }
                     let next = self.find(mode)?;
-                    // Still where it was: making the block may have emptied the cache.
-                    if self.blocks.is_live(exit) {
-                        let key = self.blocks.key_like(exit, rip);
-                        self.blocks.chain(exit, patch, &key);
+                    let mut cache = self.shared.cache();
+                    if next.epoch == epoch {
+                        cache.chain(&record, patch, next.key, |entries| match link {
+                            Link::Plain => entries.plain,
+                            Link::Polled => entries.polled,
+                            Link::Guarded => entries.guarded,
+                        });
                     }
-                    target = next;
+                    drop(cache);
+                    target = next.entries.polled;
+                    epoch = next.epoch;
                 }
                 Site::Indirect { rip, moved } => {
                     self.stats.indirect_misses += 1;
@@ -427,33 +500,75 @@ impl Bt {
                         self.unload(rip);
                         let rsp = &mut self.interp.state.gpr[4];
                         *rsp = rsp.wrapping_sub(moved as u64);
-                        return self.interpret(1);
+                        return self.interpret(1, false);
                     }
                     self.unload(to);
-                    if u64::from(self.attention()) & self.area.attention_mask != 0 {
-                        return None;
-                    }
                     if self.stepping {
                         return None;
                     }
-                    target = self.find(mode)?;
+                    let next = self.find(mode)?;
+                    target = next.entries.polled;
+                    epoch = next.epoch;
+                }
+                Site::Guard { rip } => {
+                    self.stats.guard_exits += 1;
+                    self.unload(rip);
+                    if self.stepping {
+                        return None;
+                    }
+                    let next = self.find(mode)?;
+                    target = next.entries.polled;
+                    epoch = next.epoch;
                 }
                 Site::Poll { rip } => {
                     self.stats.polls += 1;
                     self.unload(rip);
                     return None;
                 }
-                Site::HandOver { rip } => {
+                Site::HandOver { rip, next, resume, vector, live: vectors } => {
                     self.stats.handed_over += 1;
                     self.unload(rip);
-                    return self.interpret(1);
+                    if let Some(exit) = self.interpret(1, vector) {
+                        return Some(exit);
+                    }
+                    let goes_on = resume != 0
+                        && !self.stepping
+                        && self.interp.state.rip == next
+                        && !self.settle()
+                        && Mode::of(&self.interp.state) == Some(mode);
+                    if !goes_on {
+                        return None;
+                    }
+                    self.load();
+                    target = record.code + resume as usize;
+                    live = vectors;
+                    continue;
                 }
             }
+            live = mode.keeps_vector();
+        }
+    }
+
+    /// Notes that a block's window couldn't be used; one that never can is made without.
+    fn note_unlucky(&mut self, record: &Record<Site>, size: u16) {
+        let (ea, size) = (self.area.ea & (PAGE_SIZE - 1), u64::from(size));
+        if ea + size <= PAGE_SIZE {
+            return;
+        }
+        let mut cache = self.shared.cache();
+        if !cache.is_live(record.block) {
+            return;
+        }
+        let key = cache.key_of(record.block);
+        let times = self.unlucky.entry(key).or_insert(0);
+        *times += 1;
+        if *times == UNLUCKY_MAX {
+            cache.remove(key);
         }
     }
 
     /// Gives the inline TLB the page that missed; false when the interpreter must do the access.
-    fn refill(&mut self, mode: Mode, write: bool, size: u8, align: u8) -> bool {
+    fn refill(&mut self, mode: Mode, write: bool, writes: bool, size: u16, align: u8) -> bool {
         let ea = self.area.ea;
         let crosses = (ea & (PAGE_SIZE - 1)) + u64::from(size) > PAGE_SIZE;
         let misaligned = align > 1 && ea & (u64::from(align) - 1) != 0;
@@ -472,20 +587,23 @@ impl Bt {
         else {
             return false;
         };
-        if write && interp.mem.code_version(gpa) != 0 {
+        let Some(page) = interp.mem.soft.cached(Gva(ea), privilege) else { return false };
+        let may_write = page.writable && interp.mem.code_version(gpa) == 0;
+        if writes && !may_write {
             return false;
         }
         let host = hva.addr() as u64 - (ea & (PAGE_SIZE - 1));
-        self.area.fill(usize::from(mode.privilege), ea, host, write);
+        let rights = Rights { read: true, write: may_write, global: page.global };
+        self.area.fill(usize::from(mode.privilege), ea, host, rights);
         true
     }
 
     /// Registers from the state to the area.
     fn load(&mut self) {
-        let state = &self.interp.state;
-        self.area.gpr = state.gpr;
         self.area.attention_mask = self.deliverable();
+        let state = &self.interp.state;
         let (status, interrupt) = (Rflags::STATUS.bits(), Rflags::IF.bits());
+        self.area.gpr = state.gpr;
         self.area.flags = state.rflags & status | Rflags::FIXED.bits();
         self.area.system_flags = state.rflags & !(status | interrupt);
         self.area.interrupt_flag = state.rflags & interrupt;
@@ -504,25 +622,36 @@ impl Bt {
         state.rip = rip;
     }
 
-    fn enter_guest(&mut self, target: *const u8) {
-        let area: *mut Area = &raw mut *self.area;
+    fn enter_guest(&mut self, target: usize) {
+        let area: *mut Area = self.area.as_ptr();
         // SAFETY: the common code keeps the registers that a C function keeps; translated code touches
         // only guest RAM that the inline TLB leads to, and the area. GS is nobody else's.
         unsafe {
             asm!(
                 "wrgsbase {area}", "call {enter}",
-                area = in(reg) area, enter = in(reg) self.enter, in("rdi") target,
+                area = in(reg) area, enter = in(reg) self.shared.enter, in("rdi") target,
                 clobber_abi("C"),
             );
         }
     }
+
+    /// Prepares the thread, the first time.
+    fn prepare(&mut self) {
+        if !std::mem::replace(&mut self.prepared, true) {
+            block_signals();
+            signal::watch_translated_code(self.shared.code.clone());
+        }
+    }
+}
+
+/// What a block is kept under.
+fn key_of(page: u32, mode: Mode, rip: u64) -> Key {
+    u64::from(page) << 32 | u64::from(mode.number()) << 12 | rip & (PAGE_SIZE - 1)
 }
 
 impl Engine for Bt {
     fn run(&mut self, budget: u64) -> Exit {
-        if !std::mem::replace(&mut self.masked, true) {
-            block_signals();
-        }
+        self.prepare();
         let end = self.interp.state.retired.saturating_add(budget);
         loop {
             if let Some(exit) = self.round() {
@@ -534,17 +663,15 @@ impl Engine for Bt {
         }
     }
     fn step(&mut self) -> Exit {
-        if !std::mem::replace(&mut self.masked, true) {
-            block_signals();
-        }
+        self.prepare();
         if !std::mem::replace(&mut self.stepping, true) {
             // What was chained would run on.
-            self.blocks.reset();
-            self.area.flush_jumps();
+            self.shared.evict_all(&self.me);
         }
         self.round().unwrap_or(Exit::Budget)
     }
     fn state(&mut self) -> &mut CpuState {
+        self.bring_home();
         &mut self.interp.state
     }
     fn state_changed(&mut self) {
@@ -572,6 +699,8 @@ fn block_signals() {
 
 impl Drop for Bt {
     fn drop(&mut self) {
-        tracing::info!(blocks = self.blocks.len(), "{:?}", self.stats);
+        self.shared.leave(&self.me);
+        let counters = self.shared.cache().counters;
+        tracing::info!("{:?} {counters:?}", self.stats);
     }
 }

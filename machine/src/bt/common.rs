@@ -1,0 +1,88 @@
+//! The code that enters and leaves translated code.
+//!
+//! Problem: translated code keeps the guest's registers in the host's, all of them, so getting there and
+//! back isn't a call that Rust could make. Scheme: three routines, published once before any block.
+//! Invariants: RSP is the guest's between `enter` and `exit`; status flags pass through both; vector
+//! registers are saved on the way out if they were the guest's, and loaded on the way in if asked.
+
+#![allow(clippy::useless_conversion, reason = "dynasm! converts register numbers")]
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use xenolith_translator::area::offset;
+
+/// General registers but RSP and the scratch ones, which the common code moves.
+const MOVED: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15];
+
+/// The routines, and where in `code` they are; `enter` is at its start.
+pub struct Common {
+    pub code: Vec<u8>,
+    pub exit: usize,
+    pub load_vector: usize,
+}
+
+/// ```text
+/// enter(target: rdi)   a C function; GS is the Area; comes back when the guest leaves
+/// exit                 jumped to with the guest's registers and flags; SITE says from where
+/// load_vector          jumped to; loads the vector registers and jumps to r10; no flags
+/// ```
+pub fn common(base: u64) -> Common {
+    let mut asm: VecAssembler<X64Relocation> = VecAssembler::new(base as usize);
+    dynasm!(asm ; .arch x64
+        ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15 ; sub rsp, 8
+        ; gs mov [offset::HOST_RSP], rsp
+        ; gs cmp QWORD [offset::VECTOR_WANTED], 0
+        ; je >plain
+        ; lea r10, [>plain]
+        ; jmp >load_vector
+        ; plain:
+        ; mov r11, rdi
+        // OF by an addition that overflows or not, the others by SAHF.
+        ; gs movzx eax, BYTE [offset::FLAGS + 1]
+        ; shl eax, 28
+        ; add eax, eax
+        ; gs mov ah, BYTE [offset::FLAGS]
+        ; sahf
+    );
+    for register in MOVED {
+        dynasm!(asm ; .arch x64 ; gs mov Rq(register), [offset::gpr(usize::from(register))]);
+    }
+    dynasm!(asm ; .arch x64 ; gs mov rsp, [offset::gpr(4)] ; jmp r11);
+    let load_vector = asm.offset().0;
+    dynasm!(asm ; .arch x64 ; load_vector:);
+    for n in 0..16 {
+        dynasm!(asm ; .arch x64 ; gs vmovups Ry(n), [offset::ymm(usize::from(n))]);
+    }
+    dynasm!(asm ; .arch x64
+        ; gs ldmxcsr [offset::GUEST_MXCSR]
+        ; gs mov QWORD [offset::VECTOR_IDLE], 0
+        ; jmp r10
+    );
+    let exit = asm.offset().0;
+    for register in MOVED {
+        dynasm!(asm ; .arch x64 ; gs mov [offset::gpr(usize::from(register))], Rq(register));
+    }
+    dynasm!(asm ; .arch x64
+        ; gs mov [offset::gpr(4)], rsp
+        ; gs mov rsp, [offset::HOST_RSP]
+        ; pushfq
+        ; gs pop QWORD [offset::FLAGS]
+        ; gs cmp QWORD [offset::VECTOR_IDLE], 0
+        ; jne >idle
+    );
+    for n in 0..16 {
+        dynasm!(asm ; .arch x64 ; gs vmovups [offset::ymm(usize::from(n))], Ry(n));
+    }
+    dynasm!(asm ; .arch x64
+        ; gs stmxcsr [offset::GUEST_MXCSR]
+        ; vzeroupper
+        ; gs ldmxcsr [offset::HOST_MXCSR]
+        ; gs mov QWORD [offset::VECTOR_IDLE], 1
+        ; gs mov QWORD [offset::VECTOR_SAVED], 1
+        ; idle:
+        ; add rsp, 8 ; pop r15 ; pop r14 ; pop r13 ; pop r12 ; pop rbp ; pop rbx
+        ; ret
+    );
+    let code = asm.finalize().expect("no labels are left open");
+    Common { code, exit, load_vector }
+}

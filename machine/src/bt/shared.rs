@@ -1,0 +1,288 @@
+//! What all vCPUs of a machine share: the code cache, and a way to stop each other.
+//!
+//! Problem: one vCPU translates a page that another is writing to, a device writes over translated code,
+//! a part of the cache must be emptied while others run in it. Scheme: the cache is behind a lock that
+//! is taken for look-ups that the fast tables couldn't answer. What a vCPU must do before it runs on
+//! is an *order*: it is written to its peer record, and a bit of its attention word brings it out of
+//! translated code; whoever ordered it waits until the other has left. Nobody waits while holding
+//! the lock, and who waits is outside itself, so no two wait for each other.
+//!
+//! Invariants: a peer that is `inside` finds orders at its next poll; one that is outside obeys them before
+//! it goes in. A page's blocks are checked right after a store to it ([`Shared::page_written`]).
+//! Any thread.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use xenolith_codecache::arena::ArenaError;
+use xenolith_codecache::cache::{Cache, Key, Sites, Source};
+use xenolith_cpu::Gpa;
+use xenolith_cpu::env::attention;
+use xenolith_mmu::GuestRam;
+use xenolith_translator::area::Area;
+use xenolith_translator::emit::Site;
+
+use super::common::common;
+
+/// Orders to a vCPU.
+mod order {
+    /// Write nothing inline that was allowed so far.
+    pub const FORBID_WRITES: u32 = 1 << 0;
+    /// Wait outside until the cache has been seen to.
+    pub const PAUSE: u32 = 1 << 1;
+}
+
+/// A vCPU as the others see it.
+#[derive(Debug)]
+pub struct Peer {
+    attention: Arc<AtomicU32>,
+    inside: AtomicBool,
+    orders: AtomicU32,
+    /// Address of its area, which lives as long as the peer is registered.
+    area: AtomicU64,
+}
+
+/// Which page a block is in: what must be the same for a block to be the right one at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PageKey {
+    /// Linear address of the page.
+    pub la: u64,
+    pub gpn: u64,
+    /// CS base: RIP is the linear address minus it.
+    pub base: u64,
+    /// Fetched with user rights.
+    pub user: bool,
+}
+
+#[derive(Debug, Default)]
+struct Pages {
+    ids: HashMap<PageKey, u32>,
+}
+
+/// See the module's head.
+#[derive(Debug)]
+pub struct Shared {
+    cache: Mutex<Cache<Site>>,
+    sites: Arc<Sites<Site>>,
+    pages: Mutex<Pages>,
+    peers: Mutex<Vec<Arc<Peer>>>,
+    /// One at a time pauses the others.
+    pausing: Mutex<()>,
+    ram: Arc<GuestRam>,
+    /// Counts evictions: host addresses of code are good for one epoch.
+    epoch: AtomicU64,
+    pub enter: u64,
+    pub exit: u64,
+    pub load_vector: u64,
+    pub code: std::ops::Range<usize>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    /// The shared part over `ram`, with `cache_bytes` of code.
+    ///
+    /// # Errors
+    /// The host refuses executable memory.
+    pub fn new(ram: Arc<GuestRam>, cache_bytes: usize) -> Result<Arc<Self>, ArenaError> {
+        let (mut exit, mut load_vector) = (0, 0);
+        let cache = Cache::new(cache_bytes, |base| {
+            let common = common(base);
+            exit = base + common.exit as u64;
+            load_vector = base + common.load_vector as u64;
+            common.code
+        })?;
+        let shared = Arc::new(Self {
+            sites: cache.sites(),
+            enter: cache.common(),
+            code: cache.span(),
+            exit,
+            load_vector,
+            cache: Mutex::new(cache),
+            pages: Mutex::default(),
+            peers: Mutex::default(),
+            pausing: Mutex::new(()),
+            ram: Arc::clone(&ram),
+            epoch: AtomicU64::new(0),
+        });
+        let listener = Arc::downgrade(&shared);
+        ram.code().set_listener(Arc::new(move |gpn| {
+            if let Some(shared) = listener.upgrade() {
+                shared.page_written(gpn);
+            }
+        }));
+        Ok(shared)
+    }
+
+    pub fn cache(&self) -> MutexGuard<'_, Cache<Site>> {
+        lock(&self.cache)
+    }
+
+    /// Host addresses of code that were got in an earlier epoch may lead anywhere.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    pub fn sites(&self) -> &Sites<Site> {
+        &self.sites
+    }
+
+    /// The number of a page, never 0 and the same for ever.
+    pub fn page_id(&self, key: PageKey) -> u32 {
+        let mut pages = lock(&self.pages);
+        let next = pages.ids.len() as u32 + 1;
+        *pages.ids.entry(key).or_insert(next)
+    }
+
+    /// Registers a vCPU. `area` must stay until [`Self::leave`].
+    pub fn join(&self, attention: Arc<AtomicU32>, area: *const Area) -> Arc<Peer> {
+        let peer = Arc::new(Peer {
+            attention,
+            inside: AtomicBool::new(false),
+            orders: AtomicU32::new(0),
+            area: AtomicU64::new(area.addr() as u64),
+        });
+        lock(&self.peers).push(Arc::clone(&peer));
+        peer
+    }
+
+    pub fn leave(&self, peer: &Arc<Peer>) {
+        lock(&self.peers).retain(|other| !Arc::ptr_eq(other, peer));
+    }
+
+    /// To be called after a store to a page that was watched: stale blocks go.
+    pub fn page_written(&self, gpn: u64) {
+        let mut gone: Vec<(Key, u64)> = Vec::new();
+        {
+            let mut cache = self.cache();
+            if !cache.has_page(gpn) {
+                return;
+            }
+            // What is kept must be told of the next store too: watched first, read then.
+            self.ram.code().watch(gpn);
+            let read = |source: Source, out: &mut [u8]| self.read(source, out);
+            cache.page_written(gpn, read, |key, tag| gone.push((key, tag)));
+        }
+        if !gone.is_empty() {
+            self.forget_jumps(&gone);
+        }
+    }
+
+    /// Reads guest code, which lies within one page.
+    pub fn read(&self, source: Source, out: &mut [u8]) {
+        let gpa = Gpa(source.gpn << 12 | u64::from(source.offset));
+        match self.ram.host_ptr(gpa, out.len()) {
+            // SAFETY: `out.len()` bytes of RAM from there.
+            Some(host) if !out.is_empty() => unsafe { xenolith_cpu::interp::copy_in(host, out) },
+            _ => {}
+        }
+    }
+
+    /// Makes every vCPU's jump cache forget blocks. A block's tag is its RIP; the privilege is in its key.
+    pub fn forget_jumps(&self, gone: &[(Key, u64)]) {
+        for peer in lock(&self.peers).iter() {
+            let area = peer.area.load(Ordering::Acquire) as usize as *const Area;
+            // SAFETY: registered, so its area lives; `forget_jump` is for any thread.
+            let area = unsafe { &*area };
+            for &(_, rip) in gone {
+                for privilege in 0..3 {
+                    area.forget_jump(privilege, rip);
+                }
+            }
+        }
+    }
+
+    /// Orders all vCPUs but `me`, and waits until none of them runs translated code under the old rules.
+    fn order(&self, me: &Peer, order: u32) {
+        let others: Vec<Arc<Peer>> = lock(&self.peers)
+            .iter()
+            .filter(|peer| !std::ptr::eq(&raw const ***peer, me))
+            .cloned()
+            .collect();
+        for peer in &others {
+            peer.orders.fetch_or(order, Ordering::SeqCst);
+            peer.attention.fetch_or(attention::ENGINE, Ordering::SeqCst);
+        }
+        for peer in &others {
+            while peer.inside.load(Ordering::SeqCst)
+                && peer.orders.load(Ordering::SeqCst) & order != 0
+            {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// No other vCPU writes inline to a page that was allowed before, once this returns.
+    pub fn forbid_writes(&self, me: &Peer) {
+        self.order(me, order::FORBID_WRITES);
+    }
+
+    /// Makes room for a block: empties the oldest part of the cache while nobody runs in it.
+    pub fn evict(&self, me: &Peer) {
+        let _pausing = lock(&self.pausing);
+        self.order(me, order::PAUSE);
+        let mut gone = Vec::new();
+        {
+            let mut cache = self.cache();
+            cache.evict(|key, tag| gone.push((key, tag)));
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
+        self.forget_jumps(&gone);
+        for peer in lock(&self.peers).iter() {
+            peer.orders.fetch_and(!order::PAUSE, Ordering::SeqCst);
+        }
+    }
+
+    /// Empties the whole cache.
+    pub fn evict_all(&self, me: &Peer) {
+        for _ in 0..xenolith_codecache::cache::SEGMENTS {
+            self.evict(me);
+        }
+    }
+}
+
+/// A place for what a machine's vCPUs share, made by the first that needs it.
+#[derive(Debug, Default)]
+pub struct SharedSlot(Mutex<Option<Arc<Shared>>>);
+
+impl SharedSlot {
+    /// # Errors
+    /// The host refuses executable memory.
+    pub fn get(&self, ram: &Arc<GuestRam>, cache_bytes: usize) -> Result<Arc<Shared>, ArenaError> {
+        let mut slot = lock(&self.0);
+        if let Some(shared) = &*slot {
+            return Ok(Arc::clone(shared));
+        }
+        let shared = Shared::new(Arc::clone(ram), cache_bytes)?;
+        *slot = Some(Arc::clone(&shared));
+        Ok(shared)
+    }
+}
+
+impl Peer {
+    /// About to run translated code. False if there are orders to obey first ([`Self::obey`]).
+    pub fn go_in(&self) -> bool {
+        self.inside.store(true, Ordering::SeqCst);
+        let free = self.orders.load(Ordering::SeqCst) == 0;
+        if !free {
+            self.inside.store(false, Ordering::SeqCst);
+        }
+        free
+    }
+
+    pub fn go_out(&self) {
+        self.inside.store(false, Ordering::Release);
+    }
+
+    /// Obeys the orders; true if inline writes must be forbidden.
+    pub fn obey(&self) -> bool {
+        while self.orders.load(Ordering::SeqCst) & order::PAUSE != 0 {
+            std::thread::yield_now();
+        }
+        self.attention.fetch_and(!attention::ENGINE, Ordering::SeqCst);
+        self.orders.fetch_and(!order::FORBID_WRITES, Ordering::SeqCst) & order::FORBID_WRITES != 0
+    }
+}

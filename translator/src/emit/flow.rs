@@ -1,0 +1,209 @@
+//! Control transfers: between blocks, and looks at the world on the way.
+//!
+//! Problem: a transfer should cost what it costs the guest, yet nothing may go on for ever unseen, and a
+//! block must not be entered where the guest's memory map now has something else. Scheme: a direct
+//! transfer is one jump, patched when its target is known: to the `plain` entry forward in the page,
+//! to `polled` backward, to `guarded` in another page. Indirect ones look in the jump cache. Any cycle
+//! has a backward or indirect transfer, so any cycle is polled. A poll loads from an address that the
+//! attention word moves into reserved space, so it costs loads only and touches no flag; when it
+//! faults, the signal handler finds the site's number in the NOP behind it.
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, Mnemonic, OpKind};
+
+use super::names::scratch_number;
+use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, Restore, Site, Stub, mask};
+use crate::area::{Area, offset};
+use crate::plan::Step;
+
+/// The NOP behind a poll: `nop dword [rax + site]`.
+pub const POLL_NOP: [u8; 3] = [0x0f, 0x1f, 0x80];
+/// Bytes of a poll's last load.
+pub const POLL_LOAD_BYTES: usize = 9;
+
+impl Emitter<'_> {
+    /// Leaves unless the table of executable pages has the page's identifier.
+    pub(super) fn guard(&mut self, page: Page) {
+        let entry = Area::exec_offset(page.la);
+        let good = self.asm.new_dynamic_label();
+        let out = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov ecx, [entry]
+            ; lea rcx, [rcx + (page.id as i32).wrapping_neg()]
+            ; jrcxz =>good
+            ; jmp =>out
+            ; =>good
+            ; gs mov rcx, [offset::spill(0)]
+        );
+        let site = self.site(Site::Guard { rip: self.frame.rip });
+        self.stubs.push(Stub { label: out, site, restore: Restore::Rcx });
+    }
+
+    /// Leaves when something is in the attention word.
+    pub(super) fn poll(&mut self) {
+        let site = self.site(Site::Poll { rip: self.frame.rip });
+        let number = self.frame.first_site + site as u32;
+        dynasm!(self.asm ; .arch x64
+            ; gs mov r11, [offset::ATTENTION]
+            ; mov r11d, [r11]
+            ; gs pext r11, r11, [offset::ATTENTION_MASK]
+        );
+        let before = self.offset();
+        dynasm!(self.asm ; .arch x64 ; gs mov r11, [r11 * 8 + offset::POLL]);
+        debug_assert_eq!(self.offset() - before, POLL_LOAD_BYTES);
+        self.asm.extend(&POLL_NOP);
+        self.asm.push_u32(number);
+    }
+
+    /// Pads so that a displacement that comes `ahead` bytes from here is in one line of the cache.
+    fn keep_in_line(&mut self, ahead: u64) {
+        let at = (self.frame.base + self.offset() as u64 + ahead) % LINE_BYTES;
+        for _ in 0..if at > LINE_BYTES - 4 { LINE_BYTES - at } else { 0 } {
+            dynasm!(self.asm ; .arch x64 ; nop);
+        }
+    }
+
+    /// How a transfer from this block to `target` is linked.
+    fn link(&self, target: u64) -> Link {
+        let frame = &self.frame;
+        if target >> 12 != frame.rip >> 12 || frame.second.is_some() {
+            Link::Guarded
+        } else if target <= frame.rip {
+            Link::Polled
+        } else {
+            Link::Plain
+        }
+    }
+
+    /// The exit of a direct transfer whose displacement ends here.
+    fn chained(&mut self, target: u64, label: dynasmrt::DynamicLabel, from: u64) {
+        let patch = self.offset() as u32 - 4;
+        let mut link = self.link(target);
+        if link == Link::Plain && target <= from {
+            link = Link::Polled;
+        }
+        let site = self.site(Site::Chain { target, patch, link });
+        self.stubs.push(Stub { label, site, restore: Restore::Nothing });
+    }
+
+    /// Goes to `target`, from an instruction at `from` or, if that is 0, to what follows.
+    pub(super) fn chain(&mut self, target: u64, from: u64) {
+        let label = self.asm.new_dynamic_label();
+        self.keep_in_line(1);
+        dynasm!(self.asm ; .arch x64 ; jmp =>label);
+        self.chained(target, label, from);
+    }
+
+    /// Jcc: leaves for the target when taken, else goes on.
+    pub(super) fn branch(&mut self, insn: &Instruction) -> Result<(), EmitError> {
+        let bits = self.frame.mode.bits;
+        let target = mask(insn.near_branch_target(), bits);
+        let taken = self.asm.new_dynamic_label();
+        self.keep_in_line(2);
+        use iced_x86::ConditionCode as C;
+        match insn.condition_code() {
+            C::o => dynasm!(self.asm ; .arch x64 ; jo =>taken),
+            C::no => dynasm!(self.asm ; .arch x64 ; jno =>taken),
+            C::b => dynasm!(self.asm ; .arch x64 ; jb =>taken),
+            C::ae => dynasm!(self.asm ; .arch x64 ; jae =>taken),
+            C::e => dynasm!(self.asm ; .arch x64 ; je =>taken),
+            C::ne => dynasm!(self.asm ; .arch x64 ; jne =>taken),
+            C::be => dynasm!(self.asm ; .arch x64 ; jbe =>taken),
+            C::a => dynasm!(self.asm ; .arch x64 ; ja =>taken),
+            C::s => dynasm!(self.asm ; .arch x64 ; js =>taken),
+            C::ns => dynasm!(self.asm ; .arch x64 ; jns =>taken),
+            C::p => dynasm!(self.asm ; .arch x64 ; jp =>taken),
+            C::np => dynasm!(self.asm ; .arch x64 ; jnp =>taken),
+            C::l => dynasm!(self.asm ; .arch x64 ; jl =>taken),
+            C::ge => dynasm!(self.asm ; .arch x64 ; jge =>taken),
+            C::le => dynasm!(self.asm ; .arch x64 ; jle =>taken),
+            C::g => dynasm!(self.asm ; .arch x64 ; jg =>taken),
+            C::None => return Err(EmitError::Encode(format!("condition of {insn}"))),
+        }
+        self.chained(target, taken, mask(insn.ip(), bits));
+        Ok(())
+    }
+
+    /// LOOP and JRCXZ with the mode's own count register: neither touches a flag.
+    pub(super) fn count(&mut self, insn: &Instruction) {
+        let bits = self.frame.mode.bits;
+        let target = mask(insn.near_branch_target(), bits);
+        let zero = self.asm.new_dynamic_label();
+        let taken = self.asm.new_dynamic_label();
+        let go_on = self.asm.new_dynamic_label();
+        if insn.mnemonic() == Mnemonic::Loop {
+            if self.wide() {
+                dynasm!(self.asm ; .arch x64 ; lea rcx, [rcx - 1] ; jrcxz =>zero);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; lea ecx, [rcx - 1] ; jrcxz =>zero);
+            }
+            self.keep_in_line(1);
+            dynasm!(self.asm ; .arch x64 ; jmp =>taken);
+            self.chained(target, taken, mask(insn.ip(), bits));
+            dynasm!(self.asm ; .arch x64 ; =>zero);
+        } else {
+            // In 32-bit code the upper half of RCX is zero.
+            dynasm!(self.asm ; .arch x64 ; jrcxz =>zero ; jmp =>go_on ; =>zero);
+            self.keep_in_line(1);
+            dynasm!(self.asm ; .arch x64 ; jmp =>taken);
+            self.chained(target, taken, mask(insn.ip(), bits));
+            dynasm!(self.asm ; .arch x64 ; =>go_on);
+        }
+    }
+
+    /// Loads the target of an indirect transfer into r10.
+    pub(super) fn load_target(&mut self, insn: &Instruction, _rip: u64) -> Result<(), EmitError> {
+        if insn.op0_kind() == OpKind::Register {
+            let register = insn.op0_register().full_register();
+            let number = register.number() as u8;
+            if scratch_number(register).is_some() {
+                let at = offset::gpr(usize::from(number));
+                dynasm!(self.asm ; .arch x64 ; gs mov r10, [at]);
+            } else if self.wide() {
+                dynasm!(self.asm ; .arch x64 ; mov r10, Rq(number));
+            } else {
+                dynasm!(self.asm ; .arch x64 ; mov r10d, Rd(number));
+            }
+            return Ok(());
+        }
+        let slot = self.slot() as u8;
+        self.load_operand(insn, R10, slot)
+    }
+
+    /// Goes to the address in r10 by the jump cache, whose entries are polled.
+    pub(super) fn indirect(&mut self, rip: u64, moved: i64) {
+        let privilege = usize::from(self.frame.mode.privilege);
+        let jumps = offset::jumps(privilege);
+        let hit = self.asm.new_dynamic_label();
+        let out = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64
+            ; gs pext r11, r10, [offset::JUMP_INDEX]
+            ; gs mov [offset::spill(0)], rcx
+            ; lea r11, [r11 + r11]
+            ; gs mov rcx, [r11 * 8 + jumps]
+            ; lea rcx, [rcx + r10]
+            ; jrcxz =>hit
+            ; jmp =>out
+            ; =>hit
+            ; gs mov rcx, [offset::spill(0)]
+            ; gs jmp QWORD [r11 * 8 + jumps + 8]
+        );
+        let site = self.site(Site::Indirect { rip, moved });
+        self.stubs.push(Stub { label: out, site, restore: Restore::Target });
+    }
+
+    /// Lets Rust do an instruction, and goes on behind it.
+    pub(super) fn hand_over(&mut self, step: &Step, next: u64) {
+        let rip = mask(step.insn.ip(), self.frame.mode.bits);
+        let vector = xenolith_cpu::vector::is_vector(&step.insn);
+        let live = self.frame.mode.keeps_vector();
+        let site = self.site(Site::HandOver { rip, next, resume: 0, vector, live });
+        self.leave_by(site);
+        if !step.class.ends_block(&step.insn) {
+            let resume = self.offset() as u32;
+            self.sites[site] = Site::HandOver { rip, next, resume, vector, live };
+        }
+        self.vector_live = live;
+    }
+}

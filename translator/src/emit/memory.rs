@@ -1,0 +1,296 @@
+//! Guest memory operands: the one place that knows how an access finds its host address.
+//!
+//! Problem: a guest address must become a host address at every access, without touching the flags,
+//! which are the guest's, and a fault must leave the guest as it was before the instruction. Scheme:
+//! the linear address goes to one scratch register, what must be added to it to another, by the inline
+//! TLB's tag and addend; if the tag is another page's, or the access crosses its page, a stub leaves.
+//! Within a window only the first access does that: it looks at the window's whole range and keeps the
+//! addend for the others. Invariant: after a check, `[address + addend]` is guest RAM with the right
+//! to do what was checked, for all bytes that were checked. Shadow windows will be another body for
+//! [`Emitter::check`] and [`Emitter::reach`].
+
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
+
+use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
+use super::{EmitError, Emitter, R10, R11, Restore, Site, Stub, has_memory};
+use crate::area::offset;
+use crate::plan::{Part, Plan, Step};
+
+/// The scratch registers of one access, and which of them the guest's value must return to.
+#[derive(Clone, Copy)]
+pub(super) struct Borrowed {
+    /// Holds the linear address.
+    pub address: u8,
+    /// Holds the TLB index, then the addend.
+    pub addend: u8,
+    /// Registers other than r10 and r11 that were spilled, to slots 1 and 2.
+    pub spilled: [Option<u8>; 2],
+}
+
+impl Borrowed {
+    pub const SCRATCH: Self = Self { address: R10, addend: R11, spilled: [None; 2] };
+}
+
+/// What is checked about an access.
+#[derive(Clone, Copy)]
+pub(super) struct Check {
+    pub rip: u64,
+    /// The access writes.
+    pub write: bool,
+    /// Some access of the window does.
+    pub writes: bool,
+    pub size: u16,
+    /// The address must be a multiple of this; 0 or 1 for any.
+    pub align: u8,
+    /// Where the computation of the address begins.
+    pub start: usize,
+}
+
+impl Check {
+    /// Of a lone access.
+    pub fn one(rip: u64, write: bool, size: u8, start: usize) -> Self {
+        Self { rip, write, writes: write, size: u16::from(size), align: 0, start }
+    }
+}
+
+impl Emitter<'_> {
+    /// Computes the linear address of `insn`'s memory operand into `address`; `other` is free too.
+    pub(super) fn effective_address(
+        &mut self,
+        insn: &Instruction,
+        address: u8,
+        other: u8,
+    ) -> Result<(), EmitError> {
+        if let Some(at) = constant_address(insn) {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(address), QWORD at as i64);
+        } else {
+            // Guest r10 and r11 are loaded to the two free registers, whichever those are.
+            let mut free = [address, other].into_iter();
+            let mut stand_in =
+                |emitter: &mut Self, register: Register| match scratch_number(register) {
+                    Some(number) => {
+                        let place = free.next().unwrap_or(other);
+                        let at = offset::gpr(usize::from(number));
+                        dynasm!(emitter.asm ; .arch x64 ; gs mov Rq(place), [at]);
+                        full(place)
+                    }
+                    None if register == Register::None => Register::None,
+                    None => register.full_register(),
+                };
+            let narrow_address =
+                !self.wide() || insn.memory_base().size() == 4 || insn.memory_index().size() == 4;
+            let base = stand_in(self, insn.memory_base());
+            let index = if insn.memory_index().full_register() == insn.memory_base().full_register()
+            {
+                base
+            } else {
+                stand_in(self, insn.memory_index())
+            };
+            // In 32-bit code the displacement is zero-extended: as a signed one it encodes.
+            let displacement = if self.wide() {
+                insn.memory_displacement64() as i64
+            } else {
+                i64::from(insn.memory_displacement64() as i32)
+            };
+            let operand = MemoryOperand::with_base_index_scale_displ_size(
+                base,
+                index,
+                insn.memory_index_scale(),
+                displacement,
+                if displacement == 0 && base != Register::None { 0 } else { 8 },
+            );
+            let code = if narrow_address { Code::Lea_r32_m } else { Code::Lea_r64_m };
+            let target = if narrow_address { narrow(address) } else { full(address) };
+            let lea = Instruction::with2(code, target, operand)
+                .map_err(|error| EmitError::Encode(format!("{insn}: {error}")))?;
+            self.encode(&lea)?;
+        }
+        let segment = insn.memory_segment();
+        if matches!(segment, Register::FS | Register::GS) {
+            let base = offset::seg_base(segment.number());
+            dynasm!(self.asm ; .arch x64 ; gs mov Rq(other), [base]);
+            if self.wide() {
+                dynasm!(self.asm ; .arch x64 ; lea Rq(address), [Rq(address) + Rq(other)]);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; lea Rd(address), [Rq(address) + Rq(other)]);
+            }
+        }
+        Ok(())
+    }
+
+    /// The inline TLB lookup. On entry the address is in `b.address`; after it `[address + addend]` is
+    /// the host's. Leaves by a stub on a miss; RCX is whole again after it.
+    pub(super) fn check(&mut self, b: Borrowed, check: Check) {
+        let Check { rip, write, writes, size, align, start } = check;
+        // An aligned operand doesn't cross a page: its first byte is looked at, else its last.
+        let (page, last) = match align {
+            16 => (offset::PAGE_AND_16, 0),
+            32 => (offset::PAGE_AND_32, 0),
+            _ => (offset::PAGE, i32::from(size) - 1),
+        };
+        let privilege = usize::from(self.frame.mode.privilege);
+        let (address, addend) = (b.address, b.addend);
+        let tag = offset::tlb_tag(privilege, writes);
+        let slow = self.asm.new_dynamic_label();
+        let hit = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64
+            ; gs pext Rq(addend), Rq(address), [offset::TLB_INDEX]
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov rcx, [Rq(addend) * 8 + tag]
+            ; lea rcx, [rcx + Rq(address) + last]
+            ; gs pext rcx, rcx, [page]
+            ; jrcxz =>hit
+            ; jmp =>slow
+            ; =>hit
+            ; gs mov rcx, [offset::spill(0)]
+            ; gs mov Rq(addend), [Rq(addend) * 8 + offset::tlb_addend(privilege)]
+        );
+        let (resume, live) = (start as u32, self.vector_live);
+        let site = self.site(Site::Miss { rip, write, writes, size, align, resume, live });
+        self.stubs.push(Stub { label: slow, site, restore: Restore::Access(b) });
+    }
+
+    /// Makes an access part of its window, or checks it alone: the address is in `b.address`, after it
+    /// `[address + addend + displacement]` is the host's, with the displacement that comes back.
+    /// `displace` adds to the address before a check.
+    pub(super) fn reach(
+        &mut self,
+        b: Borrowed,
+        check: Check,
+        part: Option<Part>,
+        plan: &Plan,
+    ) -> i32 {
+        let Some(Part { window: number, first }) = part else {
+            self.check(b, check);
+            return 0;
+        };
+        let slot = offset::window(usize::from(number));
+        let window = plan.windows[usize::from(number)];
+        if !first {
+            dynasm!(self.asm ; .arch x64 ; gs mov Rq(b.addend), [slot]);
+            return 0;
+        }
+        if window.below != 0 {
+            if self.wide() {
+                dynasm!(self.asm ; .arch x64
+                    ; lea Rq(b.address), [Rq(b.address) + window.below]);
+            } else {
+                dynasm!(self.asm ; .arch x64
+                    ; lea Rd(b.address), [Rq(b.address) + window.below]);
+            }
+        }
+        self.check(b, Check { writes: window.write, size: window.bytes, ..check });
+        dynasm!(self.asm ; .arch x64 ; gs mov [slot], Rq(b.addend));
+        -window.below
+    }
+
+    /// Two registers for an access by an instruction that uses `busy`; spills as needed.
+    fn borrow(&mut self, insn: &Instruction, busy: u16) -> Borrowed {
+        // RCX is taken by the check, RSP is the stack. AH and its like exclude registers that need REX.
+        const CANDIDATES: [u8; 8] = [R10, R11, 9, 8, 7, 6, 3, 5];
+        let candidates = if has_high_byte(insn) { &CANDIDATES[4..] } else { &CANDIDATES[..] };
+        let mut free = candidates.iter().copied().filter(|r| busy & 1 << r == 0);
+        let address = free.next().expect("no instruction uses that many registers");
+        let addend = free.next().expect("no instruction uses that many registers");
+        let mut spilled = [None; 2];
+        for (n, register) in [address, addend].into_iter().enumerate() {
+            if register < R10 {
+                spilled[n] = Some(register);
+                dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(1 + n)], Rq(register));
+            }
+        }
+        Borrowed { address, addend, spilled }
+    }
+
+    pub(super) fn give_back(&mut self, borrowed: Borrowed) {
+        for (n, register) in borrowed.spilled.into_iter().enumerate() {
+            if let Some(register) = register {
+                dynasm!(self.asm ; .arch x64 ; gs mov Rq(register), [offset::spill(1 + n)]);
+            }
+        }
+    }
+
+    /// An instruction with a memory operand, which runs as itself on the host address.
+    pub(super) fn with_memory(
+        &mut self,
+        step: &Step,
+        plan: &Plan,
+        align: u8,
+    ) -> Result<(), EmitError> {
+        let (insn, uses) = (&step.insn, &step.uses);
+        let mut redirected = wide_form(insn);
+        redirected.set_segment_prefix(Register::None);
+        if let Some(Part { window, first: false }) = step.part
+            && self.is_direct(insn)
+        {
+            // The base register and the window's addend make the address.
+            let busy = uses.any | address_bits(insn);
+            let addend = if busy & 1 << R11 == 0 { R11 } else { R10 };
+            if busy & 1 << addend == 0 {
+                let slot = offset::window(usize::from(window));
+                dynasm!(self.asm ; .arch x64 ; gs mov Rq(addend), [slot]);
+                redirected.set_memory_index(full(addend));
+                redirected.set_memory_index_scale(1);
+                return self.around(&redirected, uses);
+            }
+        }
+        let size = insn.memory_size().size().max(1) as u8;
+        let rip = super::mask(insn.ip(), self.frame.mode.bits);
+        let start = self.offset();
+        let borrowed = self.borrow(insn, uses.any | address_bits(insn));
+        self.effective_address(insn, borrowed.address, borrowed.addend)?;
+        let check = Check { align, ..Check::one(rip, uses.stores, size, start) };
+        let displacement = self.reach(borrowed, check, step.part, plan);
+        redirected.set_memory_base(full(borrowed.address));
+        redirected.set_memory_index(full(borrowed.addend));
+        redirected.set_memory_index_scale(1);
+        redirected.set_memory_displacement64(displacement as i64 as u64);
+        redirected.set_memory_displ_size(if displacement == 0 { 0 } else { 8 });
+        self.around(&redirected, uses)?;
+        self.give_back(borrowed);
+        Ok(())
+    }
+
+    /// The operand is a 64-bit base register of its own name plus a displacement.
+    fn is_direct(&self, insn: &Instruction) -> bool {
+        let base = insn.memory_base();
+        self.wide()
+            && has_memory(insn)
+            && base.is_gpr64()
+            && !has_high_byte(insn)
+            && scratch_number(base).is_none()
+            && !matches!(insn.memory_segment(), Register::FS | Register::GS)
+    }
+
+    /// Loads an operand of `size` bytes into `into`, a scratch register.
+    pub(super) fn load_operand(
+        &mut self,
+        insn: &Instruction,
+        into: u8,
+        size: u8,
+    ) -> Result<(), EmitError> {
+        let rip = super::mask(insn.ip(), self.frame.mode.bits);
+        let start = self.offset();
+        let b = Borrowed::SCRATCH;
+        self.effective_address(insn, b.address, b.addend)?;
+        self.check(b, Check::one(rip, false, size, start));
+        if size == 8 {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(into), [r10 + r11]);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; mov Rd(into), [r10 + r11]);
+        }
+        Ok(())
+    }
+}
+
+/// AH, CH, DH or BH is an operand: no register of the instruction may need a REX prefix.
+fn has_high_byte(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|n| {
+        insn.op_kind(n) == OpKind::Register
+            && matches!(
+                insn.op_register(n),
+                Register::AH | Register::CH | Register::DH | Register::BH
+            )
+    })
+}

@@ -1,0 +1,451 @@
+//! Host code for one block.
+//!
+//! Problem: guest instructions should run as themselves, at the host's speed, and still be stopped
+//! exactly before any one that must not. Scheme: guest registers are in the host registers of the same
+//! name, but for r10 and r11, which live in the [`Area`](crate::area::Area) and whose host registers are
+//! scratch; guest RSP is in host RSP. Status flags stay in the host's flags: nothing we add touches
+//! them (MOV, LEA, PEXT, JRCXZ). An instruction without memory operand is copied; one with a memory
+//! operand gets its address checked against the inline TLB ([`memory`]) and runs on the host address.
+//! A block goes on past conditional branches and past instructions that Rust does, up to the first
+//! unconditional transfer.
+//!
+//! Invariants: every check comes before the first change that its instruction makes, so leaving at a check
+//! leaves the guest exactly at that instruction; all exits go through a [`Site`]; a displacement that
+//! may be patched lies within one line of the cache, so that a patch is one store to whoever runs it.
+//!
+//! ```text
+//! at every entry and instruction boundary:
+//!   rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r12-r15   the guest's      r10 r11   scratch
+//!   status flags   the guest's (DF clear)           gs                the Area
+//! entries, each falling through to the next:
+//!   guarded   checks that the page is still the block's; for whoever comes from another page
+//!   polled    looks at the attention word; for whoever comes from behind, or indirectly
+//!   plain
+//! ```
+
+#![allow(clippy::useless_conversion, reason = "dynasm! converts register numbers")]
+
+mod flow;
+mod memory;
+mod names;
+mod stack;
+mod system;
+mod vector;
+
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+
+use crate::area::offset;
+use crate::classify::Class;
+use crate::mode::Mode;
+use crate::plan::{Limits, Plan, Step, Uses, is_hint, plan};
+pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
+
+use memory::Borrowed;
+use names::{constant_address, scratch_number, wide_form};
+
+const R10: u8 = 10;
+const R11: u8 = 11;
+const RSP: u8 = 4;
+const RBP: u8 = 5;
+
+/// The alignment that keeps a patchable displacement in one line of the cache.
+const LINE_BYTES: u64 = 64;
+
+/// How translated code is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// The inline TLB has no entry for `size` bytes at `Area::ea`. Refill it and go on at `resume` (offset
+    /// in the block's code), or let the interpreter do the instruction at `rip`. The access to fill
+    /// for is `write`; the table that was looked at is the one for `writes`: they differ where a
+    /// window's first access reads and a later one writes. `live`: the block relies on the vector
+    /// registers to be loaded, here as in the other sites.
+    Miss { rip: u64, write: bool, writes: bool, size: u16, align: u8, resume: u32, live: bool },
+    /// A direct transfer to `target`. The 32-bit displacement at `patch` (offset in the block's code)
+    /// may be pointed at an entry of the target's block.
+    Chain { target: u64, patch: u32, link: Link },
+    /// An indirect transfer to `Area::rip` that the jump cache doesn't know. The instruction was at
+    /// `rip` and moved RSP by `moved`.
+    Indirect { rip: u64, moved: i64 },
+    /// Something is in the attention word; the guest is at `rip`.
+    Poll { rip: u64 },
+    /// The table of executable pages doesn't vouch for the block's page.
+    Guard { rip: u64 },
+    /// The interpreter does the instruction at `rip`; if the guest is then at `next` under the same
+    /// mode, it may go on at `resume` (offset in the block's code; 0: there is nothing). `vector`: it
+    /// is an instruction that reads or writes vector state.
+    HandOver { rip: u64, next: u64, resume: u32, vector: bool, live: bool },
+}
+
+/// Which entry of its target a direct transfer may go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Forward in the same page.
+    Plain,
+    /// Backward in the same page.
+    Polled,
+    /// To another page.
+    Guarded,
+}
+
+/// A translated block, to be placed at the address it was assembled for.
+#[derive(Debug)]
+pub struct Translation {
+    pub code: Vec<u8>,
+    pub sites: Vec<Site>,
+    /// Offsets of the entries `polled` and `plain`; `guarded` is at 0.
+    pub polled: u32,
+    pub plain: u32,
+    /// Guest bytes it was made from.
+    pub bytes: usize,
+    pub instructions: usize,
+    /// Host code offset of each instruction, for listings.
+    pub map: Vec<(u64, u32)>,
+}
+
+/// Why a block could not be assembled.
+#[derive(Debug, thiserror::Error)]
+pub enum EmitError {
+    #[error("no host encoding for {0}")]
+    Encode(String),
+    #[error("assembling a block: {0}")]
+    Assemble(String),
+}
+
+/// A page and the identifier under which the table of executable pages vouches for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub la: u64,
+    pub id: u32,
+}
+
+/// What the emitter must know of its surroundings.
+#[derive(Clone, Copy, Debug)]
+pub struct Frame {
+    /// Where the code will be.
+    pub base: u64,
+    /// The common exit routine.
+    pub exit: u64,
+    /// The routine that loads the vector registers and jumps to r10.
+    pub load_vector: u64,
+    /// Number of the block's first site.
+    pub first_site: u32,
+    pub mode: Mode,
+    /// Guest address of the block.
+    pub rip: u64,
+    pub page: Page,
+    /// The second page of a block that is one instruction across a page's end.
+    pub second: Option<Page>,
+}
+
+/// Assembles one block.
+pub struct Emitter<'a> {
+    asm: VecAssembler<X64Relocation>,
+    encoder: Encoder,
+    frame: Frame,
+    /// The guest's code from the block's first instruction on.
+    code: &'a [u8],
+    sites: Vec<Site>,
+    /// Code after the block proper: one piece for each site.
+    stubs: Vec<Stub>,
+    /// The block has made sure that the vector registers are the guest's.
+    vector_live: bool,
+}
+
+impl std::fmt::Debug for Emitter<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Emitter").field("sites", &self.sites).finish_non_exhaustive()
+    }
+}
+
+struct Stub {
+    label: DynamicLabel,
+    site: usize,
+    restore: Restore,
+}
+
+/// What a stub puts back before it leaves.
+#[derive(Clone, Copy)]
+enum Restore {
+    Nothing,
+    /// RCX from its spill slot.
+    Rcx,
+    /// RCX, and r10 is the target of an indirect transfer.
+    Target,
+    /// The scratch registers of an access, whose address is told too.
+    Access(Borrowed),
+}
+
+/// Assembles the block whose code `bytes` begin with. `None` if it begins with nothing that can be
+/// decoded.
+///
+/// # Errors
+/// A bug of ours: something in the table has no encoding.
+pub fn translate(
+    frame: Frame,
+    bytes: &[u8],
+    limits: &Limits,
+    info: &mut InstructionInfoFactory,
+) -> Result<Option<Translation>, EmitError> {
+    let plan = plan(frame.mode, frame.rip, bytes, limits, info);
+    if plan.steps.is_empty() {
+        return Ok(None);
+    }
+    Emitter::new(frame, bytes).block(&plan).map(Some)
+}
+
+fn mask(rip: u64, bits: u8) -> u64 {
+    if bits == 64 { rip } else { rip & 0xffff_ffff }
+}
+
+impl<'a> Emitter<'a> {
+    fn new(frame: Frame, code: &'a [u8]) -> Self {
+        Self {
+            asm: VecAssembler::new(frame.base as usize),
+            encoder: Encoder::new(64),
+            frame,
+            code,
+            sites: Vec::new(),
+            stubs: Vec::new(),
+            vector_live: frame.mode.keeps_vector(),
+        }
+    }
+
+    fn block(mut self, plan: &Plan) -> Result<Translation, EmitError> {
+        let bits = self.frame.mode.bits;
+        self.guard(self.frame.page);
+        let polled = self.offset();
+        self.poll();
+        let plain = self.offset();
+        if let Some(second) = self.frame.second {
+            self.guard(second);
+        }
+        let mut map = Vec::with_capacity(plan.steps.len());
+        for step in &plan.steps {
+            map.push((step.insn.ip(), self.offset() as u32));
+            self.instruction(step, plan)?;
+        }
+        if !plan.ends {
+            // The page or the block's length is over; or the interpreter will raise what is due.
+            let next = plan.steps.last().map_or(self.frame.rip, |step| step.insn.next_ip());
+            self.chain(mask(next, bits), 0);
+        }
+        self.finish_stubs();
+        let code = self.asm.finalize().map_err(|error| EmitError::Assemble(error.to_string()))?;
+        Ok(Translation {
+            code,
+            sites: self.sites,
+            polled: polled as u32,
+            plain: plain as u32,
+            bytes: plan.bytes,
+            instructions: plan.steps.len(),
+            map,
+        })
+    }
+
+    fn wide(&self) -> bool {
+        self.frame.mode.bits == 64
+    }
+
+    /// Bytes of a stack slot.
+    fn slot(&self) -> i32 {
+        i32::from(self.frame.mode.bits / 8)
+    }
+
+    fn offset(&self) -> usize {
+        self.asm.offset().0
+    }
+
+    fn instruction(&mut self, step: &Step, plan: &Plan) -> Result<(), EmitError> {
+        let bits = self.frame.mode.bits;
+        let insn = &step.insn;
+        let (rip, next) = (mask(insn.ip(), bits), mask(insn.next_ip(), bits));
+        match step.class {
+            Class::Same => self.same(step, plan)?,
+            Class::Push => self.push(step, plan)?,
+            Class::Pop => self.pop(step, plan),
+            Class::Leave => self.leave(step, plan),
+            Class::Jump => self.chain(mask(insn.near_branch_target(), bits), rip),
+            Class::Branch => self.branch(insn)?,
+            Class::Count => self.count(insn),
+            Class::Call => {
+                self.push_constant(next, step, plan);
+                self.chain(mask(insn.near_branch_target(), bits), rip);
+            }
+            Class::Return => {
+                let released = if insn.op_count() == 0 { 0 } else { i32::from(insn.immediate16()) };
+                let slot = self.slot();
+                self.stack_load(R10, 0, step, plan);
+                self.move_stack(slot + released);
+                self.indirect(rip, i64::from(slot + released));
+            }
+            Class::JumpIndirect => {
+                self.load_target(insn, rip)?;
+                self.indirect(rip, 0);
+            }
+            Class::CallIndirect => {
+                self.load_target(insn, rip)?;
+                dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(3)], r10);
+                self.push_constant(next, step, plan);
+                dynasm!(self.asm ; .arch x64 ; gs mov r10, [offset::spill(3)]);
+                let slot = self.slot();
+                self.indirect(rip, -i64::from(slot));
+            }
+            Class::Divide => self.divide(insn, rip)?,
+            Class::Vector(plain) => self.vector(step, plan, plain)?,
+            Class::PushFlags => self.push_flags(step, plan),
+            Class::ClearInterrupts => self.clear_interrupts(),
+            Class::SetInterrupts => self.set_interrupts(),
+            Class::HandOver => self.hand_over(step, next),
+        }
+        Ok(())
+    }
+
+    /// Loads guest r10 or r11 into the host's.
+    fn load_guest(&mut self, register: u8) {
+        dynasm!(self.asm ; .arch x64 ; gs mov Rq(register), [offset::gpr(usize::from(register))]);
+    }
+
+    fn store_guest(&mut self, register: u8) {
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::gpr(usize::from(register))], Rq(register));
+    }
+
+    fn encode(&mut self, insn: &Instruction) -> Result<(), EmitError> {
+        let at = self.frame.base + self.offset() as u64;
+        self.encoder
+            .encode(insn, at)
+            .map_err(|error| EmitError::Encode(format!("{insn}: {error}")))?;
+        let mut bytes = self.encoder.take_buffer();
+        self.asm.extend(&bytes);
+        bytes.clear();
+        self.encoder.set_buffer(bytes);
+        Ok(())
+    }
+
+    /// Copies `insn` from the guest's code.
+    fn copy(&mut self, insn: &Instruction) {
+        let start = insn.ip().wrapping_sub(self.frame.rip) as usize;
+        self.asm.extend(&self.code[start..start + insn.len()]);
+    }
+
+    /// An instruction that runs as itself.
+    fn same(&mut self, step: &Step, plan: &Plan) -> Result<(), EmitError> {
+        let insn = &step.insn;
+        let memory = has_memory(insn);
+        if is_hint(insn) {
+            return Ok(());
+        }
+        if insn.mnemonic() == Mnemonic::Lea {
+            return self.lea(insn);
+        }
+        if memory { self.with_memory(step, plan, 0) } else { self.registers_only(step) }
+    }
+
+    fn registers_only(&mut self, step: &Step) -> Result<(), EmitError> {
+        let scratch = 1 << R10 | 1 << R11;
+        if self.wide() && step.uses.any & scratch == 0 {
+            self.copy(&step.insn);
+            return Ok(());
+        }
+        self.around(&step.insn, &step.uses)
+    }
+
+    /// Emits `insn` with guest r10 and r11 loaded before and stored after, as far as it uses them.
+    fn around(&mut self, insn: &Instruction, uses: &Uses) -> Result<(), EmitError> {
+        for register in [R10, R11] {
+            if uses.read & 1 << register != 0 {
+                self.load_guest(register);
+            }
+        }
+        self.encode(&wide_form(insn))?;
+        for register in [R10, R11] {
+            if uses.written & 1 << register != 0 {
+                self.store_guest(register);
+            }
+        }
+        Ok(())
+    }
+
+    fn lea(&mut self, insn: &Instruction) -> Result<(), EmitError> {
+        let target = insn.op0_register();
+        if let Some(address) = constant_address(insn) {
+            // Of the address, as many bits as the register has.
+            let number = target.full_register().number() as u8;
+            if target.size() == 2 {
+                if scratch_number(target).is_some() {
+                    self.load_guest(number);
+                }
+                dynasm!(self.asm ; .arch x64 ; mov Rw(number), address as i16);
+            } else {
+                let value = if target.size() == 4 { address & 0xffff_ffff } else { address };
+                dynasm!(self.asm ; .arch x64 ; mov Rq(number), QWORD value as i64);
+            }
+            if scratch_number(target).is_some() {
+                self.store_guest(number);
+            }
+            return Ok(());
+        }
+        let registers = [insn.memory_base(), insn.memory_index()];
+        for register in [R10, R11] {
+            let used = registers.iter().any(|r| scratch_number(*r) == Some(register))
+                || target.size() == 2 && scratch_number(target) == Some(register);
+            if used {
+                self.load_guest(register);
+            }
+        }
+        let mut plain = *insn;
+        plain.set_segment_prefix(Register::None);
+        self.encode(&plain)?;
+        if let Some(number) = scratch_number(target) {
+            self.store_guest(number);
+        }
+        Ok(())
+    }
+
+    fn site(&mut self, site: Site) -> usize {
+        self.sites.push(site);
+        self.sites.len() - 1
+    }
+
+    fn finish_stubs(&mut self) {
+        for stub in std::mem::take(&mut self.stubs) {
+            dynasm!(self.asm ; .arch x64 ; =>stub.label);
+            match stub.restore {
+                Restore::Nothing => {}
+                Restore::Rcx => dynasm!(self.asm ; .arch x64 ; gs mov rcx, [offset::spill(0)]),
+                Restore::Target => dynasm!(self.asm ; .arch x64
+                    ; gs mov [offset::RIP], r10
+                    ; gs mov rcx, [offset::spill(0)]
+                ),
+                Restore::Access(borrowed) => {
+                    dynasm!(self.asm ; .arch x64
+                        ; gs mov [offset::EA], Rq(borrowed.address)
+                        ; gs mov rcx, [offset::spill(0)]
+                    );
+                    self.give_back(borrowed);
+                }
+            }
+            self.leave_by(stub.site);
+        }
+    }
+
+    /// Tells which site it is and leaves.
+    fn leave_by(&mut self, site: usize) {
+        let number = self.frame.first_site + site as u32;
+        dynasm!(self.asm ; .arch x64 ; gs mov DWORD [offset::SITE], number as i32);
+        self.jump_to(self.frame.exit);
+    }
+
+    /// JMP rel32 to a fixed address.
+    fn jump_to(&mut self, target: u64) {
+        let end = self.frame.base + self.offset() as u64 + 5;
+        let distance = target.wrapping_sub(end) as i32;
+        self.asm.push(0xe9);
+        self.asm.push_i32(distance);
+    }
+}
+
+fn has_memory(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory)
+}

@@ -1,0 +1,417 @@
+//! What a block consists of, worked out before any of it is emitted.
+//!
+//! Problem: whether an access needs a check of its own depends on the accesses before it. Scheme: decode
+//! and classify the whole block, follow which registers hold the same value but for a constant, and
+//! gather accesses through the same value into *windows*: the first access of a window checks the
+//! whole range that it and the later ones touch, and keeps the page's addend; the later ones need no
+//! check. Invariants: a window's accesses lie in one straight run of code in which nothing leaves to
+//! Rust and comes back, so no translation is flushed between them; a window is small, so that it seldom
+//! crosses a page, and one that does is no error: its first access then goes to the interpreter and
+//! the block is left there.
+
+use iced_x86::{
+    Decoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+};
+
+use crate::area::WINDOWS_MAX;
+use crate::classify::{Class, classify};
+use crate::mode::Mode;
+
+/// Bytes that a window spans at most.
+const WINDOW_BYTES_MAX: i64 = 256;
+
+/// Which guest registers an instruction reads and writes apart from its address: bits by number.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Uses {
+    pub any: u16,
+    pub read: u16,
+    pub written: u16,
+    /// It writes its memory operand.
+    pub stores: bool,
+}
+
+/// An access's part in a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    pub window: u8,
+    /// It checks the window.
+    pub first: bool,
+}
+
+/// One instruction of a block.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub insn: Instruction,
+    pub class: Class,
+    pub uses: Uses,
+    pub part: Option<Part>,
+}
+
+/// A range of addresses that one check is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Where it begins, from the first access's address (not positive), and its length in bytes.
+    pub below: i32,
+    pub bytes: u16,
+    /// Some access writes.
+    pub write: bool,
+}
+
+/// A block before it is emitted.
+#[derive(Debug)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    pub windows: Vec<Window>,
+    /// Guest bytes of the steps.
+    pub bytes: usize,
+    /// The last step is the last instruction of the block: nothing follows it.
+    pub ends: bool,
+    /// Some step is a vector instruction.
+    pub vector: bool,
+}
+
+/// A value that a register or an address has: an unknown one plus a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Value {
+    root: u32,
+    offset: i64,
+}
+
+/// The root of constant addresses.
+const CONSTANT: u32 = u32::MAX;
+
+/// A window in the making.
+struct Draft {
+    root: u32,
+    segment: Register,
+    from: i64,
+    to: i64,
+    write: bool,
+    /// Step and offset of each access.
+    members: Vec<(usize, i64)>,
+}
+
+struct Values {
+    registers: [Value; 16],
+    next_root: u32,
+}
+
+impl Values {
+    fn new() -> Self {
+        let value = |n: usize| Value { root: n as u32, offset: 0 };
+        Self { registers: std::array::from_fn(value), next_root: 16 }
+    }
+
+    fn set(&mut self, register: usize, value: Value) {
+        self.registers[register] = value;
+    }
+
+    fn forget(&mut self, register: usize) {
+        self.registers[register] = Value { root: self.next_root, offset: 0 };
+        self.next_root += 1;
+    }
+
+    fn shift(&mut self, register: usize, by: i64) {
+        let value = &mut self.registers[register];
+        value.offset = value.offset.wrapping_add(by);
+    }
+}
+
+const RSP: usize = 4;
+const RBP: usize = 5;
+
+/// What steers a plan.
+#[derive(Clone, Copy)]
+pub struct Limits<'a> {
+    pub length_max: usize,
+    /// Whether the CPU model has an instruction.
+    pub allowed: &'a dyn Fn(&Instruction) -> bool,
+    pub decoder_options: u32,
+    pub windows: bool,
+}
+
+impl std::fmt::Debug for Limits<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Limits").field("length_max", &self.length_max).finish_non_exhaustive()
+    }
+}
+
+/// Plans the block at `rip`, whose code `bytes` begin with. Without steps if it begins with nothing that
+/// can be decoded.
+pub fn plan(
+    mode: Mode,
+    rip: u64,
+    bytes: &[u8],
+    limits: &Limits,
+    info: &mut InstructionInfoFactory,
+) -> Plan {
+    let bits = u32::from(mode.bits);
+    let mut decoder = Decoder::with_ip(bits, bytes, rip, limits.decoder_options);
+    let mut steps: Vec<Step> = Vec::with_capacity(limits.length_max.min(32));
+    let mut ends = false;
+    let mut done = 0;
+    while steps.len() < limits.length_max && !ends && decoder.can_decode() {
+        let insn = decoder.decode();
+        if insn.is_invalid() {
+            break;
+        }
+        let allowed = (limits.allowed)(&insn);
+        let class = if allowed { classify(&insn, mode) } else { Class::HandOver };
+        done += insn.len();
+        ends = class.ends_block(&insn);
+        let uses = uses(&insn, info);
+        steps.push(Step { insn, class, uses, part: None });
+    }
+    // STI holds interrupts off for one instruction more: it must not be the last.
+    if steps.last().is_some_and(|step| step.class == Class::SetInterrupts) {
+        let last = steps.len() - 1;
+        steps[last].class = Class::HandOver;
+    }
+    let vector = steps.iter().any(|step| matches!(step.class, Class::Vector(_)));
+    let windows = if limits.windows { gather(mode, &mut steps) } else { Vec::new() };
+    Plan { steps, windows, bytes: done, ends, vector }
+}
+
+/// Registers that `insn` uses as data.
+fn uses(insn: &Instruction, info: &mut InstructionInfoFactory) -> Uses {
+    let mut uses = Uses::default();
+    let info = info.info(insn);
+    let note = |uses: &mut Uses, register: Register, read: bool, write: bool| {
+        let full = register.full_register();
+        if full.is_gpr64() {
+            let bit = 1 << full.number();
+            uses.any |= bit;
+            if read {
+                uses.read |= bit;
+            }
+            if write {
+                uses.written |= bit;
+            }
+        }
+    };
+    for n in 0..insn.op_count() {
+        match insn.op_kind(n) {
+            OpKind::Register => {
+                let register = insn.op_register(n);
+                let (read, write) = directions(info.op_access(n));
+                // Narrow writes merge into the register.
+                note(&mut uses, register, read || write && register.size() < 4, write);
+            }
+            OpKind::Memory => uses.stores |= directions(info.op_access(n)).1,
+            _ => {}
+        }
+    }
+    // What is neither operand nor address is implicit; a register that is both was noted above.
+    let address = [insn.memory_base().full_register(), insn.memory_index().full_register()];
+    for used in info.used_registers() {
+        let register = used.register().full_register();
+        if !address.contains(&register) {
+            let (read, write) = directions(used.access());
+            note(&mut uses, register, read || write && used.register().size() < 4, write);
+        } else if directions(used.access()).1 && register.is_gpr64() {
+            // An implicit write of a register that is also the address, as XCHG or POP have it.
+            uses.written |= 1 << register.number();
+        }
+    }
+    // A conditional write leaves the old value: bit scans of zero do.
+    if matches!(insn.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr) {
+        uses.read |= uses.written;
+    }
+    uses
+}
+
+fn directions(access: OpAccess) -> (bool, bool) {
+    match access {
+        OpAccess::Read | OpAccess::CondRead => (true, false),
+        OpAccess::Write => (false, true),
+        OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => (true, true),
+        OpAccess::None | OpAccess::NoMemAccess => (false, false),
+    }
+}
+
+/// Finds the windows and marks their accesses.
+fn gather(mode: Mode, steps: &mut [Step]) -> Vec<Window> {
+    let mut values = Values::new();
+    let mut open: Vec<Draft> = Vec::new();
+    let mut closed: Vec<Draft> = Vec::new();
+    for (number, step) in steps.iter().enumerate() {
+        if step.class == Class::HandOver {
+            closed.append(&mut open);
+        } else if let Some((value, segment, bytes, write)) = access(mode, step, &values) {
+            let (from, to) = (value.offset, value.offset.wrapping_add(bytes));
+            let fits = |draft: &&mut Draft| {
+                draft.root == value.root
+                    && draft.segment == segment
+                    && draft.to.max(to).wrapping_sub(draft.from.min(from)) <= WINDOW_BYTES_MAX
+            };
+            match open.iter_mut().find(fits) {
+                Some(draft) => {
+                    draft.from = draft.from.min(from);
+                    draft.to = draft.to.max(to);
+                    draft.write |= write;
+                    draft.members.push((number, from));
+                }
+                None => open.push(Draft {
+                    root: value.root,
+                    segment,
+                    from,
+                    to,
+                    write,
+                    members: vec![(number, from)],
+                }),
+            }
+        }
+        follow(mode, step, &mut values);
+    }
+    closed.append(&mut open);
+    let mut windows = Vec::new();
+    for draft in closed.into_iter().filter(|draft| draft.members.len() > 1).take(WINDOWS_MAX) {
+        let window = windows.len() as u8;
+        for (n, &(step, _)) in draft.members.iter().enumerate() {
+            steps[step].part = Some(Part { window, first: n == 0 });
+        }
+        windows.push(Window {
+            below: (draft.from - draft.members[0].1) as i32,
+            bytes: (draft.to - draft.from) as u16,
+            write: draft.write,
+        });
+    }
+    windows
+}
+
+/// The one access of a step that can be part of a window: its address, segment, bytes, whether it writes.
+fn access(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register, i64, bool)> {
+    let slot = i64::from(mode.bits / 8);
+    let insn = &step.insn;
+    let stack = |by: i64, write: bool| {
+        let sp = values.registers[RSP];
+        let value = Value { offset: sp.offset.wrapping_add(by), ..sp };
+        Some((value, Register::None, slot, write))
+    };
+    match step.class {
+        Class::Push if insn.op0_kind() != OpKind::Memory => stack(-slot, true),
+        Class::Pop => stack(0, false),
+        Class::Call => stack(-slot, true),
+        Class::Return => stack(0, false),
+        Class::Leave => {
+            let value = values.registers[RBP];
+            Some((value, Register::None, slot, false))
+        }
+        Class::Same | Class::Vector(_) => explicit(mode, step, values),
+        _ => None,
+    }
+}
+
+fn explicit(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register, i64, bool)> {
+    let insn = &step.insn;
+    let has_memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
+    let touches = insn.mnemonic() != Mnemonic::Lea && !is_hint(insn);
+    let aligned = matches!(step.class, Class::Vector(plain) if plain.align > 1);
+    if !has_memory || !touches || aligned || insn.memory_index() != Register::None {
+        return None;
+    }
+    let bytes = insn.memory_size().size().max(1) as i64;
+    let segment = match insn.memory_segment() {
+        segment @ (Register::FS | Register::GS) => segment,
+        _ => Register::None,
+    };
+    let base = insn.memory_base();
+    let value = if base == Register::None || insn.is_ip_rel_memory_operand() {
+        Value { root: CONSTANT, offset: insn.memory_displacement64() as i64 }
+    } else {
+        if base.size() != usize::from(mode.bits / 8) {
+            return None;
+        }
+        let value = values.registers[base.full_register().number()];
+        let displacement = insn.memory_displacement64() as i64;
+        // A 32-bit displacement is signed, also where iced shows it zero-extended.
+        let displacement =
+            if base.size() == 4 { i64::from(displacement as i32) } else { displacement };
+        Value { offset: value.offset.wrapping_add(displacement), ..value }
+    };
+    Some((value, segment, bytes, step.uses.stores))
+}
+
+/// Follows what a step does to the values of registers.
+fn follow(mode: Mode, step: &Step, values: &mut Values) {
+    let insn = &step.insn;
+    let slot = i64::from(mode.bits / 8);
+    let width = usize::from(mode.bits / 8);
+    match step.class {
+        Class::Push => return values.shift(RSP, -slot),
+        Class::Pop => {
+            values.shift(RSP, slot);
+            return values.forget(insn.op0_register().full_register().number());
+        }
+        Class::Leave => {
+            let frame = values.registers[RBP];
+            values.set(RSP, Value { offset: frame.offset.wrapping_add(slot), ..frame });
+            return values.forget(RBP);
+        }
+        Class::PushFlags => return values.shift(RSP, -slot),
+        Class::HandOver => {
+            for register in 0..16 {
+                values.forget(register);
+            }
+            return;
+        }
+        _ => {}
+    }
+    let target = insn.op0_register();
+    let plain = insn.op_count() == 2
+        && insn.op0_kind() == OpKind::Register
+        && target.is_gpr()
+        && target.size() == width
+        && !insn.has_lock_prefix();
+    if plain {
+        let number = target.full_register().number();
+        let immediate = || insn.immediate(1) as i64;
+        let constant = !matches!(insn.op1_kind(), OpKind::Register | OpKind::Memory);
+        match insn.mnemonic() {
+            Mnemonic::Cmp | Mnemonic::Test => return,
+            Mnemonic::Add if constant => return values.shift(number, immediate()),
+            Mnemonic::Sub if constant => return values.shift(number, immediate().wrapping_neg()),
+            Mnemonic::Mov if insn.op1_kind() == OpKind::Register => {
+                let source = insn.op1_register().full_register();
+                if source.is_gpr64() {
+                    let value = values.registers[source.number()];
+                    return values.set(number, value);
+                }
+            }
+            Mnemonic::Lea if insn.memory_index() == Register::None => {
+                let base = insn.memory_base();
+                if base.is_gpr() && base.size() == width {
+                    let value = values.registers[base.full_register().number()];
+                    let displacement = insn.memory_displacement64() as i64;
+                    let displacement =
+                        if width == 4 { i64::from(displacement as i32) } else { displacement };
+                    let offset = value.offset.wrapping_add(displacement);
+                    return values.set(number, Value { offset, ..value });
+                }
+            }
+            _ => {}
+        }
+    }
+    for register in 0..16 {
+        if step.uses.written & 1 << register != 0 {
+            values.forget(register);
+        }
+    }
+}
+
+/// Instructions that do nothing to the state.
+#[must_use]
+pub fn is_hint(insn: &Instruction) -> bool {
+    use Mnemonic as N;
+    matches!(
+        insn.mnemonic(),
+        N::Nop
+            | N::Endbr32
+            | N::Endbr64
+            | N::Prefetchnta
+            | N::Prefetcht0
+            | N::Prefetcht1
+            | N::Prefetcht2
+            | N::Prefetchw
+    )
+}
