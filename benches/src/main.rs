@@ -1,9 +1,9 @@
 //! Measurements: how fast guests run.
 //!
 //! ```text
+//! cargo run --release -p xenolith-benches -- guest      one guest natively, in QEMU and in Xenolith, against the bars
 //! cargo run --release -p xenolith-benches -- interp     million instructions a second of small guests
 //! cargo run --release -p xenolith-benches -- boot       Debian's kernel from power-on to init and a shell
-//! cargo run --release -p xenolith-benches               both
 //! xenolith-benches once LOOP                            one short loop, to be counted by callgrind
 //! ```
 //!
@@ -11,38 +11,47 @@
 //! `docs/performance.md`.
 
 mod boot;
+mod guest;
 mod guests;
 mod interp;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::{Parser, Subcommand};
 
-const USAGE: &str = "usage: xenolith-benches [interp|boot]... | once LOOP";
+#[derive(Debug, Parser)]
+#[command(name = "xenolith-benches", max_term_width = 100, subcommand_required = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Workloads, boots and idling of one guest, side by side
+    Guest(Box<guest::GuestArgs>),
+    /// The interpreter's speed on small loops
+    Interp,
+    /// Debian's kernel on the interpreter, to init and to a shell
+    Boot,
+    /// One short loop
+    Once { name: String },
+}
 
 fn main() -> Result<ExitCode> {
-    let mut wanted: Vec<String> = std::env::args().skip(1).collect();
-    if let [once, name] = &wanted[..]
-        && once == "once"
-    {
+    let command = Cli::parse().command;
+    if let Command::Once { name } = &command {
         interp::once(name)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if wanted.is_empty() {
-        wanted = ["interp", "boot"].map(str::to_owned).to_vec();
-    }
-    let mut passed = true;
     println!("host: {}", host());
-    for name in wanted {
-        passed &= match name.as_str() {
-            "interp" => interp::run()?,
-            "boot" => boot::run()?,
-            _ => {
-                eprintln!("{USAGE}");
-                return Ok(ExitCode::FAILURE);
-            }
-        };
-    }
+    let passed = match &command {
+        Command::Guest(args) => guest::run(args)?,
+        Command::Interp => interp::run()?,
+        Command::Boot => boot::run()?,
+        Command::Once { .. } => true,
+    };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
