@@ -338,10 +338,15 @@ impl<S: Copy> Cache<S> {
         self.blocks.get(block as usize).is_some_and(|block| block.live)
     }
 
-    /// What its owner said of a live block.
     #[must_use]
     pub fn key_of(&self, block: u32) -> Key {
         self.blocks[block as usize].key
+    }
+
+    /// What its owner said of a block.
+    #[must_use]
+    pub fn tag_of(&self, block: u32) -> u64 {
+        self.blocks[block as usize].tag
     }
 
     /// Points the jump of a site, whose displacement is `patch` bytes into its block, at an entry of the

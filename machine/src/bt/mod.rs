@@ -287,7 +287,11 @@ impl Bt {
             self.own_jumps(mode);
             let global = self.page_is_global(rip, mode);
             let polled = found.entries.polled as u64;
-            self.area.remember(usize::from(mode.privilege), rip, polled, global);
+            let cache = self.shared.cache();
+            // Under the lock: whoever drops the block from now on makes this jump cache forget it.
+            if cache.find(key) == Some(found.entries) {
+                self.area.remember(usize::from(mode.privilege), rip, polled, global);
+            }
         }
         Some(found)
     }
@@ -560,10 +564,13 @@ impl Bt {
             return;
         }
         let key = cache.key_of(record.block);
+        let rip = cache.tag_of(record.block);
         let times = self.unlucky.entry(key).or_insert(0);
         *times += 1;
         if *times == UNLUCKY_MAX {
             cache.remove(key);
+            drop(cache);
+            self.shared.forget_jumps(&[(key, rip)]);
         }
     }
 
