@@ -21,9 +21,9 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 
 /// Entries of each table of the inline TLB; a power of two.
-pub const TLB_ENTRIES: usize = 4096;
+pub const TLB_ENTRIES: usize = 1 << 16;
 /// Entries of the jump cache; a power of two.
-pub const JUMP_ENTRIES: usize = 4096;
+pub const JUMP_ENTRIES: usize = 1 << 16;
 /// Entries of the table of pages that may be executed; a power of two.
 pub const EXEC_ENTRIES: usize = 1024;
 /// Addends that one block can keep.
@@ -116,15 +116,15 @@ pub struct Area {
     pub quiet: [u64; 512],
 }
 
-/// A linear page address that no access indexed to `slot` can have, nor one that begins in the page
-/// before: its index bits are others.
+/// Minus a linear page address that no access indexed to `slot` can have, nor one that begins in the
+/// page before: its index bits are others. Fresh memory has it everywhere but in slot 0.
 fn nobody(slot: usize) -> u64 {
-    (((slot ^ (TLB_ENTRIES / 2)) as u64) << 12).wrapping_neg()
+    if slot == 0 { ((TLB_ENTRIES as u64 / 2) << 12).wrapping_neg() } else { 0 }
 }
 
-/// What no RIP of `slot` is the negative of.
+/// What no RIP of `slot` is the negative of; fresh memory likewise.
 fn nowhere(slot: usize) -> u64 {
-    ((slot ^ 1) as u64).wrapping_neg()
+    if slot == 0 { 1_u64.wrapping_neg() } else { 0 }
 }
 
 fn tlb_slot(la: u64) -> usize {
@@ -311,15 +311,11 @@ impl AreaBox {
         // Return addresses and branch targets differ in their low bits.
         this.jump_index = JUMP_ENTRIES as u64 - 1;
         for table in &mut this.area_mut().tlb {
-            for slot in 0..TLB_ENTRIES {
-                table.read[slot] = nobody(slot);
-                table.write[slot] = nobody(slot);
-            }
+            table.read[0] = nobody(0);
+            table.write[0] = nobody(0);
         }
         for cache in &this.jumps_of_all() {
-            for (slot, jump) in cache.iter().enumerate() {
-                jump.minus_rip.store(nowhere(slot), Ordering::Relaxed);
-            }
+            cache[0].minus_rip.store(nowhere(0), Ordering::Relaxed);
         }
         Ok(this)
     }
@@ -407,11 +403,11 @@ impl AreaBox {
 
     /// Empties the jump cache of one privilege.
     pub fn flush_jumps_of(&mut self, privilege: usize) {
-        let cache = &self.jumps_of_all()[privilege][..];
-        for (slot, jump) in cache.iter().enumerate() {
-            jump.minus_rip.store(nowhere(slot), Ordering::Relaxed);
-        }
-        self.jumps[privilege] = Ledger::default();
+        let mut ledger = std::mem::take(&mut self.jumps[privilege]);
+        let cache = self.jumps_of_all()[privilege];
+        ledger.drain(true, JUMP_ENTRIES, |slot| {
+            cache[slot].minus_rip.store(nowhere(slot), Ordering::Relaxed);
+        });
     }
 
     /// Lets accesses to the page of `la` go to `host` (the page's first byte): reads, writes or both.

@@ -473,7 +473,9 @@ impl Bt {
                         continue;
                     }
                     self.stats.misses_interpreted += 1;
-                    self.note_unlucky(&record, size);
+                    let (ea, size) = (self.area.ea & (PAGE_SIZE - 1), u64::from(size));
+                    self.stats.misses_across += u64::from(ea + size > PAGE_SIZE);
+                    self.note_unlucky(&record, ea + size > PAGE_SIZE);
                     self.unload(rip);
                     return self.interpret(1, vectors);
                 }
@@ -529,8 +531,9 @@ impl Bt {
                     self.unload(rip);
                     return None;
                 }
-                Site::HandOver { rip, next, resume, vector, live: vectors } => {
+                Site::HandOver { rip, next, resume, vector, live: vectors, mnemonic } => {
                     self.stats.handed_over += 1;
+                    self.stats.by_mnemonic[mnemonic as usize] += 1;
                     self.unload(rip);
                     if let Some(exit) = self.interpret(1, vector) {
                         return Some(exit);
@@ -554,9 +557,8 @@ impl Bt {
     }
 
     /// Notes that a block's window couldn't be used; one that never can is made without.
-    fn note_unlucky(&mut self, record: &Record<Site>, size: u16) {
-        let (ea, size) = (self.area.ea & (PAGE_SIZE - 1), u64::from(size));
-        if ea + size <= PAGE_SIZE {
+    fn note_unlucky(&mut self, record: &Record<Site>, across: bool) {
+        if !across {
             return;
         }
         let mut cache = self.shared.cache();
@@ -708,6 +710,6 @@ impl Drop for Bt {
     fn drop(&mut self) {
         self.shared.leave(&self.me);
         let counters = self.shared.cache().counters;
-        tracing::info!("{:?} {counters:?}", self.stats);
+        tracing::info!("{} {counters:?}", self.stats);
     }
 }

@@ -198,11 +198,12 @@ impl Emitter<'_> {
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let vector = xenolith_cpu::vector::is_vector(&step.insn);
         let live = self.frame.mode.keeps_vector();
-        let site = self.site(Site::HandOver { rip, next, resume: 0, vector, live });
+        let mnemonic = step.insn.mnemonic();
+        let site = self.site(Site::HandOver { rip, next, resume: 0, vector, live, mnemonic });
         self.leave_by(site);
         if !step.class.ends_block(&step.insn) {
             let resume = self.offset() as u32;
-            self.sites[site] = Site::HandOver { rip, next, resume, vector, live };
+            self.sites[site] = Site::HandOver { rip, next, resume, vector, live, mnemonic };
         }
         self.vector_live = live;
     }

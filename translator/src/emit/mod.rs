@@ -75,7 +75,7 @@ pub enum Site {
     /// The interpreter does the instruction at `rip`; if the guest is then at `next` under the same
     /// mode, it may go on at `resume` (offset in the block's code; 0: there is nothing). `vector`: it
     /// is an instruction that reads or writes vector state.
-    HandOver { rip: u64, next: u64, resume: u32, vector: bool, live: bool },
+    HandOver { rip: u64, next: u64, resume: u32, vector: bool, live: bool, mnemonic: Mnemonic },
 }
 
 /// Which entry of its target a direct transfer may go to.

@@ -74,7 +74,7 @@ impl Emitter<'_> {
         let next = super::mask(insn.next_ip(), self.frame.mode.bits);
         let resume = self.offset() as u32;
         let live = self.vector_live;
-        let site = self.site(Site::HandOver { rip, next, resume, vector: false, live });
+        let site = self.site(Site::HandOver { rip, next, resume, vector: false, live, mnemonic: insn.mnemonic() });
         self.stubs.push(Stub { label: slow, site, restore: Restore::Rcx });
         Ok(())
     }
