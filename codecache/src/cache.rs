@@ -13,7 +13,7 @@
 //! while nobody runs or will go on in the segment. One cache serves all vCPUs, behind a lock; records
 //! of sites are read without it. What a site means is the translator's: this crate only keeps it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -100,6 +100,8 @@ pub struct NewBlock<'a, S> {
     pub bytes: &'a [u8],
     pub sources: &'a [Source],
     pub instructions: u32,
+    /// Where each instruction's host code begins, in order, and a word about it.
+    pub map: &'a [(u32, u64)],
     /// What the owner wants to know of it again.
     pub tag: u64,
 }
@@ -115,6 +117,18 @@ struct Block {
     incoming: Vec<Jump>,
     live: bool,
     tag: u64,
+    map: Box<[(u32, u64)]>,
+}
+
+/// A place in a block's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    pub block: u32,
+    pub key: Key,
+    pub tag: u64,
+    /// Address of the instruction's host code, and the word about it.
+    pub host: usize,
+    pub word: u64,
 }
 
 /// A site of some block.
@@ -205,6 +219,8 @@ pub struct Cache<S> {
     free: Vec<u32>,
     by_key: NumberMap<Key, u32>,
     by_page: NumberMap<u64, Vec<u32>>,
+    /// Blocks by the address of their code, dead ones too.
+    starts: BTreeMap<usize, u32>,
     /// Blocks of each segment, dead ones too.
     segments: [Vec<u32>; SEGMENTS],
     current: usize,
@@ -237,6 +253,7 @@ impl<S: Copy> Cache<S> {
             free: Vec::new(),
             by_key: NumberMap::default(),
             by_page: NumberMap::default(),
+            starts: BTreeMap::new(),
             segments: std::array::from_fn(|_| Vec::new()),
             current: 0,
             next_site: 0,
@@ -308,7 +325,9 @@ impl<S: Copy> Cache<S> {
             incoming: Vec::new(),
             live: true,
             tag: new.tag,
+            map: new.map.into(),
         };
+        self.starts.insert(code, number);
         match self.blocks.get_mut(number as usize) {
             Some(slot) => *slot = block,
             None => self.blocks.push(block),
@@ -420,6 +439,22 @@ impl<S: Copy> Cache<S> {
         }
     }
 
+    /// Which instruction of which block the code at `pc` is of.
+    #[must_use]
+    pub fn locate(&self, pc: usize) -> Option<Located> {
+        let (&code, &number) = self.starts.range(..=pc).next_back()?;
+        let block = &self.blocks[number as usize];
+        let after = block.map.partition_point(|&(host, _)| code + host as usize <= pc);
+        let &(host, word) = block.map.get(after.checked_sub(1)?)?;
+        Some(Located {
+            block: number,
+            key: block.key,
+            tag: block.tag,
+            host: code + host as usize,
+            word,
+        })
+    }
+
     /// Drops one block.
     pub fn remove(&mut self, key: Key) {
         if let Some(&number) = self.by_key.get(&key) {
@@ -460,7 +495,9 @@ impl<S: Copy> Cache<S> {
                     }
                 }
             }
-            self.blocks[number as usize].serial = 0;
+            let block = &mut self.blocks[number as usize];
+            block.serial = 0;
+            self.starts.remove(&block.entries.guarded);
         }
         self.free.extend(numbers);
         self.open_segment(segment);

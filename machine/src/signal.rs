@@ -7,7 +7,8 @@
 //! fault, MXCSR flags included. A SIGFPE from anywhere else is a bug of ours and gets the default
 //! action. A poll of translated code that finds something in the attention word faults: the handler reads
 //! the site's number behind it and lets the thread leave by the common exit, on a stack of its own since
-//! the stack pointer is the guest's. Invariants: the handler only reads a thread's own cell and writes the frame, so it is
+//! the stack pointer is the guest's. An access through a shadow window that faults leaves likewise, with
+//! the place and the address written down. Invariants: the handler only reads a thread's own cell and writes the frame, so it is
 //! async-signal-safe. Installed once, before the first vCPU runs; runs on the faulting thread.
 //! Source: sigaction(2); SDM vol. 3, "Interrupt 19, SIMD Floating-Point Exception".
 
@@ -70,6 +71,8 @@ thread_local! {
     static STACK: RefCell<Option<AltStack>> = const { RefCell::new(None) };
 }
 
+/// The vector of #PF.
+const PAGE_FAULT: i64 = 14;
 /// Bytes of a handler's stack; a frame with AVX-512 state takes about 4 KiB.
 const STACK_BYTES: usize = 64 << 10;
 /// The kernel must not take the guest's stack pointer for one into the handler's stack (sigaltstack(2)).
@@ -126,24 +129,30 @@ pub fn watch_translated_code(code: Range<usize>) {
 extern "C" fn on_sigsegv(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes the address of a ucontext_t, ours until we return.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
-    let Some(pc) = context.uc_mcontext.gregs.get_mut(libc::REG_RIP as usize) else { return };
+    let registers = &mut context.uc_mcontext.gregs;
+    let at = registers[libc::REG_RIP as usize] as usize;
     let (start, end) = TRANSLATED.get();
-    let at = *pc as usize;
-    if (start..end.saturating_sub(POLL_LOAD_BYTES + 7)).contains(&at) {
+    if (start..end).contains(&at) {
+        let area: *mut Area;
+        // SAFETY: reads GS base, which is the area's address while translated code runs.
+        unsafe { std::arch::asm!("rdgsbase {}", out(reg) area, options(nomem, nostack)) };
+        // SAFETY: the area of this thread, which translated code was about to use too.
+        let area = unsafe { &mut *area };
         let behind = std::ptr::with_exposed_provenance::<[u8; 7]>(at + POLL_LOAD_BYTES);
-        // SAFETY: code of ours, which is readable.
+        // SAFETY: code of ours, which is readable; a block ends with more than a few bytes.
         let behind = unsafe { behind.read() };
         if behind[..3] == POLL_NOP {
-            let area: *mut Area;
-            // SAFETY: reads GS base, which is the area's address while translated code runs.
-            unsafe { std::arch::asm!("rdgsbase {}", out(reg) area, options(nomem, nostack)) };
             let site = u32::from_le_bytes([behind[3], behind[4], behind[5], behind[6]]);
-            // SAFETY: the area of this thread, which translated code was about to write too.
-            unsafe { (*area).site = u64::from(site) };
-            // SAFETY: as above.
-            *pc = unsafe { (*area).exit }.cast_signed();
-            return;
+            area.site = u64::from(site);
+        } else {
+            let is_page_fault = registers[libc::REG_TRAPNO as usize] == PAGE_FAULT;
+            let address = registers[libc::REG_CR2 as usize].cast_unsigned();
+            area.fault_pc = at as u64;
+            area.fault_address = if is_page_fault { address } else { u64::MAX };
+            area.fault_error = registers[libc::REG_ERR as usize].cast_unsigned();
         }
+        registers[libc::REG_RIP as usize] = area.exit.cast_signed();
+        return;
     }
     // Raised again on return, and then fatal.
     // SAFETY: SIG_DFL is valid for every signal.

@@ -100,6 +100,7 @@ pub struct GuestRam {
     /// Dangling if there is no RAM above 4 GiB.
     high: *mut u8,
     code: Arc<CodeMap>,
+    file: Arc<File>,
     /// Owns the two mappings.
     memory: Arc<DeviceMemory>,
 }
@@ -156,7 +157,7 @@ impl GuestRam {
         }
         let memory = DeviceMemory::from_regions(regions)
             .expect("the regions are in order and the hole lies between them");
-        Ok(Arc::new(Self { layout, low, high, code, memory: Arc::new(memory) }))
+        Ok(Arc::new(Self { layout, low, high, code, file, memory: Arc::new(memory) }))
     }
 
     /// Size in bytes.
@@ -180,6 +181,12 @@ impl GuestRam {
     #[must_use]
     pub fn memory_arc(&self) -> Arc<DeviceMemory> {
         Arc::clone(&self.memory)
+    }
+
+    /// The file that holds all RAM, laid out as [`Layout::file_page`] says.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
     }
 
     /// The code versions of all pages.

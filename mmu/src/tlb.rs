@@ -32,7 +32,7 @@ use xenolith_cpu::state::Cr4;
 use xenolith_cpu::{CpuState, Gpa, Gva, PAGE_SIZE};
 
 use crate::ram::GuestRam;
-use crate::walk::{Paging, Translation, load_pdptes, walk};
+use crate::walk::{Paging, Translation, load_pdptes, peek, walk};
 
 /// Entries in the table.
 const ENTRIES: usize = 4096;
@@ -169,6 +169,30 @@ impl SoftMmu {
         let good = entry.page == gva.0 & PAGE_MASK && (entry.era == self.era || global);
         let writable = entry.gpa_and_rights & permission(Access::Write, privilege) != 0;
         good.then_some(Cached { global, writable })
+    }
+
+    /// The number of the current PCID's present contents: another one after each flush of them.
+    #[must_use]
+    #[inline]
+    pub fn era(&self) -> u64 {
+        self.era
+    }
+
+    /// The same of a PCID that need not be current; 0 if it has none.
+    #[must_use]
+    pub fn era_of_pcid(&self, pcid: u16) -> u64 {
+        self.era_of(pcid)
+    }
+
+    /// What a user access would find at `gva` without setting a bit: guest page, whether it may be
+    /// written, and log2 of the page's size. Sets nothing and keeps nothing.
+    #[must_use]
+    pub fn peek_user(&self, cpu: &CpuState, gva: Gva) -> Option<(Gpa, bool, u8)> {
+        let paging = Paging::of(cpu, self.physical_bits, self.gigabyte_pages);
+        let found = peek(&self.ram, &paging, gva)?;
+        let may = |access| paging.permits(found.rights, access, Privilege::User);
+        let writable = found.dirty && may(Access::Write);
+        (may(Access::Read) && !found.global).then_some((found.gpa, writable, found.page_shift))
     }
 
     fn draw_era(&mut self) -> u64 {

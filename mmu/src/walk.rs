@@ -313,6 +313,23 @@ pub fn walk(
     unreachable!("the last attempt sets bits unconditionally");
 }
 
+/// What a walk for reading would find at `gva`, if it would set no bit: all accessed bits are set. Rights
+/// are for the caller to judge.
+#[must_use]
+pub fn peek(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<Translation> {
+    let path = match paging.mode {
+        Mode::Off => return None,
+        Mode::Bits32 => descend_32bit(ram, paging, gva.0 & 0xffff_ffff),
+        Mode::Pae => descend_pae(ram, paging, gva.0 & 0xffff_ffff),
+        Mode::FourLevel => {
+            descend_wide(ram, paging, gva.0, paging.cr3 & paging.address_mask(), 39)
+        }
+    }
+    .ok()?;
+    let accessed = path.steps[..path.len].iter().all(|step| step.value & entry::ACCESSED != 0);
+    accessed.then_some(path.translation)
+}
+
 fn set_accessed(ram: &GuestRam, path: &Path, write: bool, force: bool) -> Result<(), Changed> {
     let leaf = path.len - 1;
     for (level, step) in path.steps[..path.len].iter().enumerate() {

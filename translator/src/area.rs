@@ -26,6 +26,8 @@ pub const TLB_ENTRIES: usize = 1 << 16;
 pub const JUMP_ENTRIES: usize = 1 << 16;
 /// Entries of the table of pages that may be executed; a power of two.
 pub const EXEC_ENTRIES: usize = 1024;
+/// Regions of 4 GiB that bits 32 to 47 of an address tell apart.
+pub const REGIONS: usize = 1 << 16;
 /// Addends that one block can keep.
 pub const WINDOWS_MAX: usize = 16;
 /// Privileges, as [`xenolith_cpu::env::Privilege`] numbers them.
@@ -103,10 +105,18 @@ pub struct Area {
     pub jump_index: u64,
     /// The common exit, for the signal handler.
     pub exit: u64,
+    /// Where translated code faulted, at which host address and with which error code (of #PF); no
+    /// fault if the first is zero. Set by the signal handler.
+    pub fault_pc: u64,
+    pub fault_address: u64,
+    pub fault_error: u64,
     /// Guest instructions that blocks have counted, where they count.
     pub retired: u64,
     /// Vector registers while Rust runs.
     pub ymm: [[u8; 32]; 16],
+    /// What is added to user addresses of a region of 4 GiB, by bits 32 to 47, where code uses shadow
+    /// windows.
+    pub regions: [u64; REGIONS],
     /// Identifiers of the pages that may be executed, by page number.
     pub exec: [u32; EXEC_ENTRIES],
     pub tlb: [Tlb; PRIVILEGES],
@@ -329,6 +339,11 @@ impl AreaBox {
         [&area.jumps[0], &area.jumps[1], &area.jumps[2]]
     }
 
+    /// Says what is added to addresses of a region.
+    pub fn set_region(&mut self, region: u16, delta: u64) {
+        self.area_mut().regions[usize::from(region)] = delta;
+    }
+
     /// Where it is.
     #[must_use]
     pub fn as_ptr(&self) -> *mut Area {
@@ -498,6 +513,7 @@ pub mod offset {
     pub const fn ymm(n: usize) -> i32 {
         at(offset_of!(Area, ymm) + 32 * n)
     }
+    pub const REGIONS: i32 = at(offset_of!(Area, regions));
     pub const EXEC: i32 = at(offset_of!(Area, exec));
     /// The record's last word. A poll loads from here plus eight times the attention.
     pub const POLL: i32 = at(size_of::<Area>() - 8);

@@ -20,6 +20,8 @@ pub struct Mode {
     pub extra_segments: u8,
     /// Vector instructions that may run: 0 none, 1 SSE, 2 AVX too; with every exception masked.
     pub vector: u8,
+    /// Memory operands go through shadow windows.
+    pub shadow: bool,
 }
 
 /// MXCSR's exception masks.
@@ -57,6 +59,7 @@ impl Mode {
             | u32::from(self.privilege) << 8
             | u32::from(self.extra_segments) << 10
             | u32::from(self.vector) << 12
+            | u32::from(self.shadow) << 14
     }
 
     /// While such code runs the vector registers are always the guest's.
@@ -103,6 +106,6 @@ impl Mode {
             && state.vector.mxcsr() & MXCSR_MASKS == MXCSR_MASKS;
         let avx = sse && state.cr4(Cr4::OSXSAVE) && state.xcr0 & 6 == 6;
         let vector = u8::from(sse) + u8::from(avx);
-        Some(Self { bits, privilege: privilege as u8, extra_segments, vector })
+        Some(Self { bits, privilege: privilege as u8, extra_segments, vector, shadow: false })
     }
 }

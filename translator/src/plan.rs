@@ -17,8 +17,10 @@ use crate::area::WINDOWS_MAX;
 use crate::classify::{Class, classify};
 use crate::mode::Mode;
 
-/// Bytes that a window spans at most.
+/// Bytes that a window spans at most: few where it must lie within a page, many where only the region
+/// counts and leaving it faults.
 const WINDOW_BYTES_MAX: i64 = 256;
+const SHADOW_WINDOW_BYTES_MAX: i64 = 1 << 20;
 
 /// Which guest registers an instruction reads and writes apart from its address: bits by number.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,6 +47,8 @@ pub struct Step {
     pub class: Class,
     pub uses: Uses,
     pub part: Option<Part>,
+    /// Its accesses look into the inline TLB, also in a mode that uses shadow windows.
+    pub looks_up: bool,
 }
 
 /// A range of addresses that one check is made for.
@@ -52,7 +56,7 @@ pub struct Step {
 pub struct Window {
     /// Where it begins, from the first access's address (not positive), and its length in bytes.
     pub below: i32,
-    pub bytes: u16,
+    pub bytes: u32,
     /// Some access writes.
     pub write: bool,
 }
@@ -128,6 +132,8 @@ pub struct Limits<'a> {
     pub allowed: &'a dyn Fn(&Instruction) -> bool,
     pub decoder_options: u32,
     pub windows: bool,
+    /// Whether an instruction had better not go through shadow windows: it faults too often there.
+    pub looks_up: &'a dyn Fn(&Instruction) -> bool,
 }
 
 impl std::fmt::Debug for Limits<'_> {
@@ -160,7 +166,8 @@ pub fn plan(
         done += insn.len();
         ends = class.ends_block(&insn);
         let uses = uses(&insn, info);
-        steps.push(Step { insn, class, uses, part: None });
+        let looks_up = !mode.shadow || (limits.looks_up)(&insn);
+        steps.push(Step { insn, class, uses, part: None, looks_up });
     }
     // STI holds interrupts off for one instruction more: it must not be the last.
     if steps.last().is_some_and(|step| step.class == Class::SetInterrupts) {
@@ -234,15 +241,18 @@ fn gather(mode: Mode, steps: &mut [Step]) -> Vec<Window> {
     let mut values = Values::new();
     let mut open: Vec<Draft> = Vec::new();
     let mut closed: Vec<Draft> = Vec::new();
+    let bytes_max = if mode.shadow { SHADOW_WINDOW_BYTES_MAX } else { WINDOW_BYTES_MAX };
     for (number, step) in steps.iter().enumerate() {
         if step.class == Class::HandOver {
             closed.append(&mut open);
+        } else if step.looks_up == mode.shadow {
+            // Neither alone nor in a window of another kind.
         } else if let Some((value, segment, bytes, write)) = access(mode, step, &values) {
             let (from, to) = (value.offset, value.offset.wrapping_add(bytes));
             let fits = |draft: &&mut Draft| {
                 draft.root == value.root
                     && draft.segment == segment
-                    && draft.to.max(to).wrapping_sub(draft.from.min(from)) <= WINDOW_BYTES_MAX
+                    && draft.to.max(to).wrapping_sub(draft.from.min(from)) <= bytes_max
             };
             match open.iter_mut().find(fits) {
                 Some(draft) => {
@@ -272,7 +282,7 @@ fn gather(mode: Mode, steps: &mut [Step]) -> Vec<Window> {
         }
         windows.push(Window {
             below: (draft.from - draft.members[0].1) as i32,
-            bytes: (draft.to - draft.from) as u16,
+            bytes: (draft.to - draft.from) as u32,
             write: draft.write,
         });
     }
@@ -307,7 +317,7 @@ fn explicit(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register
     let has_memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
     let touches = insn.mnemonic() != Mnemonic::Lea && !is_hint(insn);
     let aligned = matches!(step.class, Class::Vector(plain) if plain.align > 1);
-    if !has_memory || !touches || aligned || insn.memory_index() != Register::None {
+    if !has_memory || !touches || aligned && !mode.shadow || insn.memory_index() != Register::None {
         return None;
     }
     let bytes = insn.memory_size().size().max(1) as i64;

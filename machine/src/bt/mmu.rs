@@ -29,6 +29,10 @@ pub struct NotingMmu {
     pub flushed: Flushed,
     /// Pages whose translations were dropped.
     pub flushed_pages: Vec<u64>,
+    /// Era and page of translations that were dropped, for shadow windows.
+    pub flushed_shadows: Vec<(u64, u64)>,
+    /// A page that may be part of a large one was dropped.
+    pub flushed_large: bool,
     /// Guest pages that have become watched: nothing may be written to them unseen.
     pub newly_watched: Vec<u64>,
     /// A store went to a watched page: the block that is being left may be stale.
@@ -43,6 +47,8 @@ impl NotingMmu {
             soft,
             flushed: Flushed::Nothing,
             flushed_pages: Vec::new(),
+            flushed_shadows: Vec::new(),
+            flushed_large: false,
             newly_watched: Vec::new(),
             stored_to_code: false,
             shared,
@@ -54,9 +60,11 @@ impl NotingMmu {
         self.flushed = self.flushed.max(flushed);
     }
 
-    fn note_page(&mut self, gva: Gva) {
+    fn note_page(&mut self, era: u64, gva: Gva) {
+        self.flushed_shadows.push((era, gva.0 >> 12));
         if self.soft.may_be_large(gva) {
             self.flushed = Flushed::All;
+            self.flushed_large = true;
         } else {
             self.flushed_pages.push(gva.page_base().0);
         }
@@ -111,11 +119,11 @@ impl Memory for NotingMmu {
         self.soft.set_context(cpu, keep);
     }
     fn flush_page(&mut self, gva: Gva) {
-        self.note_page(gva);
+        self.note_page(self.soft.era(), gva);
         self.soft.flush_page(gva);
     }
     fn flush_page_in(&mut self, pcid: u16, gva: Gva) {
-        self.note_page(gva);
+        self.note_page(self.soft.era_of_pcid(pcid), gva);
         self.soft.flush_page_in(pcid, gva);
     }
 }

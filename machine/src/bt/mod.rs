@@ -15,6 +15,7 @@ mod mmu;
 mod shared;
 pub mod stats;
 mod vector;
+mod windows;
 
 use std::arch::asm;
 use std::collections::HashMap;
@@ -29,7 +30,7 @@ use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::{self, Interp, is_canonical};
 use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
-use xenolith_mmu::SoftMmu;
+use xenolith_mmu::{Shadow, SoftMmu};
 use xenolith_translator::area::{Area, AreaBox, Rights};
 use xenolith_translator::emit::{self, Frame, Link, Page, Site};
 use xenolith_translator::mode::Mode;
@@ -79,6 +80,15 @@ pub struct Bt {
     stepping: bool,
     /// How often blocks had to be left because a window lay across pages or the like, by key.
     unlucky: HashMap<Key, u32>,
+    shadow: Shadow,
+    /// The era that `shadow` and the area's regions were last made right for.
+    shadow_era: u64,
+    /// Regions that lead somewhere in the area.
+    regions_shown: Vec<u16>,
+    /// Interrupts that found an era at work.
+    ticks: HashMap<u64, u32>,
+    /// Faults at instructions that windows couldn't help.
+    faults: HashMap<u64, u32>,
     pub stats: Stats,
 }
 
@@ -131,6 +141,11 @@ impl Bt {
         let mut area = AreaBox::new(Arc::as_ptr(&attention).cast())
             .map_err(|error| BtError::Area(error.into()))?;
         area.exit = shared.exit;
+        let shadow = Shadow::new(Arc::clone(soft.guest_ram()))
+            .map_err(|error| BtError::Area(error.into()))?;
+        for region in 0..=u16::MAX {
+            area.set_region(region, shadow.nowhere(region).delta);
+        }
         let me = shared.join(attention, area.as_ptr());
         let mem = NotingMmu::new(soft, Arc::clone(&shared), Arc::clone(&me));
         let interp = Box::new(Interp::new(state, mem, env, Arc::clone(&cpuid), apic_id, code));
@@ -147,6 +162,11 @@ impl Bt {
             prepared: false,
             stepping: false,
             unlucky: HashMap::new(),
+            shadow,
+            shadow_era: 0,
+            regions_shown: Vec::new(),
+            ticks: HashMap::new(),
+            faults: HashMap::new(),
             stats: Stats::default(),
         })
     }
@@ -158,11 +178,11 @@ impl Bt {
         if waiting && let Some(exit) = self.interpret(1, true) {
             return Some(exit);
         }
-        let Some(mode) = Mode::of(&self.interp.state) else {
+        self.settle();
+        let Some(mode) = self.mode() else {
             self.stats.unfit += 1;
             return self.interpret(if self.stepping { 1 } else { INTERPRETED_RUN }, true);
         };
-        self.settle();
         match self.find(mode) {
             Some(found) => self.run_from(found, mode),
             None => {
@@ -209,6 +229,7 @@ impl Bt {
         let flushed = std::mem::replace(&mut mem.flushed, Flushed::Nothing);
         let quiet = flushed == Flushed::Nothing
             && mem.flushed_pages.is_empty()
+            && mem.flushed_shadows.is_empty()
             && mem.newly_watched.is_empty()
             && !mem.stored_to_code;
         if quiet {
@@ -231,7 +252,9 @@ impl Bt {
             if let Some(host) = mem.soft.guest_ram().host_ptr(xenolith_cpu::Gpa(gpn << 12), 1) {
                 self.area.forbid_writes(host.addr() as u64);
             }
+            self.shadow.forbid_writes(gpn);
         }
+        self.settle_windows();
         true
     }
 
@@ -388,7 +411,10 @@ impl Bt {
         let cpuid = Arc::clone(&self.cpuid);
         let allowed = |insn: &Instruction| insn.cpuid_features().iter().all(|&f| cpuid.allows(f));
         let windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
+        let faults = &self.faults;
+        let looks_up = |insn: &Instruction| windows::faults_often(faults, insn.ip());
         let limits = Limits {
+            looks_up: &looks_up,
             length_max: if second.is_some() { 1 } else { LENGTH_MAX },
             allowed: &allowed,
             decoder_options: self.cpuid.decoder_options(),
@@ -413,7 +439,16 @@ impl Bt {
                 };
                 let (one, two) = sources(translation.bytes);
                 let both = [one, two.unwrap_or(one)];
+                let map: Vec<(u32, u64)> = translation
+                    .map
+                    .iter()
+                    .map(|entry| {
+                        let [first, second] = entry.spilled.map(u64::from);
+                        (entry.host, u64::from(entry.guest) | first << 16 | second << 24)
+                    })
+                    .collect();
                 let new = NewBlock {
+                    map: &map,
                     key,
                     code: &translation.code,
                     sites: &translation.sites,
@@ -446,6 +481,7 @@ impl Bt {
             if !self.me.go_in() {
                 if self.me.obey() {
                     self.area.flush_writes();
+                    self.shadow.forbid_all_writes();
                 }
                 // What was found may be gone, and addends that a block keeps are no longer good.
                 self.unload(self.interp.state.rip);
@@ -461,6 +497,19 @@ impl Bt {
             self.enter_guest(target);
             self.me.go_out();
             self.vectors_left();
+            if self.area.fault_pc != 0 {
+                match self.window_fault(mode) {
+                    Some(host) => {
+                        target = host;
+                        live = mode.keeps_vector();
+                        continue;
+                    }
+                    None => {
+                        self.unload(self.interp.state.rip);
+                        return self.interpret(1, true);
+                    }
+                }
+            }
             let record = self.shared.sites().get(self.area.site as u32);
             match record.site {
                 Site::Miss { rip, write, writes, size, align, resume, live: vectors } => {
@@ -528,6 +577,7 @@ impl Bt {
                 }
                 Site::Poll { rip } => {
                     self.stats.polls += 1;
+                    self.tick(mode);
                     self.unload(rip);
                     return None;
                 }
@@ -542,7 +592,7 @@ impl Bt {
                         && !self.stepping
                         && self.interp.state.rip == next
                         && !self.settle()
-                        && Mode::of(&self.interp.state) == Some(mode);
+                        && self.mode() == Some(mode);
                     if !goes_on {
                         return None;
                     }

@@ -33,6 +33,11 @@ pub struct Stats {
     pub flushes: u64,
     pub page_flushes: u64,
     pub evictions: u64,
+    /// Faults in shadow windows: pages mapped for them, and accesses left to the interpreter.
+    pub window_fills: u64,
+    pub window_pages: u64,
+    pub window_misses: u64,
+    pub promotions: u64,
 }
 
 impl Default for Stats {
@@ -54,6 +59,10 @@ impl Default for Stats {
             flushes: 0,
             page_flushes: 0,
             evictions: 0,
+            window_fills: 0,
+            window_pages: 0,
+            window_misses: 0,
+            promotions: 0,
         }
     }
 }
@@ -75,6 +84,10 @@ impl fmt::Display for Stats {
             ("flushes", self.flushes),
             ("pages flushed", self.page_flushes),
             ("evictions", self.evictions),
+            ("window faults filled", self.window_fills),
+            ("window pages mapped", self.window_pages),
+            ("window faults interpreted", self.window_misses),
+            ("address spaces given windows", self.promotions),
             ("handed over", self.handed_over),
         ];
         for (name, value) in rows {

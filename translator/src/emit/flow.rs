@@ -153,7 +153,8 @@ impl Emitter<'_> {
     }
 
     /// Loads the target of an indirect transfer into r10.
-    pub(super) fn load_target(&mut self, insn: &Instruction, _rip: u64) -> Result<(), EmitError> {
+    pub(super) fn load_target(&mut self, step: &Step) -> Result<(), EmitError> {
+        let insn = &step.insn;
         if insn.op0_kind() == OpKind::Register {
             let register = insn.op0_register().full_register();
             let number = register.number() as u8;
@@ -168,7 +169,7 @@ impl Emitter<'_> {
             return Ok(());
         }
         let slot = self.slot() as u8;
-        self.load_operand(insn, R10, slot)
+        self.load_operand(step, R10, slot)
     }
 
     /// Goes to the address in r10 by the jump cache, whose entries are polled.

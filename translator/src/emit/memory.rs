@@ -6,8 +6,9 @@
 //! TLB's tag and addend; if the tag is another page's, or the access crosses its page, a stub leaves.
 //! Within a window only the first access does that: it looks at the window's whole range and keeps the
 //! addend for the others. Invariant: after a check, `[address + addend]` is guest RAM with the right
-//! to do what was checked, for all bytes that were checked. Shadow windows will be another body for
-//! [`Emitter::check`] and [`Emitter::reach`].
+//! to do what was checked, for all bytes that were checked. Where
+//! the mode uses shadow windows nothing is checked: the address's region tells what to add, and the
+//! host's MMU does the rest, faults included; [`MapEntry`](super::MapEntry) then tells where.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
@@ -45,12 +46,15 @@ pub(super) struct Check {
     pub align: u8,
     /// Where the computation of the address begins.
     pub start: usize,
+    /// By the inline TLB, not by shadow windows.
+    pub looks_up: bool,
 }
 
 impl Check {
     /// Of a lone access.
-    pub fn one(rip: u64, write: bool, size: u8, start: usize) -> Self {
-        Self { rip, write, writes: write, size: u16::from(size), align: 0, start }
+    pub fn one(step: &Step, rip: u64, write: bool, size: u8, start: usize) -> Self {
+        let looks_up = step.looks_up;
+        Self { rip, write, writes: write, size: u16::from(size), align: 0, start, looks_up }
     }
 }
 
@@ -119,10 +123,23 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// The inline TLB lookup. On entry the address is in `b.address`; after it `[address + addend]` is
+    /// The shadow window's delta for the region of the address in `of`. Nothing is checked: what isn't
+    /// mapped faults.
+    pub(super) fn delta(&mut self, into: u8, of: u8) {
+        dynasm!(self.asm ; .arch x64
+            ; rorx Rq(into), Rq(of), 32
+            ; movzx Rd(into), Rw(into)
+            ; gs mov Rq(into), [Rq(into) * 8 + offset::REGIONS]
+        );
+    }
+
+    /// The inline TLB lookup, or the shadow window's delta. On entry the address is in `b.address`; after it `[address + addend]` is
     /// the host's. Leaves by a stub on a miss; RCX is whole again after it.
     pub(super) fn check(&mut self, b: Borrowed, check: Check) {
-        let Check { rip, write, writes, size, align, start } = check;
+        if !check.looks_up {
+            return self.delta(b.addend, b.address);
+        }
+        let Check { rip, write, writes, size, align, start, .. } = check;
         // An aligned operand doesn't cross a page: its first byte is looked at, else its last.
         let (page, last) = match align {
             16 => (offset::PAGE_AND_16, 0),
@@ -167,6 +184,15 @@ impl Emitter<'_> {
         };
         let slot = offset::window(usize::from(number));
         let window = plan.windows[usize::from(number)];
+        if !check.looks_up {
+            if first {
+                self.delta(b.addend, b.address);
+                dynasm!(self.asm ; .arch x64 ; gs mov [slot], Rq(b.addend));
+            } else {
+                dynasm!(self.asm ; .arch x64 ; gs mov Rq(b.addend), [slot]);
+            }
+            return 0;
+        }
         if !first {
             dynasm!(self.asm ; .arch x64 ; gs mov Rq(b.addend), [slot]);
             return 0;
@@ -180,7 +206,7 @@ impl Emitter<'_> {
                     ; lea Rd(b.address), [Rq(b.address) + window.below]);
             }
         }
-        self.check(b, Check { writes: window.write, size: window.bytes, ..check });
+        self.check(b, Check { writes: window.write, size: window.bytes as u16, ..check });
         dynasm!(self.asm ; .arch x64 ; gs mov [slot], Rq(b.addend));
         -window.below
     }
@@ -197,6 +223,7 @@ impl Emitter<'_> {
         for (n, register) in [address, addend].into_iter().enumerate() {
             if register < R10 {
                 spilled[n] = Some(register);
+                self.spilled[n] = register;
                 dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(1 + n)], Rq(register));
             }
         }
@@ -221,15 +248,21 @@ impl Emitter<'_> {
         let (insn, uses) = (&step.insn, &step.uses);
         let mut redirected = wide_form(insn);
         redirected.set_segment_prefix(Register::None);
-        if let Some(Part { window, first: false }) = step.part
-            && self.is_direct(insn)
-        {
+        let later = matches!(step.part, Some(Part { first: false, .. }));
+        if (later || !step.looks_up) && self.is_direct(insn) {
             // The base register and the window's addend make the address.
             let busy = uses.any | address_bits(insn);
             let addend = if busy & 1 << R11 == 0 { R11 } else { R10 };
             if busy & 1 << addend == 0 {
-                let slot = offset::window(usize::from(window));
-                dynasm!(self.asm ; .arch x64 ; gs mov Rq(addend), [slot]);
+                let slot = step.part.map(|part| offset::window(usize::from(part.window)));
+                if let (true, Some(slot)) = (later, slot) {
+                    dynasm!(self.asm ; .arch x64 ; gs mov Rq(addend), [slot]);
+                } else {
+                    self.delta(addend, insn.memory_base().number() as u8);
+                    if let Some(slot) = slot {
+                        dynasm!(self.asm ; .arch x64 ; gs mov [slot], Rq(addend));
+                    }
+                }
                 redirected.set_memory_index(full(addend));
                 redirected.set_memory_index_scale(1);
                 return self.around(&redirected, uses);
@@ -240,7 +273,7 @@ impl Emitter<'_> {
         let start = self.offset();
         let borrowed = self.borrow(insn, uses.any | address_bits(insn));
         self.effective_address(insn, borrowed.address, borrowed.addend)?;
-        let check = Check { align, ..Check::one(rip, uses.stores, size, start) };
+        let check = Check { align, ..Check::one(step, rip, uses.stores, size, start) };
         let displacement = self.reach(borrowed, check, step.part, plan);
         redirected.set_memory_base(full(borrowed.address));
         redirected.set_memory_index(full(borrowed.addend));
@@ -258,6 +291,7 @@ impl Emitter<'_> {
         self.wide()
             && has_memory(insn)
             && base.is_gpr64()
+            && insn.memory_index() == Register::None
             && !has_high_byte(insn)
             && scratch_number(base).is_none()
             && !matches!(insn.memory_segment(), Register::FS | Register::GS)
@@ -266,15 +300,16 @@ impl Emitter<'_> {
     /// Loads an operand of `size` bytes into `into`, a scratch register.
     pub(super) fn load_operand(
         &mut self,
-        insn: &Instruction,
+        step: &Step,
         into: u8,
         size: u8,
     ) -> Result<(), EmitError> {
+        let insn = &step.insn;
         let rip = super::mask(insn.ip(), self.frame.mode.bits);
         let start = self.offset();
         let b = Borrowed::SCRATCH;
         self.effective_address(insn, b.address, b.addend)?;
-        self.check(b, Check::one(rip, false, size, start));
+        self.check(b, Check::one(step, rip, false, size, start));
         if size == 8 {
             dynasm!(self.asm ; .arch x64 ; mov Rq(into), [r10 + r11]);
         } else {

@@ -100,8 +100,23 @@ pub struct Translation {
     /// Guest bytes it was made from.
     pub bytes: usize,
     pub instructions: usize,
-    /// Host code offset of each instruction, for listings.
-    pub map: Vec<(u64, u32)>,
+    /// Where each instruction is, in order.
+    pub map: Vec<MapEntry>,
+}
+
+/// Where an instruction's host code begins, and what a fault in it must put back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapEntry {
+    /// Offset in the block's code.
+    pub host: u32,
+    /// Guest address, from the block's.
+    pub guest: u16,
+    /// Registers whose values are in the spill slots 1 and 2; [`MapEntry::NONE`] for none.
+    pub spilled: [u8; 2],
+}
+
+impl MapEntry {
+    pub const NONE: u8 = 0xff;
 }
 
 /// Why a block could not be assembled.
@@ -151,6 +166,8 @@ pub struct Emitter<'a> {
     stubs: Vec<Stub>,
     /// The block has made sure that the vector registers are the guest's.
     vector_live: bool,
+    /// What the instruction in hand has spilled.
+    spilled: [u8; 2],
 }
 
 impl std::fmt::Debug for Emitter<'_> {
@@ -209,6 +226,7 @@ impl<'a> Emitter<'a> {
             sites: Vec::new(),
             stubs: Vec::new(),
             vector_live: frame.mode.keeps_vector(),
+            spilled: [MapEntry::NONE; 2],
         }
     }
 
@@ -223,8 +241,11 @@ impl<'a> Emitter<'a> {
         }
         let mut map = Vec::with_capacity(plan.steps.len());
         for step in &plan.steps {
-            map.push((step.insn.ip(), self.offset() as u32));
+            let host = self.offset() as u32;
+            self.spilled = [MapEntry::NONE; 2];
             self.instruction(step, plan)?;
+            let guest = step.insn.ip().wrapping_sub(self.frame.rip) as u16;
+            map.push(MapEntry { host, guest, spilled: self.spilled });
         }
         if !plan.ends {
             // The page or the block's length is over; or the interpreter will raise what is due.
@@ -281,18 +302,18 @@ impl<'a> Emitter<'a> {
                 self.indirect(rip, i64::from(slot + released));
             }
             Class::JumpIndirect => {
-                self.load_target(insn, rip)?;
+                self.load_target(step)?;
                 self.indirect(rip, 0);
             }
             Class::CallIndirect => {
-                self.load_target(insn, rip)?;
+                self.load_target(step)?;
                 dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(3)], r10);
                 self.push_constant(next, step, plan);
                 dynasm!(self.asm ; .arch x64 ; gs mov r10, [offset::spill(3)]);
                 let slot = self.slot();
                 self.indirect(rip, -i64::from(slot));
             }
-            Class::Divide => self.divide(insn, rip)?,
+            Class::Divide => self.divide(step, rip)?,
             Class::Vector(plain) => self.vector(step, plan, plain)?,
             Class::PushFlags => self.push_flags(step, plan),
             Class::ClearInterrupts => self.clear_interrupts(),

@@ -26,6 +26,14 @@ impl Emitter<'_> {
             dynasm!(self.asm ; .arch x64 ; gs mov r11, [slot]);
             return (RSP, displacement);
         }
+        if !step.looks_up {
+            self.delta(R11, RSP);
+            if let Some(Part { window, .. }) = step.part {
+                let slot = offset::window(usize::from(window));
+                dynasm!(self.asm ; .arch x64 ; gs mov [slot], r11);
+            }
+            return (RSP, displacement);
+        }
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let start = self.offset();
         if self.wide() {
@@ -33,7 +41,7 @@ impl Emitter<'_> {
         } else {
             dynasm!(self.asm ; .arch x64 ; lea r10d, [rsp + displacement]);
         }
-        let check = Check::one(rip, write, self.slot() as u8, start);
+        let check = Check::one(step, rip, write, self.slot() as u8, start);
         (R10, self.reach(Borrowed::SCRATCH, check, step.part, plan))
     }
 
@@ -120,7 +128,7 @@ impl Emitter<'_> {
             }
             OpKind::Memory => {
                 let slot = self.slot() as u8;
-                self.load_operand(insn, R10, slot)?;
+                self.load_operand(step, R10, slot)?;
                 dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(3)], r10);
                 self.push_value(R11, step, plan);
             }
@@ -155,7 +163,7 @@ impl Emitter<'_> {
         } else {
             dynasm!(self.asm ; .arch x64 ; mov r10d, ebp);
         }
-        let check = Check::one(rip, false, slot as u8, start);
+        let check = Check::one(step, rip, false, slot as u8, start);
         let at = self.reach(Borrowed::SCRATCH, check, step.part, plan);
         if self.wide() {
             dynasm!(self.asm ; .arch x64

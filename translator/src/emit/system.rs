@@ -1,12 +1,13 @@
 //! Sensitive instructions that need no Rust, and division.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, OpKind};
+use iced_x86::OpKind;
 use xenolith_cpu::env::attention;
 
 use super::names::scratch_number;
 use super::{EmitError, Emitter, R11, Restore, Site, Stub};
 use crate::area::offset;
+use crate::plan::Step;
 
 impl Emitter<'_> {
     /// CLI: maskable interrupts are no reason to stop any more.
@@ -27,7 +28,8 @@ impl Emitter<'_> {
     }
 
     /// DIV: the dividend's upper half must be zero and the divisor not, so that it can't fault.
-    pub(super) fn divide(&mut self, insn: &Instruction, rip: u64) -> Result<(), EmitError> {
+    pub(super) fn divide(&mut self, step: &Step, rip: u64) -> Result<(), EmitError> {
+        let insn = &step.insn;
         let size = if insn.op0_kind() == OpKind::Register {
             insn.op0_register().size()
         } else {
@@ -45,7 +47,7 @@ impl Emitter<'_> {
                 dynasm!(self.asm ; .arch x64 ; mov r11d, r11d);
             }
         } else {
-            self.load_operand(insn, R11, size as u8)?;
+            self.load_operand(step, R11, size as u8)?;
         }
         let slow = self.asm.new_dynamic_label();
         dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
