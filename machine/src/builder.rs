@@ -42,7 +42,7 @@ use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
 use crate::boot::Loaded;
-use crate::bt::{Bt, SharedSlot};
+use crate::bt::{Bt, Options, SharedSlot};
 use crate::clock::{CountedClock, HostClock};
 use crate::config::{self, Config, ConfigError, DiskConfig};
 use crate::console::{Port, Sink, is_on_virtio};
@@ -58,9 +58,6 @@ use crate::vcpu::Pins;
 /// Where BARs go: the top of the hole, right below the I/O APIC.
 const PCI_HOLE: std::ops::Range<u64> = 0xfe00_0000..0xfec0_0000;
 const PCI_PORTS: std::ops::Range<u16> = 0xc000..0xf000;
-
-/// Room for translated code.
-const CODE_CACHE_BYTES: usize = 64 << 20;
 
 /// An open disk image.
 pub type Disk = Arc<dyn DiskImage>;
@@ -107,7 +104,7 @@ impl EngineParts {
             }
             config::Engine::Bt => {
                 let shared = translations
-                    .get(mmu.guest_ram(), CODE_CACHE_BYTES)
+                    .get(mmu.guest_ram())
                     .map_err(|error| host("provide memory for code")(error.into()))?;
                 let engine = Bt::new(state, mmu, env, model, index, code, shared)
                     .map_err(|error| host("provide memory for code")(error.into()))?;
@@ -239,7 +236,11 @@ impl Board {
         let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
         let console = wiring.pci(&ram, &router, disks, &outputs[1], random)?;
 
-        let translations = Arc::new(SharedSlot::default());
+        let translations = Arc::new(SharedSlot::new(Options {
+            cache_bytes: config.code_cache_bytes,
+            counts: config.icount || config.report.is_some(),
+            report: config.report.clone(),
+        }));
         let buses = Arc::new(Buses { ports: wiring.ports, memory: wiring.memory });
         let vcpus = (0..config.vcpus)
             .zip(pins)

@@ -7,15 +7,18 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::bt::Report;
 
 /// Which engine executes guest code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
     /// The plain interpreter: the reference.
-    #[default]
     Interp,
     /// The binary translator.
+    #[default]
     Bt,
 }
 
@@ -50,7 +53,17 @@ pub struct Config {
     pub no_reboot: bool,
     /// Guest time is counted in instructions, 1 ns each, instead of host time.
     pub icount: bool,
+    /// Room for translated code in bytes (`--code-cache`).
+    pub code_cache_bytes: usize,
+    /// Where the translator's counters go (`--stats`). Blocks then count what they run.
+    pub report: Option<Arc<Report>>,
 }
+
+/// Smallest and largest room for translated code.
+pub const CODE_CACHE_BYTES_MIN: usize = 4 << 20;
+pub const CODE_CACHE_BYTES_MAX: usize = 1 << 30;
+/// The usual room.
+pub const CODE_CACHE_BYTES: usize = 64 << 20;
 
 /// Smallest and largest RAM.
 pub const MEMORY_BYTES_MIN: u64 = 64 << 20;
@@ -73,6 +86,8 @@ impl Default for Config {
             guest_timeout: None,
             no_reboot: false,
             icount: false,
+            code_cache_bytes: CODE_CACHE_BYTES,
+            report: None,
         }
     }
 }
@@ -91,8 +106,8 @@ impl Config {
         if !(1..=VCPUS_MAX).contains(&self.vcpus) {
             return Err(ConfigError::Vcpus { vcpus: self.vcpus });
         }
-        if self.engine == Engine::Bt && (self.vcpus > 1 || self.icount) {
-            return Err(ConfigError::TranslatorLimits);
+        if !(CODE_CACHE_BYTES_MIN..=CODE_CACHE_BYTES_MAX).contains(&self.code_cache_bytes) {
+            return Err(ConfigError::CodeCache { bytes: self.code_cache_bytes });
         }
         if self.icount && self.vcpus > 1 {
             return Err(ConfigError::CountedTimeVcpus { vcpus: self.vcpus });
@@ -112,8 +127,12 @@ pub enum ConfigError {
     Memory { bytes: u64 },
     #[error("-c: {vcpus} processors: give 1 to {VCPUS_MAX}")]
     Vcpus { vcpus: u32 },
-    #[error("--engine bt: the translator does not yet do more than one processor, nor --icount")]
-    TranslatorLimits,
+    #[error(
+        "--code-cache: {bytes} bytes for translated code: give at least {} MiB and at most {} MiB",
+        CODE_CACHE_BYTES_MIN >> 20,
+        CODE_CACHE_BYTES_MAX >> 20
+    )]
+    CodeCache { bytes: usize },
     #[error("--icount counts one processor's instructions and so needs -c 1, not -c {vcpus}")]
     CountedTimeVcpus { vcpus: u32 },
     #[error("--cpu {model}: {reason}")]
@@ -167,8 +186,8 @@ mod tests {
             Config { memory_bytes: (64 << 20) + 1, ..good.clone() },
             Config { vcpus: 0, ..good.clone() },
             Config { vcpus: 1000, ..good.clone() },
-            Config { engine: Engine::Bt, vcpus: 2, ..good.clone() },
-            Config { engine: Engine::Bt, icount: true, ..good.clone() },
+            Config { code_cache_bytes: 0, ..good.clone() },
+            Config { code_cache_bytes: 2 << 30, ..good.clone() },
             Config { icount: true, vcpus: 2, ..good },
         ];
         for config in bad {

@@ -21,5 +21,6 @@ mod run;
 mod signal;
 mod vcpu;
 
+pub use bt::Report;
 pub use config::{Config, ConfigError, DiskConfig, Engine};
 pub use machine::{End, Handle, Machine, SerialInput};

@@ -199,8 +199,7 @@ impl Shadow {
     /// Makes an empty space for an era and activates it.
     pub fn create(&mut self, era: u64) {
         if self.spaces.len() >= SPACES_MAX
-            && let Some(oldest) =
-                (0..self.spaces.len()).min_by_key(|&n| self.spaces[n].used_at)
+            && let Some(oldest) = (0..self.spaces.len()).min_by_key(|&n| self.spaces[n].used_at)
         {
             self.drop_space(oldest);
         }

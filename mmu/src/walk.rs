@@ -321,9 +321,7 @@ pub fn peek(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<Translation> {
         Mode::Off => return None,
         Mode::Bits32 => descend_32bit(ram, paging, gva.0 & 0xffff_ffff),
         Mode::Pae => descend_pae(ram, paging, gva.0 & 0xffff_ffff),
-        Mode::FourLevel => {
-            descend_wide(ram, paging, gva.0, paging.cr3 & paging.address_mask(), 39)
-        }
+        Mode::FourLevel => descend_wide(ram, paging, gva.0, paging.cr3 & paging.address_mask(), 39),
     }
     .ok()?;
     let accessed = path.steps[..path.len].iter().all(|step| step.value & entry::ACCESSED != 0);

@@ -110,8 +110,10 @@ pub struct Area {
     pub fault_pc: u64,
     pub fault_address: u64,
     pub fault_error: u64,
-    /// Guest instructions that blocks have counted, where they count.
-    pub retired: u64,
+    /// Where blocks count: guest instructions that may still be run before a poll stops.
+    pub remaining: i64,
+    /// PEXT mask of the sign.
+    pub sign: u64,
     /// Vector registers while Rust runs.
     pub ymm: [[u8; 32]; 16],
     /// What is added to user addresses of a region of 4 GiB, by bits 32 to 47, where code uses shadow
@@ -315,6 +317,7 @@ impl AreaBox {
         this.page_and_16 = !0xfff | 15;
         this.page_and_32 = !0xfff | 31;
         this.status = 0x8d5;
+        this.sign = 1 << 63;
         this.vector_idle = 1;
         this.host_mxcsr = 0x1f80;
         this.guest_mxcsr = 0x1f80;
@@ -529,7 +532,8 @@ pub mod offset {
     pub const TLB_INDEX: i32 = at(offset_of!(Area, tlb_index));
     pub const PAGE: i32 = at(offset_of!(Area, page));
     pub const JUMP_INDEX: i32 = at(offset_of!(Area, jump_index));
-    pub const RETIRED: i32 = at(offset_of!(Area, retired));
+    pub const REMAINING: i32 = at(offset_of!(Area, remaining));
+    pub const SIGN: i32 = at(offset_of!(Area, sign));
     #[must_use]
     pub const fn jumps(privilege: usize) -> i32 {
         at(offset_of!(Area, jumps) + privilege * size_of::<[super::Jump; JUMP_ENTRIES]>())

@@ -132,6 +132,8 @@ pub struct Limits<'a> {
     pub allowed: &'a dyn Fn(&Instruction) -> bool,
     pub decoder_options: u32,
     pub windows: bool,
+    /// Blocks count the instructions they run.
+    pub counts: bool,
     /// Whether an instruction had better not go through shadow windows: it faults too often there.
     pub looks_up: &'a dyn Fn(&Instruction) -> bool,
 }

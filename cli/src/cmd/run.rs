@@ -41,6 +41,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         Serial::None => Box::new(io::sink()),
     };
 
+    let report = config.report.clone();
     let signals = Signals::block();
     let machine = Machine::new(config, output).map_err(|error| anyhow!("{error}"))?;
     let handle = machine.handle();
@@ -64,6 +65,9 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     if let Some(text) = status::explain(&end) {
         terminal::say(&text);
     }
+    if let Some(report) = report {
+        eprint!("{report}");
+    }
     Ok(status::of(&end))
 }
 
@@ -78,6 +82,9 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         timeout: args.limits.timeout,
         no_reboot: args.limits.no_reboot,
         icount: args.machine.icount,
+        // A size that doesn't fit is refused like one that is too large.
+        code_cache_bytes: usize::try_from(args.machine.code_cache).unwrap_or(usize::MAX),
+        report: args.machine.stats.then(Arc::default),
         ..Config::default()
     };
     match (&args.boot.guest, &args.boot.kernel) {

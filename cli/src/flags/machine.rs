@@ -22,21 +22,31 @@ pub struct MachineFlags {
 
     /// What executes guest code
     #[arg(long, value_name = "ENGINE", help_heading = "Machine", value_enum)]
-    #[arg(default_value_t = EngineFlag::Interp)]
+    #[arg(default_value_t = EngineFlag::Bt)]
     pub engine: EngineFlag,
 
     /// Guest time counts instructions (1 ns each) instead of following this computer's clock: the same
     /// run every time. Needs -c 1
     #[arg(long, help_heading = "Machine")]
     pub icount: bool,
+
+    /// Room for translated code: a number of MiB, or with a suffix; 4M to 1G
+    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
+    #[arg(value_parser = parse_size, default_value = "64M", allow_negative_numbers = true)]
+    pub code_cache: u64,
+
+    /// Print the translator's counters on standard error when the run ends; blocks then also count
+    /// the instructions they run, which makes them a little slower
+    #[arg(long, help_heading = "Machine")]
+    pub stats: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EngineFlag {
-    /// the interpreter, the reference
-    Interp,
     /// the binary translator
     Bt,
+    /// the interpreter, the reference: right and slow
+    Interp,
 }
 
 impl From<EngineFlag> for Engine {

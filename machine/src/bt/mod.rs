@@ -13,7 +13,7 @@
 mod common;
 mod mmu;
 mod shared;
-pub mod stats;
+mod stats;
 mod vector;
 mod windows;
 
@@ -43,7 +43,8 @@ use shared::{PageKey, Peer};
 use stats::Stats;
 use vector::Home;
 
-pub use shared::{Shared, SharedSlot};
+pub use shared::{Options, Shared, SharedSlot};
+pub use stats::Report;
 
 /// Guest instructions in a block at most.
 const LENGTH_MAX: usize = 64;
@@ -89,6 +90,10 @@ pub struct Bt {
     ticks: HashMap<u64, u32>,
     /// Faults at instructions that windows couldn't help.
     faults: HashMap<u64, u32>,
+    /// Blocks count: `remaining` was this at the last entry.
+    entered_with: i64,
+    /// Where this run's budget ends, as a value of `retired`.
+    end: u64,
     pub stats: Stats,
 }
 
@@ -167,6 +172,8 @@ impl Bt {
             regions_shown: Vec::new(),
             ticks: HashMap::new(),
             faults: HashMap::new(),
+            entered_with: 0,
+            end: u64::MAX,
             stats: Stats::default(),
         })
     }
@@ -419,6 +426,7 @@ impl Bt {
             allowed: &allowed,
             decoder_options: self.cpuid.decoder_options(),
             windows,
+            counts: self.shared.options.counts,
         };
         for _ in 0..2 {
             {
@@ -430,6 +438,8 @@ impl Bt {
                 let (base, first_site) = cache.next();
                 let (exit, load_vector) = (self.shared.exit, self.shared.load_vector);
                 let frame = Frame { base, exit, load_vector, first_site, mode, rip, page, second };
+                // SAFETY: the time stamp counter may be read by any program here.
+                let start = unsafe { std::arch::x86_64::_rdtsc() };
                 let translation = match emit::translate(frame, code, &limits, &mut self.info) {
                     Ok(translation) => translation?,
                     Err(error) => {
@@ -444,7 +454,11 @@ impl Bt {
                     .iter()
                     .map(|entry| {
                         let [first, second] = entry.spilled.map(u64::from);
-                        (entry.host, u64::from(entry.guest) | first << 16 | second << 24)
+                        let done = u64::from(entry.done);
+                        (
+                            entry.host,
+                            u64::from(entry.guest) | first << 16 | second << 24 | done << 32,
+                        )
                     })
                     .collect();
                 let new = NewBlock {
@@ -459,7 +473,11 @@ impl Bt {
                     instructions: translation.instructions as u32,
                     tag: rip,
                 };
-                if let Some(entries) = cache.insert(&new) {
+                let inserted = cache.insert(&new);
+                // SAFETY: as above.
+                let end = unsafe { std::arch::x86_64::_rdtsc() };
+                self.stats.translating_ticks += end.wrapping_sub(start);
+                if let Some(entries) = inserted {
                     return Some(Found { entries, key, epoch: self.shared.epoch() });
                 }
             }
@@ -493,6 +511,11 @@ impl Bt {
                 return None;
             }
             self.stats.entries += 1;
+            if self.shared.options.counts {
+                let left = self.end.saturating_sub(self.interp.state.retired);
+                self.entered_with = i64::try_from(left).unwrap_or(i64::MAX);
+                self.area.remaining = self.entered_with;
+            }
             self.ready_vectors(live);
             self.enter_guest(target);
             self.me.go_out();
@@ -512,10 +535,13 @@ impl Bt {
             }
             let record = self.shared.sites().get(self.area.site as u32);
             match record.site {
-                Site::Miss { rip, write, writes, size, align, resume, live: vectors } => {
+                Site::Miss { rip, write, writes, size, align, resume, live: vectors, done } => {
+                    self.count(u64::from(done));
                     self.interp.state.rip = rip;
                     if self.refill(mode, write, writes, size, align) && !self.settle() {
                         self.stats.refills += 1;
+                        // Back in the middle, where the same instructions are still uncounted.
+                        self.uncount(u64::from(done));
                         target = record.code + resume as usize;
                         live = vectors;
                         // The addends that the block keeps are good in the same epoch only.
@@ -529,6 +555,7 @@ impl Bt {
                     return self.interpret(1, vectors);
                 }
                 Site::Chain { target: rip, patch, link } => {
+                    self.count(0);
                     self.stats.chain_exits += 1;
                     self.unload(rip);
                     if self.stepping {
@@ -548,6 +575,7 @@ impl Bt {
                     epoch = next.epoch;
                 }
                 Site::Indirect { rip, moved } => {
+                    self.count(0);
                     self.stats.indirect_misses += 1;
                     let to = self.area.rip;
                     if mode.bits == 64 && !is_canonical(to) {
@@ -566,6 +594,7 @@ impl Bt {
                     epoch = next.epoch;
                 }
                 Site::Guard { rip } => {
+                    self.count(0);
                     self.stats.guard_exits += 1;
                     self.unload(rip);
                     if self.stepping {
@@ -576,12 +605,23 @@ impl Bt {
                     epoch = next.epoch;
                 }
                 Site::Poll { rip } => {
+                    self.count(0);
                     self.stats.polls += 1;
                     self.tick(mode);
                     self.unload(rip);
                     return None;
                 }
-                Site::HandOver { rip, next, resume, vector, live: vectors, mnemonic } => {
+                Site::HandOver {
+                    rip,
+                    next,
+                    resume,
+                    vector,
+                    live: vectors,
+                    mnemonic,
+                    done,
+                    again,
+                } => {
+                    self.count(u64::from(done));
                     self.stats.handed_over += 1;
                     self.stats.by_mnemonic[mnemonic as usize] += 1;
                     self.unload(rip);
@@ -596,6 +636,7 @@ impl Bt {
                     if !goes_on {
                         return None;
                     }
+                    self.uncount(u64::from(again));
                     self.load();
                     target = record.code + resume as usize;
                     live = vectors;
@@ -603,6 +644,22 @@ impl Bt {
                 }
             }
             live = mode.keeps_vector();
+        }
+    }
+
+    /// Counts what was run since the last entry, and `done` that the block had not counted yet.
+    fn count(&mut self, done: u64) {
+        if self.shared.options.counts {
+            let counted = (self.entered_with - self.area.remaining).cast_unsigned();
+            self.entered_with = self.area.remaining;
+            self.interp.state.retired += counted + done;
+        }
+    }
+
+    /// Takes back what the block is going to count itself.
+    fn uncount(&mut self, done: u64) {
+        if self.shared.options.counts {
+            self.interp.state.retired -= done;
         }
     }
 
@@ -711,12 +768,12 @@ fn key_of(page: u32, mode: Mode, rip: u64) -> Key {
 impl Engine for Bt {
     fn run(&mut self, budget: u64) -> Exit {
         self.prepare();
-        let end = self.interp.state.retired.saturating_add(budget);
+        self.end = self.interp.state.retired.saturating_add(budget);
         loop {
             if let Some(exit) = self.round() {
                 return exit;
             }
-            if self.interp.state.retired >= end {
+            if self.interp.state.retired >= self.end {
                 return Exit::Budget;
             }
         }
@@ -759,7 +816,10 @@ fn block_signals() {
 impl Drop for Bt {
     fn drop(&mut self) {
         self.shared.leave(&self.me);
-        let counters = self.shared.cache().counters;
-        tracing::info!("{} {counters:?}", self.stats);
+        if let Some(report) = &self.shared.options.report {
+            let cache = self.shared.cache();
+            self.stats.retired = self.interp.state.retired;
+            report.add(&self.stats, &cache.counters, cache.len());
+        }
     }
 }

@@ -24,6 +24,7 @@ use xenolith_translator::area::Area;
 use xenolith_translator::emit::Site;
 
 use super::common::common;
+use super::stats::Report;
 
 /// Orders to a vCPU.
 mod order {
@@ -60,6 +61,17 @@ struct Pages {
     ids: HashMap<PageKey, u32>,
 }
 
+/// What a person asked of the engine.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Room for translated code.
+    pub cache_bytes: usize,
+    /// Blocks count the instructions they run: for counted time, and for statistics.
+    pub counts: bool,
+    /// Where counters go when an engine is done.
+    pub report: Option<Arc<Report>>,
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct Shared {
@@ -72,6 +84,7 @@ pub struct Shared {
     ram: Arc<GuestRam>,
     /// Counts evictions: host addresses of code are good for one epoch.
     epoch: AtomicU64,
+    pub options: Options,
     pub enter: u64,
     pub exit: u64,
     pub load_vector: u64,
@@ -83,13 +96,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// The shared part over `ram`, with `cache_bytes` of code.
+    /// The shared part over `ram`.
     ///
     /// # Errors
     /// The host refuses executable memory.
-    pub fn new(ram: Arc<GuestRam>, cache_bytes: usize) -> Result<Arc<Self>, ArenaError> {
+    pub fn new(ram: Arc<GuestRam>, options: Options) -> Result<Arc<Self>, ArenaError> {
         let (mut exit, mut load_vector) = (0, 0);
-        let cache = Cache::new(cache_bytes, |base| {
+        let cache = Cache::new(options.cache_bytes, |base| {
             let common = common(base);
             exit = base + common.exit as u64;
             load_vector = base + common.load_vector as u64;
@@ -107,6 +120,7 @@ impl Shared {
             pausing: Mutex::new(()),
             ram: Arc::clone(&ram),
             epoch: AtomicU64::new(0),
+            options,
         });
         let listener = Arc::downgrade(&shared);
         ram.code().set_listener(Arc::new(move |gpn| {
@@ -245,18 +259,26 @@ impl Shared {
 }
 
 /// A place for what a machine's vCPUs share, made by the first that needs it.
-#[derive(Debug, Default)]
-pub struct SharedSlot(Mutex<Option<Arc<Shared>>>);
+#[derive(Debug)]
+pub struct SharedSlot {
+    options: Options,
+    shared: Mutex<Option<Arc<Shared>>>,
+}
 
 impl SharedSlot {
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self { options, shared: Mutex::default() }
+    }
+
     /// # Errors
     /// The host refuses executable memory.
-    pub fn get(&self, ram: &Arc<GuestRam>, cache_bytes: usize) -> Result<Arc<Shared>, ArenaError> {
-        let mut slot = lock(&self.0);
+    pub fn get(&self, ram: &Arc<GuestRam>) -> Result<Arc<Shared>, ArenaError> {
+        let mut slot = lock(&self.shared);
         if let Some(shared) = &*slot {
             return Ok(Arc::clone(shared));
         }
-        let shared = Shared::new(Arc::clone(ram), cache_bytes)?;
+        let shared = Shared::new(Arc::clone(ram), self.options.clone())?;
         *slot = Some(Arc::clone(&shared));
         Ok(shared)
     }

@@ -105,6 +105,7 @@ impl Bt {
             }
         }
         self.interp.state.rip = at.tag.wrapping_add(at.word & 0xffff);
+        self.count(at.word >> 32);
         let write = self.area.fault_error & WRITE != 0;
         let address = self.area.fault_address;
         let helped = mode.shadow
@@ -114,6 +115,7 @@ impl Bt {
             };
         if helped && !self.settle() {
             self.stats.window_fills += 1;
+            self.uncount(at.word >> 32);
             return Some(at.host);
         }
         self.stats.window_misses += 1;
@@ -196,10 +198,9 @@ impl Bt {
         for page_at in first..first + around {
             let next = self.window_page(page_at, page_at == page && write);
             let joined = match (run, next) {
-                (Some(run), Some(next)) => {
-                    (run.gpn + run.count == next.gpn && run.writable == next.writable)
-                        .then_some(Run { count: run.count + 1, ..run })
-                }
+                (Some(run), Some(next)) => (run.gpn + run.count == next.gpn
+                    && run.writable == next.writable)
+                    .then_some(Run { count: run.count + 1, ..run }),
                 _ => None,
             };
             if joined.is_some() {

@@ -14,7 +14,7 @@ use iced_x86::{Instruction, Mnemonic, OpKind};
 use super::names::scratch_number;
 use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, Restore, Site, Stub, mask};
 use crate::area::{Area, offset};
-use crate::plan::Step;
+use crate::plan::{Plan, Step};
 
 /// The NOP behind a poll: `nop dword [rax + site]`.
 pub const POLL_NOP: [u8; 3] = [0x0f, 0x1f, 0x80];
@@ -40,20 +40,32 @@ impl Emitter<'_> {
         self.stubs.push(Stub { label: out, site, restore: Restore::Rcx });
     }
 
-    /// Leaves when something is in the attention word.
+    /// Leaves when something is in the attention word, or the instructions to run are used up.
     pub(super) fn poll(&mut self) {
         let site = self.site(Site::Poll { rip: self.frame.rip });
         let number = self.frame.first_site + site as u32;
+        if self.counts {
+            dynasm!(self.asm ; .arch x64
+                ; gs mov r11, [offset::REMAINING]
+                ; gs pext r11, r11, [offset::SIGN]
+            );
+            self.stop_unless_zero(number);
+        }
         dynasm!(self.asm ; .arch x64
             ; gs mov r11, [offset::ATTENTION]
             ; mov r11d, [r11]
             ; gs pext r11, r11, [offset::ATTENTION_MASK]
         );
+        self.stop_unless_zero(number);
+    }
+
+    /// Leaves by a poll's site if r11 isn't zero: by a load that faults.
+    fn stop_unless_zero(&mut self, site: u32) {
         let before = self.offset();
         dynasm!(self.asm ; .arch x64 ; gs mov r11, [r11 * 8 + offset::POLL]);
         debug_assert_eq!(self.offset() - before, POLL_LOAD_BYTES);
         self.asm.extend(&POLL_NOP);
-        self.asm.push_u32(number);
+        self.asm.push_u32(site);
     }
 
     /// Pads so that a displacement that comes `ahead` bytes from here is in one line of the cache.
@@ -172,10 +184,10 @@ impl Emitter<'_> {
         self.load_operand(step, R10, slot)
     }
 
-    /// Goes to the address in r10 by the jump cache, whose entries are polled.
-    pub(super) fn indirect(&mut self, rip: u64, moved: i64) {
-        let privilege = usize::from(self.frame.mode.privilege);
-        let jumps = offset::jumps(privilege);
+    /// Looks for the address in r10 in the jump cache: after it r11 is the slot, to be scaled by 8. Leaves
+    /// by `site` if it isn't there.
+    fn look_up_jump(&mut self, site: Site) {
+        let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
         let hit = self.asm.new_dynamic_label();
         let out = self.asm.new_dynamic_label();
         dynasm!(self.asm ; .arch x64
@@ -188,10 +200,35 @@ impl Emitter<'_> {
             ; jmp =>out
             ; =>hit
             ; gs mov rcx, [offset::spill(0)]
-            ; gs jmp QWORD [r11 * 8 + jumps + 8]
         );
-        let site = self.site(Site::Indirect { rip, moved });
+        let site = self.site(site);
         self.stubs.push(Stub { label: out, site, restore: Restore::Target });
+    }
+
+    /// Goes to the address in r10 by the jump cache, whose entries are polled.
+    pub(super) fn indirect(&mut self, rip: u64, moved: i64) {
+        let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
+        self.count_instructions(self.uncounted + 1);
+        self.look_up_jump(Site::Indirect { rip, moved });
+        dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [r11 * 8 + jumps + 8]);
+    }
+
+    /// CALL to the address in r10. What the jump cache doesn't know the interpreter calls, since the
+    /// address may be one that faults before anything is pushed.
+    pub(super) fn call_indirect(&mut self, step: &Step, plan: &Plan, next: u64) {
+        let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
+        let rip = mask(step.insn.ip(), self.frame.mode.bits);
+        let (mnemonic, live) = (step.insn.mnemonic(), self.vector_live);
+        let (vector, done, again) = (false, self.uncounted, 0);
+        let site = Site::HandOver { rip, next, resume: 0, vector, live, mnemonic, done, again };
+        self.look_up_jump(site);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov r11, [r11 * 8 + jumps + 8]
+            ; gs mov [offset::spill(3)], r11
+        );
+        self.push_constant(next, step, plan);
+        self.count_instructions(self.uncounted + 1);
+        dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [offset::spill(3)]);
     }
 
     /// Lets Rust do an instruction, and goes on behind it.
@@ -199,12 +236,13 @@ impl Emitter<'_> {
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let vector = xenolith_cpu::vector::is_vector(&step.insn);
         let live = self.frame.mode.keeps_vector();
-        let mnemonic = step.insn.mnemonic();
-        let site = self.site(Site::HandOver { rip, next, resume: 0, vector, live, mnemonic });
+        let (mnemonic, done) = (step.insn.mnemonic(), self.uncounted);
+        let site_with =
+            |resume| Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again: 0 };
+        let site = self.site(site_with(0));
         self.leave_by(site);
         if !step.class.ends_block(&step.insn) {
-            let resume = self.offset() as u32;
-            self.sites[site] = Site::HandOver { rip, next, resume, vector, live, mnemonic };
+            self.sites[site] = site_with(self.offset() as u32);
         }
         self.vector_live = live;
     }

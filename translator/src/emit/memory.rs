@@ -163,8 +163,8 @@ impl Emitter<'_> {
             ; gs mov rcx, [offset::spill(0)]
             ; gs mov Rq(addend), [Rq(addend) * 8 + offset::tlb_addend(privilege)]
         );
-        let (resume, live) = (start as u32, self.vector_live);
-        let site = self.site(Site::Miss { rip, write, writes, size, align, resume, live });
+        let (resume, live, done) = (start as u32, self.vector_live, self.uncounted);
+        let site = self.site(Site::Miss { rip, write, writes, size, align, resume, live, done });
         self.stubs.push(Stub { label: slow, site, restore: Restore::Access(b) });
     }
 

@@ -60,8 +60,18 @@ pub enum Site {
     /// in the block's code), or let the interpreter do the instruction at `rip`. The access to fill
     /// for is `write`; the table that was looked at is the one for `writes`: they differ where a
     /// window's first access reads and a later one writes. `live`: the block relies on the vector
-    /// registers to be loaded, here as in the other sites.
-    Miss { rip: u64, write: bool, writes: bool, size: u16, align: u8, resume: u32, live: bool },
+    /// registers to be loaded, `done`: instructions that were run but not counted; here as in the other
+    /// sites.
+    Miss {
+        rip: u64,
+        write: bool,
+        writes: bool,
+        size: u16,
+        align: u8,
+        resume: u32,
+        live: bool,
+        done: u8,
+    },
     /// A direct transfer to `target`. The 32-bit displacement at `patch` (offset in the block's code)
     /// may be pointed at an entry of the target's block.
     Chain { target: u64, patch: u32, link: Link },
@@ -75,7 +85,17 @@ pub enum Site {
     /// The interpreter does the instruction at `rip`; if the guest is then at `next` under the same
     /// mode, it may go on at `resume` (offset in the block's code; 0: there is nothing). `vector`: it
     /// is an instruction that reads or writes vector state.
-    HandOver { rip: u64, next: u64, resume: u32, vector: bool, live: bool, mnemonic: Mnemonic },
+    HandOver {
+        rip: u64,
+        next: u64,
+        resume: u32,
+        vector: bool,
+        live: bool,
+        mnemonic: Mnemonic,
+        done: u8,
+        /// Instructions that the block is going to count when it goes on.
+        again: u8,
+    },
 }
 
 /// Which entry of its target a direct transfer may go to.
@@ -113,6 +133,8 @@ pub struct MapEntry {
     pub guest: u16,
     /// Registers whose values are in the spill slots 1 and 2; [`MapEntry::NONE`] for none.
     pub spilled: [u8; 2],
+    /// Instructions before it that were run but not counted.
+    pub done: u8,
 }
 
 impl MapEntry {
@@ -168,6 +190,9 @@ pub struct Emitter<'a> {
     vector_live: bool,
     /// What the instruction in hand has spilled.
     spilled: [u8; 2],
+    /// Instructions since the last count, where blocks count.
+    counts: bool,
+    uncounted: u8,
 }
 
 impl std::fmt::Debug for Emitter<'_> {
@@ -209,7 +234,9 @@ pub fn translate(
     if plan.steps.is_empty() {
         return Ok(None);
     }
-    Emitter::new(frame, bytes).block(&plan).map(Some)
+    let mut emitter = Emitter::new(frame, bytes);
+    emitter.counts = limits.counts;
+    emitter.block(&plan).map(Some)
 }
 
 fn mask(rip: u64, bits: u8) -> u64 {
@@ -227,6 +254,8 @@ impl<'a> Emitter<'a> {
             stubs: Vec::new(),
             vector_live: frame.mode.keeps_vector(),
             spilled: [MapEntry::NONE; 2],
+            counts: false,
+            uncounted: 0,
         }
     }
 
@@ -243,12 +272,15 @@ impl<'a> Emitter<'a> {
         for step in &plan.steps {
             let host = self.offset() as u32;
             self.spilled = [MapEntry::NONE; 2];
+            let done = self.uncounted;
             self.instruction(step, plan)?;
+            self.uncounted = if self.transfers(step) { 0 } else { self.uncounted + 1 };
             let guest = step.insn.ip().wrapping_sub(self.frame.rip) as u16;
-            map.push(MapEntry { host, guest, spilled: self.spilled });
+            map.push(MapEntry { host, guest, spilled: self.spilled, done });
         }
         if !plan.ends {
             // The page or the block's length is over; or the interpreter will raise what is due.
+            self.count_instructions(self.uncounted);
             let next = plan.steps.last().map_or(self.frame.rip, |step| step.insn.next_ip());
             self.chain(mask(next, bits), 0);
         }
@@ -263,6 +295,24 @@ impl<'a> Emitter<'a> {
             instructions: plan.steps.len(),
             map,
         })
+    }
+
+    /// After the step nothing is left to be counted: a transfer counts itself too, and Rust counts all.
+    fn transfers(&self, step: &Step) -> bool {
+        step.class == Class::HandOver
+            || step.class.ends_block(&step.insn)
+            || matches!(step.class, Class::Branch | Class::Count)
+    }
+
+    /// Where blocks count: `n` more instructions are run.
+    fn count_instructions(&mut self, n: u8) {
+        if self.counts && n > 0 {
+            dynasm!(self.asm ; .arch x64
+                ; gs mov r11, [offset::REMAINING]
+                ; lea r11, [r11 - i32::from(n)]
+                ; gs mov [offset::REMAINING], r11
+            );
+        }
     }
 
     fn wide(&self) -> bool {
@@ -282,6 +332,9 @@ impl<'a> Emitter<'a> {
         let bits = self.frame.mode.bits;
         let insn = &step.insn;
         let (rip, next) = (mask(insn.ip(), bits), mask(insn.next_ip(), bits));
+        if matches!(step.class, Class::Jump | Class::Branch | Class::Count) {
+            self.count_instructions(self.uncounted + 1);
+        }
         match step.class {
             Class::Same => self.same(step, plan)?,
             Class::Push => self.push(step, plan)?,
@@ -292,6 +345,7 @@ impl<'a> Emitter<'a> {
             Class::Count => self.count(insn),
             Class::Call => {
                 self.push_constant(next, step, plan);
+                self.count_instructions(self.uncounted + 1);
                 self.chain(mask(insn.near_branch_target(), bits), rip);
             }
             Class::Return => {
@@ -307,11 +361,7 @@ impl<'a> Emitter<'a> {
             }
             Class::CallIndirect => {
                 self.load_target(step)?;
-                dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(3)], r10);
-                self.push_constant(next, step, plan);
-                dynasm!(self.asm ; .arch x64 ; gs mov r10, [offset::spill(3)]);
-                let slot = self.slot();
-                self.indirect(rip, -i64::from(slot));
+                self.call_indirect(step, plan, next);
             }
             Class::Divide => self.divide(step, rip)?,
             Class::Vector(plain) => self.vector(step, plan, plain)?,

@@ -76,7 +76,11 @@ impl Emitter<'_> {
         let next = super::mask(insn.next_ip(), self.frame.mode.bits);
         let resume = self.offset() as u32;
         let live = self.vector_live;
-        let site = self.site(Site::HandOver { rip, next, resume, vector: false, live, mnemonic: insn.mnemonic() });
+        let (mnemonic, done) = (insn.mnemonic(), self.uncounted);
+        let again = done + 1;
+        let vector = false;
+        let site = Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again };
+        let site = self.site(site);
         self.stubs.push(Stub { label: slow, site, restore: Restore::Rcx });
         Ok(())
     }
