@@ -17,8 +17,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::io::Errno;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use xenolith_codecache::span::Span;
 
 /// Entries of each table of the inline TLB; a power of two.
 pub const TLB_ENTRIES: usize = 1 << 16;
@@ -254,6 +253,8 @@ impl Pages {
 #[derive(Debug)]
 pub struct AreaBox {
     area: NonNull<Area>,
+    /// Owns it.
+    _span: Span,
     tlb: [Ledger; PRIVILEGES],
     jumps: [Ledger; PRIVILEGES],
     exec: Ledger,
@@ -261,8 +262,8 @@ pub struct AreaBox {
     jump_pages: [Pages; 2],
 }
 
-/// Bytes of address space: the record and what a poll can reach behind it.
-const SPAN_BYTES: usize = size_of::<Area>() + (8 << 32) + 4096;
+/// What a poll can reach behind the record.
+const BEHIND_BYTES: usize = (8 << 32) + 4096;
 
 // SAFETY: the mapping is the box's alone; what other threads do in it is atomic.
 unsafe impl Send for AreaBox {}
@@ -282,35 +283,22 @@ impl DerefMut for AreaBox {
     }
 }
 
-impl Drop for AreaBox {
-    fn drop(&mut self) {
-        // SAFETY: exactly what `new` mapped.
-        let unmapped = unsafe { munmap(self.area.as_ptr().cast(), SPAN_BYTES) };
-        debug_assert!(unmapped.is_ok(), "a mapping of ours could not be unmapped");
-    }
-}
-
 impl AreaBox {
     /// An area with empty tables. `attention` must stay readable while translated code runs.
     ///
     /// # Errors
     /// The host gives no address space.
-    pub fn new(attention: *const u32) -> Result<Self, Errno> {
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: the kernel picks a free address.
-        let start =
-            unsafe { mmap_anonymous(std::ptr::null_mut(), SPAN_BYTES, ProtFlags::empty(), flags) }?;
-        let area = NonNull::new(start.cast::<Area>()).expect("the kernel never picks address 0");
-        // Owns the mapping from here on.
+    pub fn new(attention: *const u32) -> Result<Self, std::io::Error> {
+        let span = Span::new(size_of::<Area>(), BEHIND_BYTES)?;
         let mut this = Self {
-            area,
+            // Zeroes are valid for every field.
+            area: span.start().cast(),
+            _span: span,
             tlb: Default::default(),
             jumps: Default::default(),
             exec: Ledger::default(),
             jump_pages: [Pages([0; 64]), Pages([0; 64])],
         };
-        // SAFETY: the beginning of the mapping just made; zeroes are valid for every field.
-        unsafe { mprotect(start, size_of::<Area>(), MprotectFlags::READ | MprotectFlags::WRITE) }?;
         this.attention = attention;
         this.tlb_index = (TLB_ENTRIES as u64 - 1) << 12;
         this.page = !0xfff;

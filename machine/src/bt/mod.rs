@@ -143,8 +143,7 @@ impl Bt {
             return Err(BtError::Host);
         }
         let attention = env.attention();
-        let mut area = AreaBox::new(Arc::as_ptr(&attention).cast())
-            .map_err(|error| BtError::Area(error.into()))?;
+        let mut area = AreaBox::new(Arc::as_ptr(&attention).cast()).map_err(BtError::Area)?;
         area.exit = shared.exit;
         let shadow = Shadow::new(Arc::clone(soft.guest_ram()))
             .map_err(|error| BtError::Area(error.into()))?;
