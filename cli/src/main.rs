@@ -28,6 +28,7 @@ fn main() -> ExitCode {
     let status = match cli.command {
         flags::Command::Run(args) => cmd::run::run(&args),
         flags::Command::Diff(args) => cmd::diff::run(&args),
+        flags::Command::Fuzz(args) => cmd::fuzz::run(&args),
         flags::Command::Guests(args) => cmd::guests::run(&args),
     };
     terminal::restore();

@@ -41,6 +41,16 @@ fn usage() {
 }
 
 #[test]
+fn fuzzing() {
+    names(&["fuzz"], &["--insns"]);
+    names(&["fuzz", "--insns", "--snippets", "no"], &["--snippets"]);
+    names(&["fuzz", "--insns", "--seconds", "0"], &["--seconds"]);
+    names(&["fuzz", "--insns", "--engine", "jit"], &["jit", "interp", "bt"]);
+    names(&["fuzz", "--insns", "--cpu", "none"], &["--cpu", "none"]);
+    names(&["fuzz", "--insns", "--no-host", "--engine", "bt"], &["--no-host", "--engine"]);
+}
+
+#[test]
 fn memory() {
     let scratch = Scratch::new("memory");
     let kernel = scratch.file("kernel", &guest(common::STOP));

@@ -14,11 +14,13 @@ mod control;
 pub mod diff;
 mod engine;
 mod env;
+pub mod fuzz;
 mod machine;
 mod memory_map;
 mod random;
 mod run;
 mod signal;
+pub mod snippet;
 mod vcpu;
 
 pub use bt::Report;

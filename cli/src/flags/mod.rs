@@ -7,6 +7,7 @@
 mod boot;
 mod console;
 mod diff;
+mod fuzz;
 mod limits;
 mod machine;
 
@@ -19,6 +20,7 @@ use clap::{Args, Parser, Subcommand};
 pub use boot::BootFlags;
 pub use console::{ConsoleFlags, Serial};
 pub use diff::DiffArgs;
+pub use fuzz::{FuzzArgs, FuzzEngine};
 pub use limits::LimitFlags;
 pub use machine::MachineFlags;
 
@@ -60,6 +62,8 @@ pub enum Command {
     Guests(GuestsArgs),
     /// Run a guest in two engines in lockstep and show the first difference
     Diff(DiffArgs),
+    /// Run random instructions in engines and on this processor, and keep what differs
+    Fuzz(FuzzArgs),
 }
 
 const RUN_HELP: &str = "\

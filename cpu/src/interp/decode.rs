@@ -9,7 +9,10 @@
 //! bytes revives it. Invariants: the page is watched before its bytes are read, so a later store is
 //! never missed; while a block runs it is out of the table. Owner: the interpreter of one vCPU.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind, Register};
+use iced_x86::{
+    Code, CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, OpKind,
+    Register,
+};
 
 use super::memory::{copy_in, is_canonical};
 use super::{Access, Interp, table};
@@ -274,6 +277,7 @@ impl<M: Memory> Interp<M> {
                 length += raw.len().max(1);
                 break;
             }
+            let raw = exchange_behind_pause(&raw, &bytes[length..]).unwrap_or(raw);
             length += raw.len();
             let vector = self.vector.prepare(&raw);
             let ends = single
@@ -288,6 +292,23 @@ impl<M: Memory> Interp<M> {
         }
         length
     }
+}
+
+/// F3 90 is PAUSE, but F3 REX.B 90 is XCHG with R8, as measured; the decoder makes PAUSE of both.
+fn exchange_behind_pause(raw: &Instruction, bytes: &[u8]) -> Option<Instruction> {
+    if raw.code() != Code::Pause || raw.code_size() != CodeSize::Code64 {
+        return None;
+    }
+    let bytes = bytes.get(..raw.len())?;
+    let rex = *bytes.get(bytes.len().checked_sub(2)?)?;
+    if rex & 0xf1 != 0x41 {
+        return None;
+    }
+    let plain: Vec<u8> = bytes.iter().copied().filter(|&byte| byte != 0xf3).collect();
+    let mut exchange = Decoder::with_ip(64, &plain, raw.ip(), DecoderOptions::NONE).decode();
+    exchange.set_len(bytes.len());
+    exchange.set_next_ip(raw.next_ip());
+    Some(exchange)
 }
 
 /// Whether bytes that don't decode are an instruction longer than 15 bytes, which is #GP, not #UD.
@@ -340,10 +361,19 @@ impl<M: Memory> Insn<M> {
     }
 
     pub fn new(
-        raw: Instruction,
+        mut raw: Instruction,
         vector: Option<VectorOp>,
         cpuid: &crate::cpuid::CpuidModel,
     ) -> Self {
+        // These overrides do nothing in 64-bit mode, and what is at a stack address stays #SS (SDM vol. 1,
+        // "Segmentation in 64-Bit Mode").
+        let ignored = matches!(
+            raw.segment_prefix(),
+            Register::ES | Register::CS | Register::SS | Register::DS
+        );
+        if ignored && raw.code_size() == CodeSize::Code64 {
+            raw.set_segment_prefix(Register::None);
+        }
         let mut insn =
             Self { lock: raw.has_lock_prefix(), vector, ..Self::plain(raw, table::undefined) };
         let mut registers = 0;

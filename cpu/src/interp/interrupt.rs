@@ -86,6 +86,9 @@ impl Frame {
             }
             self.segment.base.wrapping_add(sp) & 0xffff_ffff
         };
+        if self.privilege == Privilege::User {
+            vm.check_alignment(la, self.width)?;
+        }
         let bytes = value.to_le_bytes();
         vm.write_linear(la, &bytes[..self.width as usize], self.privilege)?;
         self.sp = if self.sp_mask == 0xffff { self.sp & !0xffff | sp } else { sp };

@@ -526,6 +526,17 @@ impl<M: Memory> OperandMemory for Path<'_, M> {
         Path::write(self, cpu, la, data, privilege)
     }
 
+    fn check_segment(
+        &self,
+        cpu: &CpuState,
+        segment: usize,
+        offset: u64,
+        len: usize,
+        write: bool,
+    ) -> Outcome {
+        self.vector_linear(cpu, segment, offset, len, write).map(|_| ())
+    }
+
     fn probe_write(
         &mut self,
         cpu: &mut CpuState,

@@ -37,6 +37,8 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use iced_x86::Instruction;
+
 use crate::cpuid::CpuidModel;
 use crate::env::{Access, Env, Memory, Privilege, attention};
 use crate::exception::{Trap, Vector};
@@ -156,6 +158,12 @@ impl<M: Memory> Interp<M> {
             repeat_left_at: u64::MAX,
             task_switched: false,
         }
+    }
+
+    /// Whether an instruction is anything but undefined on that model.
+    #[must_use]
+    pub fn supports(raw: &Instruction, cpuid: &CpuidModel) -> bool {
+        table::supports::<M>(raw, cpuid)
     }
 
     /// Runs until something for the machine turns up, at most `budget` instructions.

@@ -32,6 +32,10 @@ trait StringOp {
     /// Index registers that a 32-bit address size truncates at the start of the repetition (as it does
     /// the count), even if nothing is done: so do Intel's processors.
     const TRUNCATES: &[usize] = &[];
+    /// Checks the right to the port: as measured, also when nothing is to be done.
+    fn may<M: Memory, W: Width>(_: &mut Interp<M>) -> Outcome {
+        Ok(())
+    }
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome;
     /// Does up to `count` iterations at once, if it can; returns how many.
     fn many<M: Memory, W: Width>(_: &mut Interp<M>, _: &Insn<M>, _count: u64) -> u64 {
@@ -190,9 +194,12 @@ impl StringOp for Scas {
 }
 
 impl StringOp for Ins {
+    fn may<M: Memory, W: Width>(vm: &mut Interp<M>) -> Outcome {
+        vm.check_io(vm.state.gpr[RDX] as u16, W::BYTES)
+    }
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         let port = vm.state.gpr[RDX] as u16;
-        vm.check_io(port, W::BYTES)?;
+        Self::may::<M, W>(vm)?;
         // The port is read only when the store can't fault any more.
         let la = vm.linear(ES, vm.state.gpr[RDI] & i.addr_mask, W::BYTES, true)?;
         vm.check_alignment(la, W::BYTES)?;
@@ -206,9 +213,12 @@ impl StringOp for Ins {
 }
 
 impl StringOp for Outs {
+    fn may<M: Memory, W: Width>(vm: &mut Interp<M>) -> Outcome {
+        vm.check_io(vm.state.gpr[RDX] as u16, W::BYTES)
+    }
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         let port = vm.state.gpr[RDX] as u16;
-        vm.check_io(port, W::BYTES)?;
+        Self::may::<M, W>(vm)?;
         let value = vm.load::<W>(i.seg, vm.state.gpr[RSI] & i.addr_mask)?;
         vm.port_out(port, W::BYTES as u8, value.to_u64() as u32);
         let step = step::<M, W>(vm);
@@ -225,6 +235,7 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
     let mask = i.addr_mask;
     let goes_on_equal = i.raw.has_repe_prefix();
     let flags = vm.state.rflags;
+    O::may::<M, W>(vm)?;
     for &register in [RCX].iter().chain(O::TRUNCATES) {
         advance(vm, register, 0, mask);
     }

@@ -108,6 +108,14 @@ pub(super) fn find<M: Memory>(insn: &Insn<M>, cpuid: &CpuidModel) -> Option<Hand
     integer_handler(raw).or_else(|| system_handler(raw))
 }
 
+/// Whether the model has the instruction and somebody here does it.
+pub(super) fn supports<M: Memory>(raw: &Instruction, cpuid: &CpuidModel) -> bool {
+    allowed(raw, cpuid)
+        && (crate::vector::is_vector(raw)
+            || integer_handler::<M>(raw).is_some()
+            || system_handler::<M>(raw).is_some())
+}
+
 fn allowed(raw: &Instruction, cpuid: &CpuidModel) -> bool {
     raw.cpuid_features().iter().all(|&feature| cpuid.allows(feature))
 }

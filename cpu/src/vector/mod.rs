@@ -55,6 +55,20 @@ pub trait OperandMemory {
     /// # Errors
     /// The exception to raise; nothing has then been written.
     fn write(&mut self, cpu: &mut CpuState, segment: usize, offset: u64, data: &[u8]) -> Outcome;
+    /// Checks the segment alone.
+    ///
+    /// # Errors
+    /// #SS or #GP.
+    fn check_segment(
+        &self,
+        _cpu: &CpuState,
+        _segment: usize,
+        _offset: u64,
+        _len: usize,
+        _write: bool,
+    ) -> Outcome {
+        Ok(())
+    }
     /// Checks that a later write of `len` bytes can't fault.
     ///
     /// # Errors
@@ -136,7 +150,7 @@ impl Operand<'_> {
     /// #AC for an unaligned operand of `len` bytes where CR0.AM, EFLAGS.AC and CPL ask for it (SDM vol. 3,
     /// table "Alignment Requirements by Data Type"). As measured, operands of 16 bytes and more are not
     /// checked, nor are the lanes of masked moves and gathers.
-    fn check_for_ac(&self, len: usize) -> Outcome {
+    fn check_for_ac(&self, len: usize, write: bool) -> Outcome {
         if self.cpu.cpl != 3 || !self.cpu.flag(Rflags::AC) || !self.cpu.cr0(Cr0::AM) {
             return Ok(());
         }
@@ -148,7 +162,11 @@ impl Operand<'_> {
             28 | 108 => 4,
             _ => 1,
         };
-        if self.linear() & (align - 1) == 0 { Ok(()) } else { Err(Trap::ac()) }
+        if self.linear() & (align - 1) == 0 {
+            return Ok(());
+        }
+        self.mem.check_segment(self.cpu, self.segment, self.address, len, write)?;
+        Err(Trap::ac())
     }
     fn linear(&self) -> u64 {
         let base = if self.cpu.is_64bit() && self.segment < sreg::FS {
@@ -284,7 +302,9 @@ impl VectorUnit {
         let segment = if segment == Register::None { sreg::DS } else { segment.number() };
         let operand = Operand { cpu, mem, segment, address };
         if !matches!(prepared.action, Action::Masked(_)) {
-            operand.check_for_ac(insn.memory_size().size())?;
+            let write = matches!(prepared.action, Action::Stub(StubOp { writes_memory: true, .. }))
+                || matches!(prepared.action, Action::Native(moves::Native::Store { .. }));
+            operand.check_for_ac(insn.memory_size().size(), write)?;
         }
         match prepared.action {
             Action::Native(native) => moves::execute(native, operand),

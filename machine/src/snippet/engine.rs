@@ -1,0 +1,580 @@
+//! Our engines as runners.
+//!
+//! Problem: an engine runs whole machines, and building one for a snippet would take a thousand times
+//! longer than running it. Scheme: one engine over a small memory of its own, without a board, kept
+//! from snippet to snippet. Memory holds a kernel of one instruction: page tables as a Linux process
+//! sees them (the snippet's pages, nothing else below; the kernel's above), its GDT, the same LDT, and
+//! an IDT whose every gate leads to a HLT of its own, on a stack of its own. So the place of the HLT
+//! is the vector and the frame on the stack the snippet's last state. Invariants: a snippet can change
+//! only its own pages and the registers that each run loads. What runs too long is stopped by a watch
+//! of its own thread. One thread beside the watch.
+//! Source: SDM vol. 3, "4-Level Paging", "IDT Descriptors in 64-Bit Mode", "Interrupt Stack Table".
+
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Once, Weak};
+use std::time::Duration;
+
+use xenolith_cpu::cpuid::CpuidModel;
+use xenolith_cpu::env::{Env, Refused, attention};
+use xenolith_cpu::state::{
+    Activity, Cr0, Cr4, Efer, Rflags, Segment, Shadow, TableRegister, VectorState, sreg,
+};
+use xenolith_cpu::{CpuState, Gpa};
+use xenolith_mmu::{GuestRam, SoftMmu};
+
+use super::image::{self, Memory};
+use super::layout::{
+    Area, HIGH_AREAS, HIGH_LEN, HIGH_START, KCODE32, KCODE64, KDATA, LDT_SEL, LOCAL, LOW_AREAS,
+    LOW_LEN, LOW_START, PAGE, TSS_SEL, UCODE32, UCODE64, UDATA, areas, descriptor,
+    local_descriptors,
+};
+use super::{Bits, End, Ending, Runner, RunnerError, Snippet};
+use crate::bt::{Options, SharedSlot};
+use crate::builder::EngineParts;
+use crate::config;
+use crate::engine::{Engine, Exit, Stubs};
+
+const RAM_BYTES: u64 = 64 << 20;
+/// Room for translated code.
+const CACHE_BYTES: usize = 16 << 20;
+/// Where supervisor code sees all of RAM.
+const KERNEL: u64 = 0xffff_8000_0000_0000;
+/// Physical places of the kernel's things.
+const GDT: u64 = 0x110_0000;
+const LDT: u64 = 0x110_1000;
+const IDT: u64 = 0x110_2000;
+const TSS: u64 = 0x110_3000;
+const HANDLERS: u64 = 0x110_4000;
+const KERNEL_STACK_TOP: u64 = 0x110_8000;
+const PML4: u64 = 0x118_0000;
+const PDPT: u64 = 0x118_1000;
+const PD: u64 = 0x118_2000;
+const PT_LOW: u64 = 0x118_3000;
+const PT_HIGH: u64 = 0x118_4000;
+const KERNEL_PDPT: u64 = 0x118_5000;
+const KERNEL_PD: u64 = 0x118_6000;
+const HANDLER_STEP: u64 = 16;
+
+/// Instructions that a snippet may run.
+pub const BUDGET: u64 = 20_000;
+/// Host time that it may take, in ticks of the watch.
+const TICK: Duration = Duration::from_millis(50);
+const TICKS_MAX: u32 = 4;
+
+/// A world without devices.
+#[derive(Debug)]
+struct Nothing {
+    attention: Arc<AtomicU32>,
+}
+
+impl Env for Nothing {
+    fn pio_read(&mut self, _: u16, _: u8) -> u32 {
+        u32::MAX
+    }
+    fn pio_write(&mut self, _: u16, _: u8, _: u32) {}
+    fn mmio_read(&mut self, _: Gpa, _: u8) -> u64 {
+        u64::MAX
+    }
+    fn mmio_write(&mut self, _: Gpa, _: u8, _: u64) {}
+    fn tsc(&mut self) -> u64 {
+        0
+    }
+    fn set_retired(&mut self, _: u64) {}
+    fn random(&mut self) -> u64 {
+        0
+    }
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        None
+    }
+    fn apic_msr_read(&mut self, _: u32) -> Result<u64, Refused> {
+        Err(Refused)
+    }
+    fn apic_msr_write(&mut self, _: u32, _: u64, _: u64) -> Result<(), Refused> {
+        Err(Refused)
+    }
+    fn task_priority(&mut self) -> u8 {
+        0
+    }
+    fn set_task_priority(&mut self, _: u8) {}
+    fn ferr(&mut self) {}
+    fn attention(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.attention)
+    }
+}
+
+/// Stops a run that takes too long.
+#[derive(Debug)]
+struct Watch {
+    attention: Arc<AtomicU32>,
+    /// Number of the snippet that runs; odd while it does.
+    running: AtomicU64,
+    late: AtomicBool,
+}
+
+impl Watch {
+    fn start(attention: Arc<AtomicU32>) -> std::io::Result<Arc<Self>> {
+        let watch =
+            Arc::new(Self { attention, running: AtomicU64::new(0), late: AtomicBool::new(false) });
+        let weak = Arc::downgrade(&watch);
+        std::thread::Builder::new()
+            .name("snippets".to_owned())
+            .spawn(move || Self::guard(&weak))?;
+        Ok(watch)
+    }
+
+    fn guard(watch: &Weak<Self>) {
+        let (mut seen, mut ticks) = (0, 0);
+        loop {
+            std::thread::sleep(TICK);
+            let Some(watch) = watch.upgrade() else { return };
+            let running = watch.running.load(Ordering::SeqCst);
+            ticks = if running == seen && running & 1 == 1 { ticks + 1 } else { 0 };
+            seen = running;
+            if ticks >= TICKS_MAX {
+                watch.late.store(true, Ordering::SeqCst);
+                watch.attention.fetch_or(attention::STOP, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// See the module's head.
+pub struct EngineRunner {
+    name: &'static str,
+    kind: config::Engine,
+    model: Arc<CpuidModel>,
+    engine: Box<dyn Engine>,
+    ram: Arc<GuestRam>,
+    memory: Memory,
+    /// The state in which the snippet is entered, but for what the snippet says.
+    template: CpuState,
+    segments: Vec<(u16, Segment)>,
+    watch: Arc<Watch>,
+    /// The low piece of memory is mapped, not the high one.
+    low: bool,
+    /// Value of the instruction counter at the start of the snippet.
+    entered_at: u64,
+    /// Memory as it was before the snippet: see [`Memory`].
+    _before: Vec<u64>,
+}
+
+// SAFETY: the pointers of `memory` lead into `ram` and `_before`, which move along; nobody else has them.
+unsafe impl Send for EngineRunner {}
+
+impl std::fmt::Debug for EngineRunner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineRunner").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn refused(what: &'static str, error: impl std::fmt::Display) -> RunnerError {
+    RunnerError::Host { what, reason: error.to_string() }
+}
+
+thread_local! {
+    static QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs something whose panics are for the caller to tell.
+fn quietly<T>(run: impl FnOnce() -> T) -> T {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            if !QUIET.get() {
+                usual(info);
+            }
+        }));
+    });
+    QUIET.set(true);
+    let result = run();
+    QUIET.set(false);
+    result
+}
+
+/// A CPU model by its name.
+///
+/// # Errors
+/// There is none, or the host can't carry it.
+pub fn model(spec: &str) -> Result<Arc<CpuidModel>, RunnerError> {
+    CpuidModel::parse(spec)
+        .map(Arc::new)
+        .map_err(|error| RunnerError::Cpu { model: spec.to_owned(), reason: error.to_string() })
+}
+
+impl EngineRunner {
+    /// # Errors
+    /// The host refuses memory.
+    pub fn new(kind: config::Engine, model: &Arc<CpuidModel>) -> Result<Self, RunnerError> {
+        crate::signal::install().map_err(|error| refused("handle SIGFPE", error))?;
+        let ram =
+            GuestRam::new(RAM_BYTES).map_err(|error| refused("provide guest memory", error))?;
+        let code = Stubs::new().map_err(|error| refused("provide memory for code", error))?;
+        let word = Arc::new(AtomicU32::new(0));
+        let watch =
+            Watch::start(Arc::clone(&word)).map_err(|error| refused("start a thread", error))?;
+        build_kernel(&ram);
+        let template = template(model);
+        let parts = EngineParts {
+            state: template.clone(),
+            mmu: SoftMmu::new(Arc::clone(&ram), model.physical_bits()),
+            env: Box::new(Nothing { attention: word }),
+            model: Arc::clone(model),
+            index: 0,
+            code: Box::new(code),
+            translations: Arc::new(SharedSlot::new(Options {
+                cache_bytes: CACHE_BYTES,
+                counts: false,
+                report: None,
+            })),
+        };
+        let engine = parts.engine(kind).map_err(|error| refused("make an engine", error))?;
+        let mut before = vec![0u64; (HIGH_LEN + LOW_LEN) / 8 + 8];
+        let high_model: *mut u8 = before.as_mut_ptr().cast();
+        let pieces =
+            (ram.host_ptr(Gpa(HIGH_START), HIGH_LEN), ram.host_ptr(Gpa(LOW_START), LOW_LEN));
+        let (Some(high), Some(low)) = pieces else {
+            return Err(refused("find guest memory", "it is smaller than asked for"));
+        };
+        // SAFETY: the pieces lie in RAM that this value keeps, the models in memory that it keeps; only this
+        // value's engine runs on that RAM.
+        let memory =
+            unsafe { Memory::new(high, low, high_model, high_model.wrapping_add(HIGH_LEN)) };
+        let name = match kind {
+            config::Engine::Interp => "interp",
+            config::Engine::Bt => "bt",
+        };
+        let segments = segments();
+        Ok(Self {
+            name,
+            kind,
+            model: Arc::clone(model),
+            engine,
+            ram,
+            memory,
+            template,
+            segments,
+            watch,
+            low: false,
+            entered_at: 0,
+            _before: before,
+        })
+    }
+
+    /// Lays out memory and loads the state.
+    fn enter(&mut self, snippet: &Snippet) {
+        const END: [u8; 2] = [0x0f, 0x0b];
+        let low = snippet.bits == Bits::B16;
+        if std::mem::replace(&mut self.low, low) != low {
+            map_piece(&self.ram, low);
+            self.engine.state_changed();
+        }
+        if snippet.pattern != 0 {
+            let at = Memory::pattern_at(snippet.bits);
+            self.lay(at, image::pattern(snippet.pattern));
+        }
+        self.lay(snippet.at(), &snippet.code);
+        self.lay(snippet.at() + snippet.code.len() as u64, &END);
+        for piece in &snippet.memory {
+            self.lay(piece.at, &piece.bytes);
+        }
+        let find = |selector: u16| {
+            let known = self.segments.iter().find(|(it, _)| *it == selector);
+            known.map_or(Segment { selector, ..Segment::NULL }, |(_, segment)| *segment)
+        };
+        let segments = snippet.selectors.map(find);
+        let state = self.engine.state();
+        let retired = state.retired;
+        state.clone_from(&self.template);
+        // Engines may take it that this only grows.
+        state.retired = retired;
+        self.entered_at = retired;
+        state.seg = segments;
+        state.cpl = 3;
+        state.gpr = snippet.gpr;
+        state.rip = snippet.rip;
+        state.rflags = snippet.rflags;
+        state.vector.clone_from(&snippet.vector);
+        state.vector.bytes[VectorState::XSTATE_BV] = 7;
+    }
+
+    fn lay(&self, at: u64, bytes: &[u8]) {
+        self.memory.lay(at, bytes);
+        self.tell_stored(at, bytes.len());
+    }
+
+    /// Engines must not run code that has been overwritten.
+    fn tell_stored(&self, at: u64, len: usize) {
+        for gpn in at / PAGE..=(at + len.max(1) as u64 - 1) / PAGE {
+            self.ram.code().stored(gpn);
+        }
+    }
+
+    fn leave(&mut self, snippet: &Snippet, end: Option<End>) -> Ending {
+        let mut ending = Ending::only(End::Endless);
+        let ram = Arc::clone(&self.ram);
+        let state = self.engine.state();
+        ending.gpr = state.gpr;
+        ending.rip = state.rip;
+        ending.rflags = state.rflags;
+        ending.selectors = state.seg.map(|segment| segment.selector);
+        ending.retired = state.retired - self.entered_at;
+        ending.vector.clone_from(&state.vector);
+        ending.end = match end {
+            Some(end) => end,
+            None => read_frame(&ram, state, &mut ending),
+        };
+        let changes = &mut ending.changes;
+        let mut pages = [u64::MAX; 2];
+        let code = ram.code();
+        let tally = self.memory.changes(snippet.bits, |_, at, value| {
+            changes.push((at, value));
+            if pages[0] != at / PAGE {
+                pages[0] = at / PAGE;
+                code.stored(pages[0]);
+            }
+        });
+        if tally.changed as usize > changes.len() {
+            // Any page may have been put back.
+            for area in areas(snippet.bits).iter().filter(|area| area.write) {
+                self.tell_stored(area.start, area.len as usize);
+            }
+        }
+        (ending.changed, ending.hash) = (tally.changed, tally.hash);
+        self.clear(snippet);
+        ending
+    }
+
+    fn clear(&self, snippet: &Snippet) {
+        let clear = |at: u64, len: usize| {
+            self.memory.clear(at, len);
+            self.tell_stored(at, len);
+        };
+        if snippet.pattern != 0 {
+            clear(Memory::pattern_at(snippet.bits), image::PATTERN_LEN);
+        }
+        clear(snippet.at(), snippet.code.len() + 2);
+        for piece in &snippet.memory {
+            clear(piece.at, piece.bytes.len());
+        }
+    }
+
+    /// Runs one, by whole runs of the engine.
+    pub fn run_one(&mut self, snippet: &Snippet) -> Ending {
+        self.enter(snippet);
+        self.watch.running.fetch_add(1, Ordering::SeqCst);
+        let engine = &mut self.engine;
+        let ran = quietly(|| catch_unwind(AssertUnwindSafe(|| engine.run(BUDGET))));
+        self.watch.running.fetch_add(1, Ordering::SeqCst);
+        let Ok(mut exit) = ran else { return self.replace() };
+        if self.watch.late.swap(false, Ordering::SeqCst) {
+            self.watch.attention.fetch_and(!attention::STOP, Ordering::SeqCst);
+            if exit != Exit::Halted {
+                exit = Exit::Attention;
+            }
+        }
+        let end = match exit {
+            Exit::Halted => None,
+            Exit::Budget | Exit::Attention => Some(End::Endless),
+            Exit::Shutdown => Some(End::Lost("triple fault".to_owned())),
+        };
+        self.leave(snippet, end)
+    }
+
+    /// A new engine in place of one that has panicked.
+    fn replace(&mut self) -> Ending {
+        if let Ok(fresh) = Self::new(self.kind, &self.model) {
+            *self = fresh;
+        }
+        Ending::only(End::Lost("the engine panicked".to_owned()))
+    }
+
+    /// Runs one, an instruction at a time; `look` sees the state before each. For the interpreter, whose
+    /// steps are instructions.
+    pub fn trace(&mut self, snippet: &Snippet, mut look: impl FnMut(&CpuState, &[u8])) -> Ending {
+        self.enter(snippet);
+        for _ in 0..BUDGET {
+            let ram = Arc::clone(&self.ram);
+            let state = self.engine.state();
+            if state.cpl == 0 {
+                break;
+            }
+            let mut bytes = [0; 15];
+            let len = code_bytes(&ram, state, &mut bytes);
+            look(state, &bytes[..len]);
+            self.engine.step();
+        }
+        let end = match self.engine.run(1) {
+            Exit::Halted => None,
+            Exit::Shutdown => Some(End::Lost("triple fault".to_owned())),
+            Exit::Budget | Exit::Attention => Some(End::Endless),
+        };
+        self.leave(snippet, end)
+    }
+}
+
+/// Bytes at the state's RIP, also beyond what may be executed: a fetch fault still has its instruction. How many.
+fn code_bytes(ram: &GuestRam, state: &CpuState, bytes: &mut [u8; 15]) -> usize {
+    let base = if state.is_64bit() { 0 } else { state.seg[sreg::CS].base };
+    for (n, byte) in bytes.iter_mut().enumerate() {
+        let at = base.wrapping_add(state.rip).wrapping_add(n as u64);
+        let all = HIGH_AREAS.iter().chain(&LOW_AREAS);
+        let near =
+            all.clone().any(|area| area.execute && at.wrapping_sub(area.start) < area.len + PAGE);
+        let Some(host) = near.then(|| ram.host_ptr(Gpa(at), 1)).flatten() else { return n };
+        // SAFETY: one byte of RAM that stays mapped; the engine doesn't run.
+        *byte = unsafe { host.read() };
+    }
+    bytes.len()
+}
+
+/// The exception that led to the HLT, from the kernel's stack.
+fn read_frame(ram: &GuestRam, state: &CpuState, ending: &mut Ending) -> End {
+    let vector = (state.rip.wrapping_sub(1 + KERNEL + HANDLERS) / HANDLER_STEP) as u8;
+    let has_code = matches!(vector, 8 | 10..=14 | 17 | 21);
+    let word = |n: u64| {
+        let at = state.gpr[4].wrapping_sub(KERNEL) + 8 * n;
+        let host = ram.host_ptr(Gpa(at), 8);
+        // SAFETY: eight bytes of RAM that stay mapped; the engine doesn't run.
+        host.map_or(0, |host| unsafe { host.cast::<u64>().read_unaligned() })
+    };
+    let at = u64::from(has_code);
+    ending.rip = word(at);
+    ending.selectors[sreg::CS] = word(at + 1) as u16;
+    ending.rflags = word(at + 2);
+    ending.gpr[4] = word(at + 3);
+    ending.selectors[sreg::SS] = word(at + 4) as u16;
+    // HLT and the delivery are not the snippet's.
+    ending.retired = ending.retired.saturating_sub(1);
+    let error = if has_code { word(0) as u32 } else { 0 };
+    End::Exception { vector, error, cr2: state.cr2 }
+}
+
+impl Runner for EngineRunner {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn start(&mut self, _: &[Snippet]) -> Result<(), RunnerError> {
+        Ok(())
+    }
+
+    fn finish(&mut self, batch: &[Snippet]) -> Result<Vec<Ending>, RunnerError> {
+        Ok(batch.iter().map(|snippet| self.run_one(snippet)).collect())
+    }
+}
+
+/// Selectors that a snippet may start with, with what they load.
+fn segments() -> Vec<(u16, Segment)> {
+    let flat =
+        |selector, access| (selector, Segment { base: 0, limit: u32::MAX, access, selector });
+    let mut all = vec![flat(UCODE32, 0xc0fb), flat(UDATA, 0xc0f3), flat(UCODE64, 0xa0fb)];
+    for (desc, (_, selector, ..)) in local_descriptors().iter().zip(LOCAL) {
+        all.push((selector, Segment::from_descriptor(selector, descriptor(desc))));
+    }
+    all
+}
+
+fn template(model: &CpuidModel) -> CpuState {
+    use xenolith_cpu::cpuid::Feature;
+    let mut state = CpuState::reset(model.signature());
+    state.cr0 = (Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG).bits();
+    let mut cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::PGE;
+    for (feature, bit) in [
+        (Feature::Xsave, Cr4::OSXSAVE),
+        (Feature::Fsgsbase, Cr4::FSGSBASE),
+        (Feature::Umip, Cr4::UMIP),
+    ] {
+        if model.has(feature) {
+            cr4 |= bit;
+        }
+    }
+    state.cr4 = cr4.bits();
+    state.cr3 = PML4;
+    state.efer = (Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE).bits();
+    state.xcr0 = model.xcr0_mask().max(1);
+    state.cpl = 3;
+    state.activity = Activity::Running;
+    state.shadow = Shadow::None;
+    state.rflags = Rflags::FIXED.bits();
+    state.gdtr = TableRegister { base: KERNEL + GDT, limit: 0x7f };
+    state.idtr = TableRegister { base: KERNEL + IDT, limit: 0xfff };
+    let ldt_limit = (LOCAL.len() as u32 + 1) * 8 - 1;
+    state.ldtr = Segment { base: KERNEL + LDT, limit: ldt_limit, access: 0x82, selector: LDT_SEL };
+    state.tr = Segment { base: KERNEL + TSS, limit: 0x67, access: 0x8b, selector: TSS_SEL };
+    state
+}
+
+/// Bits of table entries: accessed and dirty already, so that nothing in the tables changes.
+const TABLE: u64 = 0x67;
+const LARGE: u64 = 0xe3;
+
+fn put(ram: &GuestRam, at: u64, value: u64) {
+    if let Some(host) = ram.host_ptr(Gpa(at), 8) {
+        // SAFETY: eight bytes of RAM that stay mapped; no engine runs.
+        unsafe { host.cast::<u64>().write_unaligned(value) };
+    }
+}
+
+/// Maps one of the two pieces of memory.
+fn map_piece(ram: &GuestRam, low: bool) {
+    let entry = |table, mapped| if mapped { table | TABLE } else { 0 };
+    put(ram, PD + 8 * (LOW_START >> 21), entry(PT_LOW, low));
+    put(ram, PD + 8 * (HIGH_START >> 21), entry(PT_HIGH, !low));
+}
+
+/// Writes tables and handlers into RAM.
+fn build_kernel(ram: &GuestRam) {
+    let put = |at: u64, value: u64| put(ram, at, value);
+    put(PML4, PDPT | TABLE);
+    put(PDPT, PD | TABLE);
+    map_piece(ram, false);
+    let areas: [&[Area]; 2] = [&HIGH_AREAS, &LOW_AREAS];
+    for area in areas.concat() {
+        for page in (area.start..area.start + area.len).step_by(PAGE as usize) {
+            let table = if area.start < HIGH_START { PT_LOW } else { PT_HIGH };
+            let write = if area.write { 0 } else { 2 };
+            let execute = if area.execute { 0 } else { 1 << 63 };
+            put(table + 8 * (page >> 12 & 511), (page | TABLE | execute) & !write);
+        }
+    }
+    put(PML4 + 8 * (KERNEL >> 39 & 511), KERNEL_PDPT | TABLE);
+    put(KERNEL_PDPT, KERNEL_PD | TABLE);
+    for n in 0..RAM_BYTES >> 21 {
+        put(KERNEL_PD + 8 * n, n << 21 | LARGE);
+    }
+    for (selector, value) in [
+        (KCODE32, 0x00cf_9b00_0000_ffff),
+        (KCODE64, 0x00af_9b00_0000_ffff),
+        (KDATA, 0x00cf_9300_0000_ffff),
+        (UCODE32, 0x00cf_fb00_0000_ffff),
+        (UDATA, 0x00cf_f300_0000_ffff),
+        (UCODE64, 0x00af_fb00_0000_ffff),
+    ] {
+        put(GDT + u64::from(selector & !7), value);
+    }
+    for (desc, (_, selector, ..)) in local_descriptors().iter().zip(LOCAL) {
+        put(LDT + u64::from(selector & !7), descriptor(desc));
+    }
+    // IST 1.
+    put(TSS + 0x24, KERNEL + KERNEL_STACK_TOP);
+    put(TSS + 4, KERNEL + KERNEL_STACK_TOP);
+    // No I/O permission bitmap.
+    put(TSS + 0x60, 0x68 << 48);
+    for vector in 0..256 {
+        let handler = KERNEL + HANDLERS + HANDLER_STEP * vector;
+        // #BP and #OF are the program's to raise.
+        let level: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
+        let low = handler & 0xffff
+            | u64::from(KCODE64) << 16
+            | 1 << 32
+            | (0x8e | level << 5) << 40
+            | (handler >> 16 & 0xffff) << 48;
+        put(IDT + 16 * vector, low);
+        put(IDT + 16 * vector + 8, handler >> 32);
+        // HLT.
+        put(HANDLERS + HANDLER_STEP * vector, 0xf4);
+    }
+}
