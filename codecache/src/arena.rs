@@ -8,7 +8,7 @@
 //! writable by `mprotect` either.
 //!
 //! Invariants: bytes below `used` in the executable view are published code or INT3 padding; entry
-//! points are aligned to 16. What is forgotten is overwritten by INT3, so a stale entry point traps.
+//! points are aligned to a line of the cache. What is forgotten is overwritten by INT3, so a stale entry point traps.
 //! The writing view has another linear address than the running one, so the processor need not
 //! notice that bytes it has prefetched are new: [`Arena::publish`] serialises its thread. Others
 //! that run the code must synchronise with it first. One owner; any thread.
@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// Alignment of entry points.
-pub const ENTRY_ALIGN: usize = 16;
+pub const ENTRY_ALIGN: usize = 64;
 /// Arenas are whole host pages and at most this large: a rel32 reaches all of an arena.
 pub const CAPACITY_BYTES_MAX: usize = 1 << 30;
 
@@ -103,7 +103,7 @@ impl Arena {
     }
 
     /// Copies finished, position-independent `code` into executable memory and returns its entry
-    /// point, aligned to 16. It stays there, unchanged, until [`Self::reset`]. `None` if there is no
+    /// point, aligned to [`ENTRY_ALIGN`]. It stays there, unchanged, until [`Self::reset`]. `None` if there is no
     /// room, or no code.
     pub fn publish(&mut self, code: &[u8]) -> Option<*const u8> {
         let entry = self.append(code)?;
@@ -303,11 +303,11 @@ mod tests {
         let mut arena = Arena::new(PAGE_BYTES + 1).expect("two pages");
         assert_eq!(arena.capacity_bytes(), 2 * PAGE_BYTES);
         assert!(arena.publish(&vec![INT3; 2 * PAGE_BYTES + 1]).is_none());
-        assert!(arena.publish(&vec![INT3; 2 * PAGE_BYTES - 17]).is_some());
-        assert_eq!(arena.used_bytes(), 2 * PAGE_BYTES - 16);
-        assert!(arena.publish(&[INT3; 17]).is_none());
-        let last = arena.publish(&[INT3; 16]).expect("exactly the rest");
-        assert!(arena.contains(last.wrapping_add(15)) && !arena.contains(last.wrapping_add(16)));
+        assert!(arena.publish(&vec![INT3; 2 * PAGE_BYTES - 65]).is_some());
+        assert_eq!(arena.used_bytes(), 2 * PAGE_BYTES - 64);
+        assert!(arena.publish(&[INT3; 65]).is_none());
+        let last = arena.publish(&[INT3; 64]).expect("exactly the rest");
+        assert!(arena.contains(last.wrapping_add(63)) && !arena.contains(last.wrapping_add(64)));
         assert!(arena.publish(&[0xc3]).is_none());
         assert!(arena.publish(&[]).is_none());
         assert!(!arena.contains(std::ptr::null()));

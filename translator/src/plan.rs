@@ -81,8 +81,9 @@ struct Value {
     offset: i64,
 }
 
-/// The root of constant addresses.
-const CONSTANT: u32 = u32::MAX;
+/// The roots of constant addresses: those that move with the code, and those that don't.
+const BESIDE_CODE: u32 = u32::MAX;
+const ABSOLUTE: u32 = u32::MAX - 1;
 
 /// A window in the making.
 struct Draft {
@@ -329,7 +330,8 @@ fn explicit(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register
     };
     let base = insn.memory_base();
     let value = if base == Register::None || insn.is_ip_rel_memory_operand() {
-        Value { root: CONSTANT, offset: insn.memory_displacement64() as i64 }
+        let root = if insn.is_ip_rel_memory_operand() { BESIDE_CODE } else { ABSOLUTE };
+        Value { root, offset: insn.memory_displacement64() as i64 }
     } else {
         if base.size() != usize::from(mode.bits / 8) {
             return None;

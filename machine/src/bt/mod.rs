@@ -439,13 +439,38 @@ impl Bt {
                 let frame = Frame { base, exit, load_vector, first_site, mode, rip, page, second };
                 // SAFETY: the time stamp counter may be read by any program here.
                 let start = unsafe { std::arch::x86_64::_rdtsc() };
-                let translation = match emit::translate(frame, code, &limits, &mut self.info) {
-                    Ok(translation) => translation?,
-                    Err(error) => {
-                        tracing::warn!("block at {rip:#x} left to the interpreter: {error}");
-                        return None;
-                    }
+                // User code is at home in many address spaces.
+                let source = (mode.privilege == Privilege::User as u8 && windows)
+                    .then(|| sources(1).0.gpn << 32 | key & 0xffff_ffff);
+                let again = source.and_then(|source| {
+                    let templates = self.shared.templates();
+                    let template = templates.get(source)?;
+                    let mut addresses = template.instructions().map(|at| rip.wrapping_add(u64::from(at)));
+                    let plain = faults.is_empty()
+                        || !addresses.any(|rip| windows::faults_often(faults, rip));
+                    plain.then(|| template.instantiate(&frame, code)).flatten()
+                });
+                self.stats.instances += u64::from(again.is_some());
+                let fresh = again.is_none();
+                let translation = match again {
+                    Some(translation) => translation,
+                    None => match emit::translate(frame, code, &limits, &mut self.info) {
+                        Ok(translation) => translation?,
+                        Err(error) => {
+                            tracing::warn!("block at {rip:#x} left to the interpreter: {error}");
+                            return None;
+                        }
+                    },
                 };
+                if let Some(source) = source
+                    && fresh
+                    && !translation.map.iter().any(|entry| {
+                        windows::faults_often(faults, rip.wrapping_add(u64::from(entry.guest)))
+                    })
+                    && let Some(template) = emit::Template::of(&translation, frame, code)
+                {
+                    self.shared.templates().keep(source, template);
+                }
                 let (one, two) = sources(translation.bytes);
                 let both = [one, two.unwrap_or(one)];
                 let map: Vec<(u32, u64)> = translation

@@ -16,12 +16,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xenolith_codecache::arena::ArenaError;
-use xenolith_codecache::cache::{Cache, Key, Sites, Source};
+use xenolith_codecache::cache::{Cache, Key, NumberMap, Sites, Source};
 use xenolith_cpu::Gpa;
 use xenolith_cpu::env::attention;
 use xenolith_mmu::GuestRam;
 use xenolith_translator::area::Area;
-use xenolith_translator::emit::Site;
+use xenolith_translator::emit::{Site, Template};
 
 use super::common::common;
 use super::stats::Report;
@@ -56,6 +56,33 @@ pub struct PageKey {
     pub user: bool,
 }
 
+/// Blocks of user code to be had again at other addresses, by guest page, mode and offset.
+#[derive(Debug, Default)]
+pub struct Templates {
+    by_source: NumberMap<u64, Template>,
+    bytes: usize,
+}
+
+/// Memory for templates at most; then all are forgotten.
+const TEMPLATE_BYTES_MAX: usize = 24 << 20;
+
+impl Templates {
+    pub fn get(&self, source: u64) -> Option<&Template> {
+        self.by_source.get(&source)
+    }
+
+    pub fn keep(&mut self, source: u64, template: Template) {
+        if self.bytes + template.size_bytes() > TEMPLATE_BYTES_MAX {
+            self.by_source.clear();
+            self.bytes = 0;
+        }
+        self.bytes += template.size_bytes();
+        if let Some(old) = self.by_source.insert(source, template) {
+            self.bytes -= old.size_bytes();
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Pages {
     ids: HashMap<PageKey, u32>,
@@ -78,6 +105,7 @@ pub struct Shared {
     cache: Mutex<Cache<Site>>,
     sites: Arc<Sites<Site>>,
     pages: Mutex<Pages>,
+    templates: Mutex<Templates>,
     peers: Mutex<Vec<Arc<Peer>>>,
     /// One at a time pauses the others.
     pausing: Mutex<()>,
@@ -116,6 +144,7 @@ impl Shared {
             load_vector,
             cache: Mutex::new(cache),
             pages: Mutex::default(),
+            templates: Mutex::default(),
             peers: Mutex::default(),
             pausing: Mutex::new(()),
             ram: Arc::clone(&ram),
@@ -138,6 +167,10 @@ impl Shared {
     /// Host addresses of code that were got in an earlier epoch may lead anywhere.
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::SeqCst)
+    }
+
+    pub fn templates(&self) -> MutexGuard<'_, Templates> {
+        lock(&self.templates)
     }
 
     pub fn sites(&self) -> &Sites<Site> {

@@ -44,6 +44,8 @@ pub struct Stats {
     pub promotions: u64,
     /// Guest instructions in all, where blocks count.
     pub retired: u64,
+    /// Blocks copied from templates.
+    pub instances: u64,
     /// Ticks of the host's time stamp counter spent on making blocks.
     pub translating_ticks: u64,
 }
@@ -72,6 +74,7 @@ impl Default for Stats {
             window_misses: 0,
             promotions: 0,
             retired: 0,
+            instances: 0,
             translating_ticks: 0,
         }
     }
@@ -104,6 +107,7 @@ impl Stats {
             (&mut self.window_misses, other.window_misses),
             (&mut self.promotions, other.promotions),
             (&mut self.retired, other.retired),
+            (&mut self.instances, other.instances),
             (&mut self.translating_ticks, other.translating_ticks),
         ];
         for (sum, n) in pairs {
@@ -164,6 +168,7 @@ impl fmt::Display for Report {
         writeln!(f, "{:>14}    interpreted ({interpreted:.3} %)", stats.interpreted)?;
         writeln!(f, "{:>14}  blocks translated", counters.blocks)?;
         writeln!(f, "{:>14}    of them kept", totals.live)?;
+        writeln!(f, "{:>14}    of them copied from templates", stats.instances)?;
         writeln!(f, "{:>14}    instructions in them", counters.instructions)?;
         writeln!(f, "{:>14}    bytes of guest code", counters.guest_bytes)?;
         writeln!(f, "{:>14}    bytes of host code", counters.host_bytes)?;

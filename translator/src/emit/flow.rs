@@ -12,6 +12,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
 use super::names::scratch_number;
+use super::template::Kind;
 use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, Restore, Site, Stub, mask};
 use crate::area::{Area, offset};
 use crate::plan::{Plan, Step};
@@ -30,7 +31,11 @@ impl Emitter<'_> {
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(0)], rcx
             ; gs mov ecx, [entry]
-            ; lea rcx, [rcx + (page.id as i32).wrapping_neg()]
+        );
+        self.depends(Kind::ExecSlot);
+        dynasm!(self.asm ; .arch x64 ; lea rcx, [rcx + (page.id as i32).wrapping_neg()]);
+        self.depends(Kind::PageId);
+        dynasm!(self.asm ; .arch x64
             ; jrcxz =>good
             ; jmp =>out
             ; =>good
@@ -66,6 +71,7 @@ impl Emitter<'_> {
         debug_assert_eq!(self.offset() - before, POLL_LOAD_BYTES);
         self.asm.extend(&POLL_NOP);
         self.asm.push_u32(site);
+        self.depends(Kind::Site);
     }
 
     /// Pads so that a displacement that comes `ahead` bytes from here is in one line of the cache.
@@ -226,7 +232,7 @@ impl Emitter<'_> {
             ; gs mov r11, [r11 * 8 + jumps + 8]
             ; gs mov [offset::spill(3)], r11
         );
-        self.push_constant(next, step, plan);
+        self.push_constant(next, true, step, plan);
         self.count_instructions(self.uncounted + 1);
         dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [offset::spill(3)]);
     }

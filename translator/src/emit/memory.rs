@@ -13,6 +13,7 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
 
+use super::template::Kind;
 use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
 use super::{EmitError, Emitter, R10, R11, Restore, Site, Stub, has_memory};
 use crate::area::offset;
@@ -68,6 +69,11 @@ impl Emitter<'_> {
     ) -> Result<(), EmitError> {
         if let Some(at) = constant_address(insn) {
             dynasm!(self.asm ; .arch x64 ; mov Rq(address), QWORD at as i64);
+            if insn.is_ip_rel_memory_operand() && insn.memory_base() == Register::RIP {
+                self.depends(Kind::Guest64);
+            } else if insn.is_ip_rel_memory_operand() {
+                self.stays();
+            }
         } else {
             // Guest r10 and r11 are loaded to the two free registers, whichever those are.
             let mut free = [address, other].into_iter();

@@ -30,6 +30,7 @@ mod memory;
 mod names;
 mod stack;
 mod system;
+mod template;
 mod vector;
 
 use dynasmrt::x64::X64Relocation;
@@ -41,8 +42,10 @@ use crate::classify::Class;
 use crate::mode::Mode;
 use crate::plan::{Limits, Plan, Step, Uses, is_hint, plan};
 pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
+pub use template::Template;
 
 use memory::Borrowed;
+use template::{Kind, Place};
 use names::{constant_address, scratch_number, wide_form};
 
 const R10: u8 = 10;
@@ -122,6 +125,8 @@ pub struct Translation {
     pub instructions: usize,
     /// Where each instruction is, in order.
     pub map: Vec<MapEntry>,
+    /// What depends on where it is; nothing if it can't be moved.
+    places: Option<Vec<Place>>,
 }
 
 /// Where an instruction's host code begins, and what a fault in it must put back.
@@ -193,6 +198,8 @@ pub struct Emitter<'a> {
     /// Instructions since the last count, where blocks count.
     counts: bool,
     uncounted: u8,
+    /// What depends on where the block is; nothing once something couldn't be moved.
+    places: Option<Vec<Place>>,
 }
 
 impl std::fmt::Debug for Emitter<'_> {
@@ -256,6 +263,7 @@ impl<'a> Emitter<'a> {
             spilled: [MapEntry::NONE; 2],
             counts: false,
             uncounted: 0,
+            places: Some(Vec::new()),
         }
     }
 
@@ -294,7 +302,22 @@ impl<'a> Emitter<'a> {
             bytes: plan.bytes,
             instructions: plan.steps.len(),
             map,
+            places: self.places,
         })
+    }
+
+    /// The bytes just emitted, as many as `kind` has, depend on where the block is.
+    fn depends(&mut self, kind: Kind) {
+        let bytes = if kind == Kind::Guest64 { 8 } else { 4 };
+        let at = self.offset() as u32 - bytes;
+        if let Some(places) = &mut self.places {
+            places.push(Place { at, kind });
+        }
+    }
+
+    /// Something emitted depends on the block's place in a way that can't be moved.
+    fn stays(&mut self) {
+        self.places = None;
     }
 
     /// After the step nothing is left to be counted: a transfer counts itself too, and Rust counts all.
@@ -344,7 +367,7 @@ impl<'a> Emitter<'a> {
             Class::Branch => self.branch(insn)?,
             Class::Count => self.count(insn),
             Class::Call => {
-                self.push_constant(next, step, plan);
+                self.push_constant(next, true, step, plan);
                 self.count_instructions(self.uncounted + 1);
                 self.chain(mask(insn.near_branch_target(), bits), rip);
             }
@@ -448,9 +471,15 @@ impl<'a> Emitter<'a> {
                     self.load_guest(number);
                 }
                 dynasm!(self.asm ; .arch x64 ; mov Rw(number), address as i16);
+                self.stays();
             } else {
                 let value = if target.size() == 4 { address & 0xffff_ffff } else { address };
                 dynasm!(self.asm ; .arch x64 ; mov Rq(number), QWORD value as i64);
+                if target.size() == 4 {
+                    self.stays();
+                } else if insn.is_ip_rel_memory_operand() {
+                    self.depends(Kind::Guest64);
+                }
             }
             if scratch_number(target).is_some() {
                 self.store_guest(number);
@@ -505,6 +534,7 @@ impl<'a> Emitter<'a> {
     fn leave_by(&mut self, site: usize) {
         let number = self.frame.first_site + site as u32;
         dynasm!(self.asm ; .arch x64 ; gs mov DWORD [offset::SITE], number as i32);
+        self.depends(Kind::Site);
         self.jump_to(self.frame.exit);
     }
 
@@ -514,6 +544,7 @@ impl<'a> Emitter<'a> {
         let distance = target.wrapping_sub(end) as i32;
         self.asm.push(0xe9);
         self.asm.push_i32(distance);
+        self.depends(Kind::Common);
     }
 }
 

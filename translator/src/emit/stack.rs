@@ -5,6 +5,7 @@ use iced_x86::OpKind;
 
 use super::memory::{Borrowed, Check};
 use super::names::scratch_number;
+use super::template::Kind;
 use super::{EmitError, Emitter, R10, R11, RBP, RSP, mask};
 use crate::area::offset;
 use crate::plan::{Part, Plan, Step};
@@ -90,21 +91,30 @@ impl Emitter<'_> {
         }
     }
 
-    /// Pushes a constant: a return address or an immediate.
-    pub(super) fn push_constant(&mut self, value: u64, step: &Step, plan: &Plan) {
+    /// Pushes a constant: a return address (`code`) or an immediate.
+    pub(super) fn push_constant(&mut self, value: u64, code: bool, step: &Step, plan: &Plan) {
         let slot = self.slot();
         let (base, at) = self.stack_access(-slot, true, step, plan);
         let narrow = value as i64 == i64::from(value as i32);
         if !self.wide() {
             dynasm!(self.asm ; .arch x64 ; mov DWORD [Rq(base) + r11 + at], value as i32);
+            if code {
+                self.depends(Kind::Guest32);
+            }
         } else if narrow {
             dynasm!(self.asm ; .arch x64 ; mov QWORD [Rq(base) + r11 + at], value as i32);
+            if code {
+                self.stays();
+            }
         } else {
             dynasm!(self.asm ; .arch x64
                 ; lea r10, [Rq(base) + r11 + at]
                 ; mov r11, QWORD value as i64
-                ; mov [r10], r11
             );
+            if code {
+                self.depends(Kind::Guest64);
+            }
+            dynasm!(self.asm ; .arch x64 ; mov [r10], r11);
         }
         self.move_stack(-slot);
     }
@@ -132,7 +142,7 @@ impl Emitter<'_> {
                 dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(3)], r10);
                 self.push_value(R11, step, plan);
             }
-            _ => self.push_constant(insn.immediate(0), step, plan),
+            _ => self.push_constant(insn.immediate(0), false, step, plan),
         }
         Ok(())
     }
