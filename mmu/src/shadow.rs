@@ -14,7 +14,7 @@
 //! Source: SDM vol. 3, "Caching Translation Information"; mmap(2), vm.max_map_count.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,13 +33,34 @@ const RESERVED_BYTES: usize = 3 * REGION_BYTES;
 const SPACES_MAX: usize = 8;
 /// Regions of one space.
 const REGIONS_MAX: usize = 16;
+/// Pages of a run that the host is asked to find at once.
+const POPULATE_MAX: u64 = 16;
 /// Mappings that we leave to others, of those that the host allows a process.
 const MAPPINGS_SPARED: usize = 16 << 10;
 
-/// Pages mapped in all windows of the process, an upper bound of the mappings.
+/// Mappings in all windows of the process, at most.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
 
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<DefaultHasher>>;
+/// Hashes page numbers by one multiplication.
+#[derive(Clone, Copy, Debug, Default)]
+struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+    fn write_u64(&mut self, number: u64) {
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ mixed >> 32;
+    }
+}
+
+type Map<K, V> = HashMap<K, V, BuildHasherDefault<PageHasher>>;
 
 /// A region's number, and what is added to its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,16 +119,23 @@ struct Space {
     regions: Vec<(u16, Reservation)>,
     /// By linear page number.
     pages: Map<u64, Page>,
+    /// Mappings at most: a run is one, and a page taken out of a run makes two more.
+    mappings: usize,
     used_at: u64,
 }
 
 impl Drop for Space {
     fn drop(&mut self) {
-        MAPPED.fetch_sub(self.pages.len(), Ordering::Relaxed);
+        MAPPED.fetch_sub(self.mappings, Ordering::Relaxed);
     }
 }
 
 impl Space {
+    fn add_mappings(&mut self, n: usize) {
+        self.mappings += n;
+        MAPPED.fetch_add(n, Ordering::Relaxed);
+    }
+
     fn window(&self, la: u64) -> Option<*mut u8> {
         let region = (la >> 32) as u16;
         self.regions.iter().find(|(number, _)| *number == region).map(|(_, r)| r.window())
@@ -205,7 +233,13 @@ impl Shadow {
         }
         self.clock += 1;
         let used_at = self.clock;
-        self.spaces.push(Space { era, regions: Vec::new(), pages: Map::default(), used_at });
+        self.spaces.push(Space {
+            era,
+            regions: Vec::new(),
+            pages: Map::default(),
+            mappings: 0,
+            used_at,
+        });
         self.active = Some(self.spaces.len() - 1);
     }
 
@@ -268,7 +302,7 @@ impl Shadow {
     /// The budget is used up, or the host refuses.
     pub fn map(&mut self, run: Run) -> Result<(), Full> {
         let Some(n) = self.active else { return Err(Full) };
-        if MAPPED.load(Ordering::Relaxed) + run.count as usize > self.budget {
+        if MAPPED.load(Ordering::Relaxed) >= self.budget {
             return Err(Full);
         }
         let la = run.page << 12;
@@ -277,24 +311,26 @@ impl Shadow {
         let layout = self.ram.layout();
         let file_page = layout.file_page(run.gpn).ok_or(Full)? as u64;
         let write = if run.writable { ProtFlags::WRITE } else { ProtFlags::empty() };
+        // A page that faulted is touched at once; of a large one most may never be.
+        let populate =
+            if run.count <= POPULATE_MAX { MapFlags::POPULATE } else { MapFlags::empty() };
         // SAFETY: within a window of ours, whose addresses only translated code uses.
         unsafe {
             mmap(
                 at.cast(),
                 (run.count * PAGE_SIZE) as usize,
                 ProtFlags::READ | write,
-                MapFlags::SHARED | MapFlags::FIXED | MapFlags::POPULATE,
+                MapFlags::SHARED | MapFlags::FIXED | populate,
                 self.ram.file(),
                 file_page << 12,
             )
         }
         .map_err(|_| Full)?;
         let space = &mut self.spaces[n];
+        space.add_mappings(if run.count == 1 { 2 } else { 1 });
         for i in 0..run.count {
             let page = Page { gpn: run.gpn + i, writable: run.writable };
-            if space.pages.insert(run.page + i, page).is_none() {
-                MAPPED.fetch_add(1, Ordering::Relaxed);
-            }
+            space.pages.insert(run.page + i, page);
             if run.writable {
                 let writers = self.writers.entry(run.gpn + i).or_default();
                 let writer = (space.era, run.page + i);
@@ -312,7 +348,7 @@ impl Shadow {
         if space.pages.remove(&page).is_none() {
             return;
         }
-        MAPPED.fetch_sub(1, Ordering::Relaxed);
+        space.add_mappings(2);
         let la = page << 12;
         let Some(window) = space.window(la) else { return };
         let at = window.wrapping_add((la & (REGION_BYTES as u64 - 1)) as usize);
@@ -334,6 +370,8 @@ impl Shadow {
             if mapped.gpn != gpn || !std::mem::replace(&mut mapped.writable, false) {
                 continue;
             }
+            space.mappings += 2;
+            MAPPED.fetch_add(2, Ordering::Relaxed);
             let at = window.wrapping_add(((page << 12) & (REGION_BYTES as u64 - 1)) as usize);
             // SAFETY: a page of a window of ours, mapped.
             let protected = unsafe { mprotect(at.cast(), PAGE_SIZE as usize, MprotectFlags::READ) };

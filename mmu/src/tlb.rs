@@ -88,6 +88,17 @@ pub struct Cached {
     pub writable: bool,
 }
 
+/// What the guest's tables say of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peeked {
+    pub gpa: Gpa,
+    /// May be written, and its dirty bit is set.
+    pub writable: bool,
+    pub global: bool,
+    /// log2 of the page's size in bytes.
+    pub shift: u8,
+}
+
 /// Guest memory as one vCPU sees it.
 #[derive(Debug)]
 pub struct SoftMmu {
@@ -184,15 +195,25 @@ impl SoftMmu {
         self.era_of(pcid)
     }
 
-    /// What a user access would find at `gva` without setting a bit: guest page, whether it may be
-    /// written, and log2 of the page's size. Sets nothing and keeps nothing.
+    /// The number of the global pages' present contents.
     #[must_use]
-    pub fn peek_user(&self, cpu: &CpuState, gva: Gva) -> Option<(Gpa, bool, u8)> {
+    #[inline]
+    pub fn global_era(&self) -> u64 {
+        self.global_era
+    }
+
+    /// What a read would find at `gva` without setting a bit. Sets nothing and keeps nothing.
+    #[must_use]
+    pub fn peek(&self, cpu: &CpuState, gva: Gva, privilege: Privilege) -> Option<Peeked> {
         let paging = Paging::of(cpu, self.physical_bits, self.gigabyte_pages);
         let found = peek(&self.ram, &paging, gva)?;
-        let may = |access| paging.permits(found.rights, access, Privilege::User);
-        let writable = found.dirty && may(Access::Write);
-        (may(Access::Read) && !found.global).then_some((found.gpa, writable, found.page_shift))
+        let may = |access| paging.permits(found.rights, access, privilege);
+        may(Access::Read).then(|| Peeked {
+            gpa: found.gpa,
+            writable: found.dirty && may(Access::Write),
+            global: found.global,
+            shift: found.page_shift,
+        })
     }
 
     fn draw_era(&mut self) -> u64 {

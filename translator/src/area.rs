@@ -115,9 +115,9 @@ pub struct Area {
     pub sign: u64,
     /// Vector registers while Rust runs.
     pub ymm: [[u8; 32]; 16],
-    /// What is added to user addresses of a region of 4 GiB, by bits 32 to 47, where code uses shadow
-    /// windows.
-    pub regions: [u64; REGIONS],
+    /// What is added to addresses of a region of 4 GiB, by bits 32 to 47, where code uses shadow windows:
+    /// for user code and for supervisor code.
+    pub regions: [[u64; REGIONS]; 2],
     /// Identifiers of the pages that may be executed, by page number.
     pub exec: [u32; EXEC_ENTRIES],
     pub tlb: [Tlb; PRIVILEGES],
@@ -331,8 +331,8 @@ impl AreaBox {
     }
 
     /// Says what is added to addresses of a region.
-    pub fn set_region(&mut self, region: u16, delta: u64) {
-        self.area_mut().regions[usize::from(region)] = delta;
+    pub fn set_region(&mut self, privilege: usize, region: u16, delta: u64) {
+        self.area_mut().regions[privilege][usize::from(region)] = delta;
     }
 
     /// Where it is.
@@ -504,7 +504,10 @@ pub mod offset {
     pub const fn ymm(n: usize) -> i32 {
         at(offset_of!(Area, ymm) + 32 * n)
     }
-    pub const REGIONS: i32 = at(offset_of!(Area, regions));
+    #[must_use]
+    pub const fn regions(privilege: usize) -> i32 {
+        at(offset_of!(Area, regions) + privilege * 8 * super::REGIONS)
+    }
     pub const EXEC: i32 = at(offset_of!(Area, exec));
     /// The record's last word. A poll loads from here plus eight times the attention.
     pub const POLL: i32 = at(size_of::<Area>() - 8);

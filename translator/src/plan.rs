@@ -178,7 +178,9 @@ pub fn plan(
         steps[last].class = Class::HandOver;
     }
     let vector = steps.iter().any(|step| matches!(step.class, Class::Vector(_)));
-    let windows = if limits.windows { gather(mode, &mut steps) } else { Vec::new() };
+    // In 32-bit code with shadow windows an address's delta is a constant: nothing is to be kept.
+    let keeps = limits.windows && !(mode.shadow && mode.bits < 64);
+    let windows = if keeps { gather(mode, &mut steps) } else { Vec::new() };
     Plan { steps, windows, bytes: done, ends, vector }
 }
 

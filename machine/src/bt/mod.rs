@@ -42,6 +42,7 @@ use mmu::{Flushed, NotingMmu};
 use shared::{PageKey, Peer};
 use stats::Stats;
 use vector::Home;
+use windows::Windows;
 
 pub use shared::{Options, Shared, SharedSlot};
 pub use stats::Report;
@@ -81,13 +82,8 @@ pub struct Bt {
     stepping: bool,
     /// How often blocks had to be left because a window lay across pages or the like, by key.
     unlucky: HashMap<Key, u32>,
-    shadow: Shadow,
-    /// The era that `shadow` and the area's regions were last made right for.
-    shadow_era: u64,
-    /// Regions that lead somewhere in the area.
-    regions_shown: Vec<u16>,
-    /// Interrupts that found an era at work.
-    ticks: HashMap<u64, u32>,
+    /// For user code and for the kernel's.
+    windows: [Windows; 2],
     /// Faults at instructions that windows couldn't help.
     faults: HashMap<u64, u32>,
     /// Blocks count: `remaining` was this at the last entry.
@@ -145,10 +141,14 @@ impl Bt {
         let attention = env.attention();
         let mut area = AreaBox::new(Arc::as_ptr(&attention).cast()).map_err(BtError::Area)?;
         area.exit = shared.exit;
-        let shadow = Shadow::new(Arc::clone(soft.guest_ram()))
-            .map_err(|error| BtError::Area(error.into()))?;
-        for region in 0..=u16::MAX {
-            area.set_region(region, shadow.nowhere(region).delta);
+        let make = || Shadow::new(Arc::clone(soft.guest_ram()));
+        let windows = [make(), make()].map(|shadow| shadow.map(Windows::new));
+        let [user, supervisor] = windows.map(|made| made.map_err(|e| BtError::Area(e.into())));
+        let windows = [user?, supervisor?];
+        for (privilege, windows) in windows.iter().enumerate() {
+            for region in 0..=u16::MAX {
+                area.set_region(privilege, region, windows.shadow.nowhere(region).delta);
+            }
         }
         let me = shared.join(attention, area.as_ptr());
         let mem = NotingMmu::new(soft, Arc::clone(&shared), Arc::clone(&me));
@@ -166,10 +166,7 @@ impl Bt {
             prepared: false,
             stepping: false,
             unlucky: HashMap::new(),
-            shadow,
-            shadow_era: 0,
-            regions_shown: Vec::new(),
-            ticks: HashMap::new(),
+            windows,
             faults: HashMap::new(),
             entered_with: 0,
             end: u64::MAX,
@@ -258,7 +255,9 @@ impl Bt {
             if let Some(host) = mem.soft.guest_ram().host_ptr(xenolith_cpu::Gpa(gpn << 12), 1) {
                 self.area.forbid_writes(host.addr() as u64);
             }
-            self.shadow.forbid_writes(gpn);
+            for windows in &mut self.windows {
+                windows.shadow.forbid_writes(gpn);
+            }
         }
         self.settle_windows();
         true
@@ -416,7 +415,7 @@ impl Bt {
     ) -> Option<Found> {
         let cpuid = Arc::clone(&self.cpuid);
         let allowed = |insn: &Instruction| insn.cpuid_features().iter().all(|&f| cpuid.allows(f));
-        let windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
+        let with_windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
         let faults = &self.faults;
         let looks_up = |insn: &Instruction| windows::faults_often(faults, insn.ip());
         let limits = Limits {
@@ -424,7 +423,7 @@ impl Bt {
             length_max: if second.is_some() { 1 } else { LENGTH_MAX },
             allowed: &allowed,
             decoder_options: self.cpuid.decoder_options(),
-            windows,
+            windows: with_windows,
             counts: self.shared.options.counts,
         };
         for _ in 0..2 {
@@ -440,12 +439,13 @@ impl Bt {
                 // SAFETY: the time stamp counter may be read by any program here.
                 let start = unsafe { std::arch::x86_64::_rdtsc() };
                 // User code is at home in many address spaces.
-                let source = (mode.privilege == Privilege::User as u8 && windows)
+                let source = (mode.privilege == Privilege::User as u8 && with_windows)
                     .then(|| sources(1).0.gpn << 32 | key & 0xffff_ffff);
                 let again = source.and_then(|source| {
                     let templates = self.shared.templates();
                     let template = templates.get(source)?;
-                    let mut addresses = template.instructions().map(|at| rip.wrapping_add(u64::from(at)));
+                    let mut addresses =
+                        template.instructions().map(|at| rip.wrapping_add(u64::from(at)));
                     let plain = faults.is_empty()
                         || !addresses.any(|rip| windows::faults_often(faults, rip));
                     plain.then(|| template.instantiate(&frame, code)).flatten()
@@ -479,10 +479,10 @@ impl Bt {
                     .map(|entry| {
                         let [first, second] = entry.spilled.map(u64::from);
                         let done = u64::from(entry.done);
-                        (
-                            entry.host,
-                            u64::from(entry.guest) | first << 16 | second << 24 | done << 32,
-                        )
+                        let live = if entry.live { windows::LIVE } else { 0 };
+                        let word =
+                            u64::from(entry.guest) | first << 16 | second << 24 | done << 32 | live;
+                        (entry.host, word)
                     })
                     .collect();
                 let new = NewBlock {
@@ -523,7 +523,9 @@ impl Bt {
             if !self.me.go_in() {
                 if self.me.obey() {
                     self.area.flush_writes();
-                    self.shadow.forbid_all_writes();
+                    for windows in &mut self.windows {
+                        windows.shadow.forbid_all_writes();
+                    }
                 }
                 // What was found may be gone, and addends that a block keeps are no longer good.
                 self.unload(self.interp.state.rip);
@@ -546,9 +548,9 @@ impl Bt {
             self.vectors_left();
             if self.area.fault_pc != 0 {
                 match self.window_fault(mode) {
-                    Some(host) => {
+                    Some((host, vectors)) => {
                         target = host;
-                        live = mode.keeps_vector();
+                        live = vectors;
                         continue;
                     }
                     None => {
@@ -557,6 +559,7 @@ impl Bt {
                     }
                 }
             }
+            self.earn_windows(mode, false);
             let record = self.shared.sites().get(self.area.site as u32);
             match record.site {
                 Site::Miss { rip, write, writes, size, align, resume, live: vectors, done } => {
@@ -582,7 +585,7 @@ impl Bt {
                     self.count(0);
                     self.stats.chain_exits += 1;
                     self.unload(rip);
-                    if self.stepping {
+                    if self.stepping || self.mode() != Some(mode) {
                         return None;
                     }
                     let next = self.find(mode)?;
@@ -610,7 +613,7 @@ impl Bt {
                         return self.interpret(1, false);
                     }
                     self.unload(to);
-                    if self.stepping {
+                    if self.stepping || self.mode() != Some(mode) {
                         return None;
                     }
                     let next = self.find(mode)?;
@@ -621,7 +624,7 @@ impl Bt {
                     self.count(0);
                     self.stats.guard_exits += 1;
                     self.unload(rip);
-                    if self.stepping {
+                    if self.stepping || self.mode() != Some(mode) {
                         return None;
                     }
                     let next = self.find(mode)?;
@@ -631,7 +634,7 @@ impl Bt {
                 Site::Poll { rip } => {
                     self.count(0);
                     self.stats.polls += 1;
-                    self.tick(mode);
+                    self.earn_windows(mode, true);
                     self.unload(rip);
                     return None;
                 }

@@ -14,16 +14,22 @@ use iced_x86::{Decoder, Register};
 use xenolith_codecache::cache::Located;
 use xenolith_cpu::env::{Access, Memory, Place, Privilege};
 use xenolith_cpu::interp::{copy_in, is_canonical};
-use xenolith_cpu::{Gva, PAGE_SIZE};
+use xenolith_cpu::state::Cr4;
+use xenolith_cpu::{Gpa, Gva, PAGE_SIZE};
+use xenolith_mmu::Shadow;
 use xenolith_mmu::shadow::{Delta, Run};
+use xenolith_translator::area::AreaBox;
 use xenolith_translator::emit::MapEntry;
 use xenolith_translator::mode::Mode;
 
 use super::Bt;
 
-/// Interrupts that an era must be seen working by.
+/// Interrupts that must find an address space's user code at work before it gets windows.
 const TICKS_TO_PROMOTE: u32 = 2;
-/// Eras whose ticks are remembered.
+/// Exits of the kernel's code, or ticks of the time stamp counter since the first one, before it does.
+const EXITS_TO_PROMOTE: u32 = 3000;
+const TIME_TO_PROMOTE: u64 = 20_000_000;
+/// Eras that are counted for.
 const ERAS_MAX: usize = 32;
 /// Pages looked at around a fault; a power of two.
 const AROUND_PAGES: u64 = 16;
@@ -31,70 +37,136 @@ const AROUND_PAGES: u64 = 16;
 const FAULTS_MAX: u32 = 8;
 /// Instructions that faults are counted of.
 const FAULTING_MAX: usize = 1 << 16;
+/// In an instruction's word: the block relies on the vector registers there.
+pub(super) const LIVE: u64 = 1 << 40;
 /// #PF's error code: the access was a write.
 const WRITE: u64 = 2;
 
-impl Bt {
-    /// The mode of the present state: with windows if its address space has them.
-    pub(super) fn mode(&mut self) -> Option<Mode> {
-        let mode = Mode::of(&self.interp.state)?;
-        if mode.bits != 64 || mode.privilege != Privilege::User as u8 {
-            return Some(mode);
-        }
-        let era = self.interp.mem.soft.era();
-        if self.shadow_era != era {
-            self.shadow_era = era;
-            self.shadow.switch(era);
-            self.show_regions();
-        }
-        Some(Mode { shadow: self.shadow.active_era() == Some(era), ..mode })
+/// The windows of one privilege: user, or supervisor without AC.
+#[derive(Debug)]
+pub(super) struct Windows {
+    pub shadow: Shadow,
+    /// The era that `shadow` and the area's regions were last made right for.
+    era: u64,
+    /// Regions that lead somewhere in the area.
+    shown: Vec<u16>,
+    /// What eras have done to earn windows.
+    earned: HashMap<u64, (u32, u64)>,
+}
+
+impl Windows {
+    pub fn new(shadow: Shadow) -> Self {
+        Self { shadow, era: 0, shown: Vec::new(), earned: HashMap::new() }
     }
 
     /// Makes the area's regions those of the active space.
-    fn show_regions(&mut self) {
-        for region in std::mem::take(&mut self.regions_shown) {
-            self.area.set_region(region, self.shadow.nowhere(region).delta);
+    fn show(&mut self, area: &mut AreaBox, privilege: usize) {
+        for region in std::mem::take(&mut self.shown) {
+            area.set_region(privilege, region, self.shadow.nowhere(region).delta);
         }
         for Delta { region, delta } in self.shadow.active_deltas() {
-            self.area.set_region(region, delta);
-            self.regions_shown.push(region);
+            area.set_region(privilege, region, delta);
+            self.shown.push(region);
         }
     }
 
-    /// An interrupt came while user code ran: its address space may have earned windows.
-    pub(super) fn tick(&mut self, mode: Mode) {
-        if mode.shadow || mode.bits != 64 || mode.privilege != Privilege::User as u8 {
+    /// Counts one more of what earns windows; true if `enough` are there, or `time` has passed.
+    fn earns(&mut self, era: u64, enough: u32, time: u64) -> bool {
+        if self.earned.len() >= ERAS_MAX {
+            self.earned.clear();
+        }
+        // SAFETY: the time stamp counter may be read by any program here.
+        let now = unsafe { std::arch::x86_64::_rdtsc() };
+        let (count, since) = self.earned.entry(era).or_insert((0, now));
+        *count += 1;
+        let is_enough = *count >= enough || now.wrapping_sub(*since) >= time;
+        if is_enough {
+            self.earned.remove(&era);
+        }
+        is_enough
+    }
+}
+
+/// Whether a mode is one that may have windows.
+fn may_have_windows(mode: Mode) -> bool {
+    mode.bits >= 32 && mode.privilege != Privilege::SupervisorAc as u8
+}
+
+fn privilege_of(mode: Mode) -> Privilege {
+    if mode.privilege == Privilege::User as u8 { Privilege::User } else { Privilege::Supervisor }
+}
+
+impl Bt {
+    /// What the windows of a privilege are good for: as long as the TLB keeps what they map. The kernel's
+    /// are those of global pages, once there are global pages.
+    fn window_era(&self, privilege: usize) -> u64 {
+        let soft = &self.interp.mem.soft;
+        if privilege > 0 && self.interp.state.cr4(Cr4::PGE) {
+            soft.global_era()
+        } else {
+            soft.era()
+        }
+    }
+
+    /// The mode of the present state: with windows if its address space has them.
+    pub(super) fn mode(&mut self) -> Option<Mode> {
+        let mode = Mode::of(&self.interp.state)?;
+        if !may_have_windows(mode) {
+            return Some(mode);
+        }
+        let privilege = usize::from(mode.privilege);
+        let era = self.window_era(privilege);
+        let windows = &mut self.windows[privilege];
+        if windows.era != era {
+            windows.era = era;
+            windows.shadow.switch(era);
+            windows.show(&mut self.area, privilege);
+        }
+        Some(Mode { shadow: windows.shadow.active_era() == Some(era), ..mode })
+    }
+
+    /// An interrupt came while user code ran, or kernel code was left: that earns windows.
+    pub(super) fn earn_windows(&mut self, mode: Mode, interrupted: bool) {
+        let user = mode.privilege == Privilege::User as u8;
+        if mode.shadow || !may_have_windows(mode) || self.stepping || user != interrupted {
             return;
         }
-        let era = self.interp.mem.soft.era();
-        if self.ticks.len() >= ERAS_MAX {
-            self.ticks.clear();
-        }
-        let ticks = self.ticks.entry(era).or_insert(0);
-        *ticks += 1;
-        if *ticks >= TICKS_TO_PROMOTE && !self.stepping {
-            self.ticks.remove(&era);
-            self.shadow.create(era);
+        let privilege = usize::from(mode.privilege);
+        let era = self.window_era(privilege);
+        let windows = &mut self.windows[privilege];
+        let earned = if user {
+            windows.earns(era, TICKS_TO_PROMOTE, u64::MAX)
+        } else {
+            windows.earns(era, EXITS_TO_PROMOTE, TIME_TO_PROMOTE)
+        };
+        if earned {
+            windows.shadow.create(era);
+            windows.show(&mut self.area, privilege);
             self.stats.promotions += 1;
-            self.show_regions();
         }
     }
 
     /// Drops from the windows what the guest has flushed.
     pub(super) fn settle_windows(&mut self) {
         let mem = &mut self.interp.mem;
+        let global_era = mem.soft.global_era();
         if std::mem::take(&mut mem.flushed_large) {
-            self.shadow.drop_active();
-            self.shadow_era = 0;
+            for windows in &mut self.windows {
+                windows.shadow.drop_active();
+                windows.era = 0;
+            }
         }
         for (era, page) in mem.flushed_shadows.drain(..) {
-            self.shadow.unmap(era, page);
+            self.windows[0].shadow.unmap(era, page);
+            self.windows[1].shadow.unmap(era, page);
+            self.windows[1].shadow.unmap(global_era, page);
         }
     }
 
-    /// Sees to a fault in translated code: the address to go on at, or nothing if the interpreter must do
+    /// Sees to a fault in translated code: the address to go on at, and whether the vector registers must
+    /// be loaded there; or nothing if the interpreter must do
     /// the instruction; `state.rip` is then its address, as after [`Bt::unload`].
-    pub(super) fn window_fault(&mut self, mode: Mode) -> Option<usize> {
+    pub(super) fn window_fault(&mut self, mode: Mode) -> Option<(usize, bool)> {
         let pc = std::mem::take(&mut self.area.fault_pc) as usize;
         let located = self.shared.cache().locate(pc);
         let at = located.expect("translated code faults only at instructions of blocks");
@@ -105,18 +177,20 @@ impl Bt {
             }
         }
         self.interp.state.rip = at.tag.wrapping_add(at.word & 0xffff);
-        self.count(at.word >> 32);
+        self.count(at.word >> 32 & 0xff);
         let write = self.area.fault_error & WRITE != 0;
         let address = self.area.fault_address;
-        let helped = mode.shadow
-            && match self.shadow.linear(address) {
-                Some(la) => self.fill_window(la, write),
-                None => self.shadow.is_nowhere(address) && self.open_regions(mode),
-            };
+        let helped = mode.shadow && {
+            let shadow = &self.windows[usize::from(mode.privilege)].shadow;
+            match shadow.linear(address) {
+                Some(la) => self.fill_window(mode, la, write),
+                None => shadow.is_nowhere(address) && self.open_regions(mode),
+            }
+        };
         if helped && !self.settle() {
             self.stats.window_fills += 1;
-            self.uncount(at.word >> 32);
-            return Some(at.host);
+            self.uncount(at.word >> 32 & 0xff);
+            return Some((at.host, at.word & LIVE != 0));
         }
         self.stats.window_misses += 1;
         if !helped {
@@ -128,6 +202,9 @@ impl Bt {
     /// Regions without a window all lead to one place: opens those that the instruction at `state.rip`
     /// may be about to touch. False if none was opened.
     fn open_regions(&mut self, mode: Mode) -> bool {
+        if mode.bits < 64 {
+            return self.open_window(mode, 0);
+        }
         let rip = self.interp.state.rip;
         let Some((hva, ..)) = self.fetch(rip, mode) else { return false };
         let mut bytes = [0; 15];
@@ -156,39 +233,42 @@ impl Bt {
         }
         let mut opened = false;
         for la in addresses {
-            if la >> 47 == 0 {
-                opened |= self.open_window(la);
+            if is_canonical(la) && (mode.privilege > 0 || la >> 63 == 0) {
+                opened |= self.open_window(mode, la);
             }
         }
         opened
     }
 
     /// Gives a region a window. False if it has one or there is no room.
-    fn open_window(&mut self, la: u64) -> bool {
-        let Ok(Some(Delta { region, delta })) = self.shadow.open_region(la) else { return false };
-        self.area.set_region(region, delta);
-        self.regions_shown.push(region);
+    fn open_window(&mut self, mode: Mode, la: u64) -> bool {
+        let privilege = usize::from(mode.privilege);
+        let windows = &mut self.windows[privilege];
+        let Ok(Some(Delta { region, delta })) = windows.shadow.open_region(la) else {
+            return false;
+        };
+        self.area.set_region(privilege, region, delta);
+        windows.shown.push(region);
         true
     }
 
     /// Maps the page of `la` and its neighbours. False if that can't be.
-    fn fill_window(&mut self, la: u64, write: bool) -> bool {
-        if !is_canonical(la) {
+    fn fill_window(&mut self, mode: Mode, la: u64, write: bool) -> bool {
+        let privilege = privilege_of(mode);
+        if mode.bits == 64 && !is_canonical(la) {
             return false;
         }
         let access = if write { Access::Write } else { Access::Read };
         let interp = &mut *self.interp;
-        let place = interp.mem.translate(&interp.state, Gva(la), access, Privilege::User);
+        let place = interp.mem.translate(&interp.state, Gva(la), access, privilege);
         let Ok(Place::Ram { gpa, .. }) = place else { return false };
         let watched = interp.mem.code_version(gpa) != 0;
-        let Some((_, writable, shift)) = interp.mem.soft.peek_user(&interp.state, Gva(la)) else {
-            return false;
-        };
+        let Some((_, writable, shift)) = self.peek(mode, la) else { return false };
         if write && (!writable || watched) {
             return false;
         }
         let page = la >> 12;
-        if self.shadow.has(page, write) {
+        if self.windows[usize::from(mode.privilege)].shadow.has(page, write) {
             // It faulted though it is mapped: not something that mapping could help.
             return false;
         }
@@ -196,7 +276,7 @@ impl Bt {
         let first = page & !(around - 1);
         let mut run: Option<Run> = None;
         for page_at in first..first + around {
-            let next = self.window_page(page_at, page_at == page && write);
+            let next = self.window_page(mode, page_at, page_at == page && write);
             let joined = match (run, next) {
                 (Some(run), Some(next)) => (run.gpn + run.count == next.gpn
                     && run.writable == next.writable)
@@ -208,20 +288,23 @@ impl Bt {
                 continue;
             }
             if let Some(whole) = run
-                && !self.map_run(whole)
+                && !self.map_run(mode, whole)
             {
                 return false;
             }
             run = next;
         }
-        run.is_none_or(|whole| self.map_run(whole)) && self.shadow.has(page, write)
+        run.is_none_or(|whole| self.map_run(mode, whole))
+            && self.windows[usize::from(mode.privilege)].shadow.has(page, write)
     }
 
-    fn map_run(&mut self, run: Run) -> bool {
-        if self.shadow.map(run).is_err() {
+    fn map_run(&mut self, mode: Mode, run: Run) -> bool {
+        let privilege = usize::from(mode.privilege);
+        let windows = &mut self.windows[privilege];
+        if windows.shadow.map(run).is_err() {
             // Too many mappings: this address space goes back to the inline TLB.
-            self.shadow.drop_active();
-            self.show_regions();
+            windows.shadow.drop_active();
+            windows.show(&mut self.area, privilege);
             return false;
         }
         self.stats.window_pages += run.count;
@@ -229,15 +312,27 @@ impl Bt {
     }
 
     /// A page that may be mapped without asking the guest, if it isn't.
-    fn window_page(&mut self, page: u64, again: bool) -> Option<Run> {
-        if self.shadow.has(page, false) && !again {
+    fn window_page(&mut self, mode: Mode, page: u64, again: bool) -> Option<Run> {
+        if self.windows[usize::from(mode.privilege)].shadow.has(page, false) && !again {
             return None;
         }
+        let (gpa, writable, _) = self.peek(mode, page << 12)?;
         let interp = &*self.interp;
-        let (gpa, writable, _) = interp.mem.soft.peek_user(&interp.state, Gva(page << 12))?;
         interp.mem.ram(gpa, PAGE_SIZE as usize)?;
         let writable = writable && interp.mem.code_version(gpa) == 0;
         Some(Run { page, gpn: gpa.gpn(), count: 1, writable })
+    }
+
+    /// What the guest's tables say of an address, if its page may be in the windows at all.
+    fn peek(&self, mode: Mode, la: u64) -> Option<(Gpa, bool, u8)> {
+        let interp = &*self.interp;
+        let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(mode))?;
+        let of_era = if mode.privilege > 0 && interp.state.cr4(Cr4::PGE) {
+            page.global
+        } else {
+            !page.global
+        };
+        of_era.then_some((page.gpa, page.writable, page.shift))
     }
 
     /// Counts a fault that windows couldn't help; often enough, the instruction does without.
@@ -248,7 +343,8 @@ impl Bt {
         }
         let times = self.faults.entry(rip).or_insert(0);
         *times += 1;
-        if *times == FAULTS_MAX {
+        // Other blocks may have the same instruction.
+        if *times >= FAULTS_MAX {
             self.shared.cache().remove(at.key);
             self.shared.forget_jumps(&[(at.key, at.tag)]);
         }

@@ -13,8 +13,8 @@
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
 
-use super::template::Kind;
 use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
+use super::template::Kind;
 use super::{EmitError, Emitter, R10, R11, Restore, Site, Stub, has_memory};
 use crate::area::offset;
 use crate::plan::{Part, Plan, Step};
@@ -132,10 +132,16 @@ impl Emitter<'_> {
     /// The shadow window's delta for the region of the address in `of`. Nothing is checked: what isn't
     /// mapped faults.
     pub(super) fn delta(&mut self, into: u8, of: u8) {
+        let regions = offset::regions(usize::from(self.frame.mode.privilege));
+        if !self.wide() {
+            // There is but one region.
+            dynasm!(self.asm ; .arch x64 ; gs mov Rq(into), [regions]);
+            return;
+        }
         dynasm!(self.asm ; .arch x64
             ; rorx Rq(into), Rq(of), 32
             ; movzx Rd(into), Rw(into)
-            ; gs mov Rq(into), [Rq(into) * 8 + offset::REGIONS]
+            ; gs mov Rq(into), [Rq(into) * 8 + regions]
         );
     }
 

@@ -45,8 +45,8 @@ pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
 pub use template::Template;
 
 use memory::Borrowed;
-use template::{Kind, Place};
 use names::{constant_address, scratch_number, wide_form};
+use template::{Kind, Place};
 
 const R10: u8 = 10;
 const R11: u8 = 11;
@@ -140,6 +140,8 @@ pub struct MapEntry {
     pub spilled: [u8; 2],
     /// Instructions before it that were run but not counted.
     pub done: u8,
+    /// The block relies on the vector registers to be loaded.
+    pub live: bool,
 }
 
 impl MapEntry {
@@ -280,11 +282,11 @@ impl<'a> Emitter<'a> {
         for step in &plan.steps {
             let host = self.offset() as u32;
             self.spilled = [MapEntry::NONE; 2];
-            let done = self.uncounted;
+            let (done, live) = (self.uncounted, self.vector_live);
             self.instruction(step, plan)?;
             self.uncounted = if self.transfers(step) { 0 } else { self.uncounted + 1 };
             let guest = step.insn.ip().wrapping_sub(self.frame.rip) as u16;
-            map.push(MapEntry { host, guest, spilled: self.spilled, done });
+            map.push(MapEntry { host, guest, spilled: self.spilled, done, live });
         }
         if !plan.ends {
             // The page or the block's length is over; or the interpreter will raise what is due.

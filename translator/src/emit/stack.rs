@@ -27,7 +27,7 @@ impl Emitter<'_> {
             dynasm!(self.asm ; .arch x64 ; gs mov r11, [slot]);
             return (RSP, displacement);
         }
-        if !step.looks_up {
+        if !step.looks_up && self.wide() {
             self.delta(R11, RSP);
             if let Some(Part { window, .. }) = step.part {
                 let slot = offset::window(usize::from(window));
