@@ -276,6 +276,13 @@ impl Shadow {
             .is_some_and(|mapped| mapped.writable || !write)
     }
 
+    /// The guest page that a page of the active space leads to, and whether it may be written.
+    #[must_use]
+    pub fn mapped(&self, page: u64) -> Option<(u64, bool)> {
+        let mapped = self.spaces[self.active?].pages.get(&page)?;
+        Some((mapped.gpn, mapped.writable))
+    }
+
     /// Makes sure that the active space has a window for the region of `la`; its delta if it is new.
     ///
     /// # Errors

@@ -92,8 +92,8 @@ fn may_have_windows(mode: Mode) -> bool {
     mode.bits >= 32 && mode.privilege != Privilege::SupervisorAc as u8
 }
 
-fn privilege_of(mode: Mode) -> Privilege {
-    if mode.privilege == Privilege::User as u8 { Privilege::User } else { Privilege::Supervisor }
+fn privilege_of(privilege: u8) -> Privilege {
+    if privilege == Privilege::User as u8 { Privilege::User } else { Privilege::Supervisor }
 }
 
 impl Bt {
@@ -156,11 +156,27 @@ impl Bt {
                 windows.era = 0;
             }
         }
-        for (era, page) in mem.flushed_shadows.drain(..) {
-            self.windows[0].shadow.unmap(era, page);
-            self.windows[1].shadow.unmap(era, page);
-            self.windows[1].shadow.unmap(global_era, page);
+        for (era, page) in std::mem::take(&mut mem.flushed_shadows) {
+            if !self.may_stay(0, page) {
+                self.windows[0].shadow.unmap(era, page);
+            }
+            if !self.may_stay(1, page) {
+                self.windows[1].shadow.unmap(era, page);
+                self.windows[1].shadow.unmap(global_era, page);
+            }
         }
+    }
+
+    /// A page that was flushed is mapped as the guest's tables still say: the next access would only
+    /// bring it back.
+    fn may_stay(&self, privilege: u8, page: u64) -> bool {
+        let shadow = &self.windows[usize::from(privilege)].shadow;
+        if shadow.active_era() != Some(self.window_era(usize::from(privilege))) {
+            return false;
+        }
+        let Some((gpn, writable)) = shadow.mapped(page) else { return false };
+        self.peek(privilege, page << 12)
+            .is_some_and(|(gpa, may_write, _)| gpa.gpn() == gpn && (may_write || !writable))
     }
 
     /// Sees to a fault in translated code: the address to go on at, and whether the vector registers must
@@ -254,7 +270,7 @@ impl Bt {
 
     /// Maps the page of `la` and its neighbours. False if that can't be.
     fn fill_window(&mut self, mode: Mode, la: u64, write: bool) -> bool {
-        let privilege = privilege_of(mode);
+        let privilege = privilege_of(mode.privilege);
         if mode.bits == 64 && !is_canonical(la) {
             return false;
         }
@@ -263,7 +279,7 @@ impl Bt {
         let place = interp.mem.translate(&interp.state, Gva(la), access, privilege);
         let Ok(Place::Ram { gpa, .. }) = place else { return false };
         let watched = interp.mem.code_version(gpa) != 0;
-        let Some((_, writable, shift)) = self.peek(mode, la) else { return false };
+        let Some((_, writable, shift)) = self.peek(mode.privilege, la) else { return false };
         if write && (!writable || watched) {
             return false;
         }
@@ -316,7 +332,7 @@ impl Bt {
         if self.windows[usize::from(mode.privilege)].shadow.has(page, false) && !again {
             return None;
         }
-        let (gpa, writable, _) = self.peek(mode, page << 12)?;
+        let (gpa, writable, _) = self.peek(mode.privilege, page << 12)?;
         let interp = &*self.interp;
         interp.mem.ram(gpa, PAGE_SIZE as usize)?;
         let writable = writable && interp.mem.code_version(gpa) == 0;
@@ -324,14 +340,11 @@ impl Bt {
     }
 
     /// What the guest's tables say of an address, if its page may be in the windows at all.
-    fn peek(&self, mode: Mode, la: u64) -> Option<(Gpa, bool, u8)> {
+    fn peek(&self, privilege: u8, la: u64) -> Option<(Gpa, bool, u8)> {
         let interp = &*self.interp;
-        let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(mode))?;
-        let of_era = if mode.privilege > 0 && interp.state.cr4(Cr4::PGE) {
-            page.global
-        } else {
-            !page.global
-        };
+        let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
+        let of_era =
+            if privilege > 0 && interp.state.cr4(Cr4::PGE) { page.global } else { !page.global };
         of_era.then_some((page.gpa, page.writable, page.shift))
     }
 
