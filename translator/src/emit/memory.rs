@@ -226,7 +226,7 @@ impl Emitter<'_> {
     /// Two registers for an access by an instruction that uses `busy`; spills as needed.
     fn borrow(&mut self, insn: &Instruction, busy: u16) -> Borrowed {
         // RCX is taken by the check, RSP is the stack. AH and its like exclude registers that need REX.
-        const CANDIDATES: [u8; 8] = [R10, R11, 9, 8, 7, 6, 3, 5];
+        const CANDIDATES: [u8; 10] = [R10, R11, 9, 8, 7, 6, 5, 3, 2, 0];
         let candidates = if has_high_byte(insn) { &CANDIDATES[4..] } else { &CANDIDATES[..] };
         let mut free = candidates.iter().copied().filter(|r| busy & 1 << r == 0);
         let address = free.next().expect("no instruction uses that many registers");
