@@ -239,6 +239,7 @@ impl Board {
         let translations = Arc::new(SharedSlot::new(Options {
             cache_bytes: config.code_cache_bytes,
             counts: config.icount || config.report.is_some(),
+            mmu: config.mmu,
             report: config.report.clone(),
         }));
         let buses = Arc::new(Buses { ports: wiring.ports, memory: wiring.memory });

@@ -22,6 +22,18 @@ pub enum Engine {
     Bt,
 }
 
+/// How the translator's memory operands find the host's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mmu {
+    /// Address spaces that work long get shadow windows.
+    #[default]
+    Auto,
+    /// The inline TLB only.
+    Soft,
+    /// Shadow windows at once, wherever they can be.
+    Shadow,
+}
+
 /// A raw disk image on virtio-blk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskConfig {
@@ -55,6 +67,8 @@ pub struct Config {
     pub icount: bool,
     /// Room for translated code in bytes (`--code-cache`).
     pub code_cache_bytes: usize,
+    /// How translated code finds memory (`--mmu`).
+    pub mmu: Mmu,
     /// Where the translator's counters go (`--stats`). Blocks then count what they run.
     pub report: Option<Arc<Report>>,
 }
@@ -87,6 +101,7 @@ impl Default for Config {
             no_reboot: false,
             icount: false,
             code_cache_bytes: CODE_CACHE_BYTES,
+            mmu: Mmu::Auto,
             report: None,
         }
     }

@@ -24,5 +24,5 @@ pub mod snippet;
 mod vcpu;
 
 pub use bt::Report;
-pub use config::{Config, ConfigError, DiskConfig, Engine};
+pub use config::{Config, ConfigError, DiskConfig, Engine, Mmu};
 pub use machine::{End, Handle, Machine, SerialInput};

@@ -116,7 +116,10 @@ impl Drop for AltStack {
 pub fn watch_translated_code(code: Range<usize>) {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(|| {
-        handle(libc::SIGSEGV, on_sigsegv).expect("SIGSEGV can be handled");
+        // Non-canonical addresses raise #GP or, by way of RSP and RBP, #SS, which is SIGBUS.
+        for signal in [libc::SIGSEGV, libc::SIGBUS] {
+            handle(signal, on_fault).expect("memory faults can be handled");
+        }
     });
     TRANSLATED.set((code.start, code.end));
     STACK.with_borrow_mut(|stack| {
@@ -126,7 +129,7 @@ pub fn watch_translated_code(code: Range<usize>) {
     });
 }
 
-extern "C" fn on_sigsegv(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes the address of a ucontext_t, ours until we return.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
     let registers = &mut context.uc_mcontext.gregs;

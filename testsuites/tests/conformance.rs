@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use xenolith_machine::Engine;
+use xenolith_machine::{Engine, Mmu};
 use xenolith_testsuites::asm::case::VECTORS;
 use xenolith_testsuites::asm::suite::{Suite, Tally};
 use xenolith_testsuites::asm::{corpus, engine, qemu};
@@ -64,7 +64,7 @@ fn qemu_agrees() -> Result<()> {
 #[test]
 fn interpreter_agrees() -> Result<()> {
     if !blessing() {
-        let boot = |image: &[u8]| engine::boot(image, Engine::Interp);
+        let boot = |image: &[u8]| engine::boot(image, Engine::Interp, Mmu::Auto);
         report("interpreter", &suite()?.on_machine(boot, |_| None, |_| None)?);
     }
     Ok(())
@@ -73,8 +73,17 @@ fn interpreter_agrees() -> Result<()> {
 #[test]
 fn translator_agrees() -> Result<()> {
     if !blessing() {
-        let boot = |image: &[u8]| engine::boot(image, Engine::Bt);
+        let boot = |image: &[u8]| engine::boot(image, Engine::Bt, Mmu::Soft);
         report("translator", &suite()?.on_machine(boot, |_| None, |_| None)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn translator_with_shadow_windows_agrees() -> Result<()> {
+    if !blessing() {
+        let boot = |image: &[u8]| engine::boot(image, Engine::Bt, Mmu::Shadow);
+        report("translator with windows", &suite()?.on_machine(boot, |_| None, |_| None)?);
     }
     Ok(())
 }

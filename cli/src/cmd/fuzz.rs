@@ -38,6 +38,7 @@ pub fn run(args: &FuzzArgs) -> Result<u8> {
     }
     let seconds = args.seconds.or(args.snippets.is_none().then_some(SECONDS));
     let mut config = Config {
+        mmu: args.mmu.into(),
         seed: args.seed,
         first: args.first,
         snippets: args.snippets,

@@ -84,6 +84,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         icount: args.machine.icount,
         // A size that doesn't fit is refused like one that is too large.
         code_cache_bytes: usize::try_from(args.machine.code_cache).unwrap_or(usize::MAX),
+        mmu: args.machine.mmu.into(),
         report: args.machine.stats.then(Arc::default),
         ..Config::default()
     };

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::machine::MmuFlag;
+
 const FUZZ_HELP: &str = "\
 Examples:
   xenolith fuzz --insns                                 a minute of random instructions
@@ -42,6 +44,10 @@ pub struct FuzzArgs {
     /// Engines to compare; may be given more than once [default: all]
     #[arg(long = "engine", value_name = "ENGINE", value_enum)]
     pub engines: Vec<FuzzEngine>,
+
+    /// How the translator finds memory: auto tests its look-ups, shadow its windows
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = MmuFlag::Auto)]
+    pub mmu: MmuFlag,
 
     /// Don't ask this processor: the first engine is the reference
     #[arg(long)]

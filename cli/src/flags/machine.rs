@@ -1,7 +1,7 @@
 //! The machine's size and kind.
 
 use clap::{Args, ValueEnum};
-use xenolith_machine::Engine;
+use xenolith_machine::{Engine, Mmu};
 
 #[derive(Args, Debug)]
 pub struct MachineFlags {
@@ -35,6 +35,11 @@ pub struct MachineFlags {
     #[arg(value_parser = parse_size, default_value = "64M", allow_negative_numbers = true)]
     pub code_cache: u64,
 
+    /// How translated code finds the guest's memory
+    #[arg(long, value_name = "KIND", help_heading = "Machine", value_enum)]
+    #[arg(default_value_t = MmuFlag::Auto)]
+    pub mmu: MmuFlag,
+
     /// Print the translator's counters on standard error when the run ends; blocks then also count
     /// the instructions they run, which makes them a little slower
     #[arg(long, help_heading = "Machine")]
@@ -54,6 +59,26 @@ impl From<EngineFlag> for Engine {
         match flag {
             EngineFlag::Interp => Self::Interp,
             EngineFlag::Bt => Self::Bt,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MmuFlag {
+    /// the host's page tables for what works long, a look-up at each access for the rest
+    Auto,
+    /// a look-up at each access
+    Soft,
+    /// the host's page tables at once
+    Shadow,
+}
+
+impl From<MmuFlag> for Mmu {
+    fn from(flag: MmuFlag) -> Self {
+        match flag {
+            MmuFlag::Auto => Self::Auto,
+            MmuFlag::Soft => Self::Soft,
+            MmuFlag::Shadow => Self::Shadow,
         }
     }
 }

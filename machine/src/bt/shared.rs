@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::config::Mmu;
 use xenolith_codecache::arena::ArenaError;
 use xenolith_codecache::cache::{Cache, Key, NumberMap, Sites, Source};
 use xenolith_cpu::Gpa;
@@ -95,6 +96,8 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Blocks count the instructions they run: for counted time, and for statistics.
     pub counts: bool,
+    /// How memory operands find the host's memory.
+    pub mmu: Mmu,
     /// Where counters go when an engine is done.
     pub report: Option<Arc<Report>>,
 }

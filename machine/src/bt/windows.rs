@@ -23,6 +23,7 @@ use xenolith_translator::emit::MapEntry;
 use xenolith_translator::mode::Mode;
 
 use super::Bt;
+use crate::config::Mmu;
 
 /// Interrupts that must find an address space's user code at work before it gets windows.
 const TICKS_TO_PROMOTE: u32 = 2;
@@ -120,6 +121,9 @@ impl Bt {
         if windows.era != era {
             windows.era = era;
             windows.shadow.switch(era);
+            if self.shared.options.mmu == Mmu::Shadow && windows.shadow.active_era().is_none() {
+                windows.shadow.create(era);
+            }
             windows.show(&mut self.area, privilege);
         }
         Some(Mode { shadow: windows.shadow.active_era() == Some(era), ..mode })
@@ -128,7 +132,8 @@ impl Bt {
     /// An interrupt came while user code ran, or kernel code was left: that earns windows.
     pub(super) fn earn_windows(&mut self, mode: Mode, interrupted: bool) {
         let user = mode.privilege == Privilege::User as u8;
-        if mode.shadow || !may_have_windows(mode) || self.stepping || user != interrupted {
+        let never = self.stepping || self.shared.options.mmu == Mmu::Soft;
+        if never || mode.shadow || !may_have_windows(mode) || user != interrupted {
             return;
         }
         let privilege = usize::from(mode.privilege);

@@ -35,6 +35,8 @@ pub struct Config {
     /// CPU model, as for `run`.
     pub cpu: String,
     pub engines: Vec<config::Engine>,
+    /// How the translator finds memory.
+    pub mmu: config::Mmu,
     /// Whether the host's processor is asked.
     pub host: bool,
     /// Where failing snippets are written; nowhere if `None`.
@@ -229,9 +231,9 @@ impl Bench {
             runners.push(Box::new(host));
         }
         for &kind in &config.engines {
-            runners.push(Box::new(EngineRunner::new(kind, &model)?));
+            runners.push(Box::new(EngineRunner::new(kind, config.mmu, &model)?));
         }
-        let tracer = EngineRunner::new(config::Engine::Interp, &model)?;
+        let tracer = EngineRunner::new(config::Engine::Interp, config.mmu, &model)?;
         let generator = Generator::new(&model, sixteen);
         Ok(Self { runners, tracer, model, generator })
     }

@@ -60,8 +60,8 @@ fn every_supported_code_is_generated_and_executed_or_left_out_with_a_reason() {
     let supported = supported(&model);
     assert!(supported.len() > 1500, "only {} codes are supported", supported.len());
     let mut generator = Generator::new(&model, true);
-    let mut interp =
-        EngineRunner::new(config::Engine::Interp, &model).expect("memory for an engine");
+    let mut interp = EngineRunner::new(config::Engine::Interp, config::Mmu::Auto, &model)
+        .expect("memory for an engine");
     let mut executed: HashSet<Code> = HashSet::new();
     let wanted = || supported.keys().filter(|&&code| treatment(code) == Treatment::Compared);
     // Each code comes up once in some thousand instructions.
@@ -116,15 +116,16 @@ fn a_seed_makes_the_same_snippets() {
 fn running_a_snippet_leaves_nothing_behind() {
     let model = host_model();
     let mut generator = Generator::new(&model, true);
-    let mut used = EngineRunner::new(config::Engine::Interp, &model).expect("memory for an engine");
+    let mut used = EngineRunner::new(config::Engine::Interp, config::Mmu::Auto, &model)
+        .expect("memory for an engine");
     for n in 0..2000 {
         let snippet = generator.snippet(3, n);
         let first = used.run(&snippet).expect("an engine runs everything");
         if n % 40 != 0 {
             continue;
         }
-        let mut fresh =
-            EngineRunner::new(config::Engine::Interp, &model).expect("memory for an engine");
+        let mut fresh = EngineRunner::new(config::Engine::Interp, config::Mmu::Auto, &model)
+            .expect("memory for an engine");
         let other = fresh.run(&snippet).expect("an engine runs everything");
         assert!(agree(&snippet, &first, &other, &Mask::default()), "snippet {n}");
     }

@@ -144,6 +144,7 @@ impl Watch {
 pub struct EngineRunner {
     name: &'static str,
     kind: config::Engine,
+    mmu: config::Mmu,
     model: Arc<CpuidModel>,
     engine: Box<dyn Engine>,
     ram: Arc<GuestRam>,
@@ -207,7 +208,11 @@ pub fn model(spec: &str) -> Result<Arc<CpuidModel>, RunnerError> {
 impl EngineRunner {
     /// # Errors
     /// The host refuses memory.
-    pub fn new(kind: config::Engine, model: &Arc<CpuidModel>) -> Result<Self, RunnerError> {
+    pub fn new(
+        kind: config::Engine,
+        mmu: config::Mmu,
+        model: &Arc<CpuidModel>,
+    ) -> Result<Self, RunnerError> {
         crate::signal::install().map_err(|error| refused("handle SIGFPE", error))?;
         let ram =
             GuestRam::new(RAM_BYTES).map_err(|error| refused("provide guest memory", error))?;
@@ -227,6 +232,7 @@ impl EngineRunner {
             translations: Arc::new(SharedSlot::new(Options {
                 cache_bytes: CACHE_BYTES,
                 counts: false,
+                mmu,
                 report: None,
             })),
         };
@@ -250,6 +256,7 @@ impl EngineRunner {
         Ok(Self {
             name,
             kind,
+            mmu,
             model: Arc::clone(model),
             engine,
             ram,
@@ -385,7 +392,7 @@ impl EngineRunner {
 
     /// A new engine in place of one that has panicked.
     fn replace(&mut self) -> Ending {
-        if let Ok(fresh) = Self::new(self.kind, &self.model) {
+        if let Ok(fresh) = Self::new(self.kind, self.mmu, &self.model) {
             *self = fresh;
         }
         Ending::only(End::Lost("the engine panicked".to_owned()))

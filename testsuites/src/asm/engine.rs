@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
-use xenolith_machine::{Config, End, Engine, Machine};
+use xenolith_machine::{Config, End, Engine, Machine, Mmu};
 
 use super::assemble::Scratch;
 
@@ -34,13 +34,14 @@ impl Write for Console {
 ///
 /// # Errors
 /// The machine can't be built.
-pub fn boot(image: &[u8], engine: Engine) -> Result<(String, String)> {
+pub fn boot(image: &[u8], engine: Engine, mmu: Mmu) -> Result<(String, String)> {
     let scratch = Scratch::new("engine")?;
     let kernel = scratch.path().join("image");
     std::fs::write(&kernel, image)?;
     let config = Config {
         memory_bytes: 64 << 20,
         engine,
+        mmu,
         kernel,
         timeout: Some(PATIENCE),
         no_reboot: true,
