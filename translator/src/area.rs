@@ -446,6 +446,13 @@ impl AreaBox {
         jump.minus_rip.store(rip.wrapping_neg(), Ordering::Release);
     }
 
+    /// Where the block at `rip` is, if the jump cache knows it.
+    #[must_use]
+    pub fn jump(&self, privilege: usize, rip: u64) -> Option<u64> {
+        let jump = &self.jumps_of_all()[privilege][jump_slot(rip)];
+        (jump.minus_rip.load(Ordering::Acquire) == rip.wrapping_neg()).then_some(jump.host)
+    }
+
     /// Says that the page of `la` may be executed, and is the one with this identifier.
     pub fn vouch(&mut self, la: u64, id: u32, global: bool) {
         let slot = exec_slot(la);

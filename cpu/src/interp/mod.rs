@@ -21,6 +21,7 @@ mod io;
 mod memory;
 mod msr;
 mod operand;
+mod quick;
 mod segment;
 mod stack;
 mod string;
@@ -48,6 +49,7 @@ use crate::vector::VectorUnit;
 use decode::Cache;
 
 pub use memory::{copy_in, is_canonical};
+pub use quick::Quick;
 
 /// Why [`Interp::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

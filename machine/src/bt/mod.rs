@@ -324,6 +324,16 @@ impl Bt {
         Some(found)
     }
 
+    /// Where to go on in a mode that has just been entered, and the epoch that the address is good for.
+    fn go_on(&mut self, mode: Mode) -> Option<(usize, u64)> {
+        let epoch = self.shared.epoch();
+        self.own_jumps(mode);
+        match self.area.jump(usize::from(mode.privilege), self.interp.state.rip) {
+            Some(host) => Some((host as usize, epoch)),
+            None => self.find(mode).map(|found| (found.entries.polled, found.epoch)),
+        }
+    }
+
     fn page_is_global(&self, la: u64, mode: Mode) -> bool {
         let privilege = if mode.privilege == 0 { Privilege::User } else { Privilege::Supervisor };
         self.interp.mem.soft.cached(Gva(la), privilege).is_some_and(|page| page.global)
@@ -514,6 +524,7 @@ impl Bt {
     /// Enters translated code, and stays while only the TLB or a chain is wanted. `state.rip` is always
     /// where the guest is at `target`.
     fn run_from(&mut self, found: Found, mode: Mode) -> Option<Exit> {
+        let mut mode = mode;
         self.own_jumps(mode);
         self.load();
         let mut target = found.entries.plain;
@@ -647,11 +658,28 @@ impl Bt {
                     mnemonic,
                     done,
                     again,
+                    quick,
                 } => {
                     self.count(u64::from(done));
                     self.stats.handed_over += 1;
                     self.stats.by_mnemonic[mnemonic as usize] += 1;
                     self.unload(rip);
+                    if let Some(quick) = quick
+                        && !self.stepping
+                        && self.interp.quick(quick, next)
+                    {
+                        if resume != 0 && !quick.changes_mode() {
+                            self.load();
+                            target = record.code + resume as usize;
+                            live = vectors;
+                            continue;
+                        }
+                        mode = self.mode()?;
+                        (target, epoch) = self.go_on(mode)?;
+                        self.load();
+                        live = mode.keeps_vector();
+                        continue;
+                    }
                     if let Some(exit) = self.interpret(1, vector) {
                         return Some(exit);
                     }

@@ -10,6 +10,7 @@
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind};
+use xenolith_cpu::interp::Quick;
 
 use super::names::scratch_number;
 use super::template::Kind;
@@ -225,8 +226,9 @@ impl Emitter<'_> {
         let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let (mnemonic, live) = (step.insn.mnemonic(), self.vector_live);
-        let (vector, done, again) = (false, self.uncounted, 0);
-        let site = Site::HandOver { rip, next, resume: 0, vector, live, mnemonic, done, again };
+        let (vector, done, again, quick) = (false, self.uncounted, 0, None);
+        let resume = 0;
+        let site = Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again, quick };
         self.look_up_jump(site);
         dynasm!(self.asm ; .arch x64
             ; gs mov r11, [r11 * 8 + jumps + 8]
@@ -243,8 +245,18 @@ impl Emitter<'_> {
         let vector = xenolith_cpu::vector::is_vector(&step.insn);
         let live = self.frame.mode.keeps_vector();
         let (mnemonic, done) = (step.insn.mnemonic(), self.uncounted);
-        let site_with =
-            |resume| Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again: 0 };
+        let (again, quick) = (0, if self.wide() { Quick::of(&step.insn) } else { None });
+        let site_with = |resume| Site::HandOver {
+            rip,
+            next,
+            resume,
+            vector,
+            live,
+            mnemonic,
+            done,
+            again,
+            quick,
+        };
         let site = self.site(site_with(0));
         self.leave_by(site);
         if !step.class.ends_block(&step.insn) {
