@@ -5,42 +5,37 @@
 //! Scheme: a model is a name, a family signature and a [`FeatureSet`]; every feature has a row in
 //! [`feature`], and bits without a row are never shown (default deny, also for the `host` model).
 //! Leaves are computed from that when they are asked for, as some depend on the vCPU's state (XCR0,
-//! CR4.OSXSAVE, 64-bit mode). [`CpuidModel::allows`] answers the decoder: an instruction whose feature
-//! is absent is #UD.
+//! CR4.OSXSAVE, 64-bit mode): [`leaves`] has those of all makers and Intel's, [`amd`] has AMD's.
+//! [`CpuidModel::allows`] answers the decoder: an instruction whose feature is absent is #UD.
+//!
+//! Vendors: where Intel's and AMD's processors differ, the guest gets what the vendor does that CPUID
+//! names (docs/decisions/2026-11-27-vendor-behaviour.md lists the places).
 //!
 //! Speculation: the host's mitigations protect the host, and the guest's code never runs in a way that
-//! the guest's own could help. `IA32_ARCH_CAPABILITIES` therefore denies every weakness that has a
-//! bit, and offers enhanced IBRS, the one cheap answer to the weakness that has none.
+//! the guest's own could help. `IA32_ARCH_CAPABILITIES`, or the bits that AMD has in its place, therefore
+//! deny every weakness that has a bit, and offer enhanced or automatic IBRS, the one cheap answer to the
+//! weakness that has none.
 //!
 //! Invariants: a feature is present only with all features that it needs; features whose instructions
 //! run on the host are present only if the host has them. Immutable once vCPUs run; any thread.
-//! Source: SDM vol. 2, "CPUID-CPU Identification"; SDM vol. 4, "IA32_ARCH_CAPABILITIES"; Linux,
-//! Documentation/virt/kvm/x86/cpuid.rst for the hypervisor range.
+//! Source: SDM vol. 2, "CPUID-CPU Identification"; SDM vol. 4, "IA32_ARCH_CAPABILITIES"; APM vol. 3,
+//! "Obtaining Processor Information Via the CPUID Instruction".
 
+mod amd;
 mod feature;
+mod host;
+mod leaves;
 
-use std::arch::x86_64::{__cpuid, __cpuid_count};
 use std::fmt;
 
 pub use feature::Feature;
-use feature::{FeatureSet, Presence, Word, presence};
+use feature::{FeatureSet, Presence, presence};
+use host::Host;
 use iced_x86::{CpuidFeature, DecoderOptions};
-
-use crate::state::{CpuState, Cr4};
 
 /// Frequency of the core crystal clock and so of the local APIC timer's input: Linux takes one for the
 /// other (`native_calibrate_tsc`).
 pub const CRYSTAL_HZ: u64 = 1_000_000_000;
-
-const HIGHEST_BASIC_INTEL: u32 = 0x16;
-const HIGHEST_BASIC_OTHER: u32 = 0xd;
-const HIGHEST_EXTENDED: u32 = 0x8000_0008;
-const HYPERVISOR_BASE: u32 = 0x4000_0000;
-const HYPERVISOR_SIGNATURE: &[u8; 12] = b"XenolithXeno";
-
-/// Bytes of the x87 and SSE region with the XSAVE header, and of the AVX component after it.
-const XSAVE_LEGACY_BYTES: u32 = 512 + 64;
-const XSAVE_AVX_BYTES: u32 = 256;
 
 /// Who made the processor, as far as it decides how instructions behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +89,6 @@ const I686: &[Feature] = {
         // Ours.
         F::Hypervisor,
         F::InvariantTsc,
-        F::ArchCapabilities,
-        F::SpecCtrl,
     ]
 };
 
@@ -141,8 +134,6 @@ const V3: &[Feature] = {
         F::Bmi2,
         F::Erms,
         F::Invpcid,
-        F::FdpExcptnOnly,
-        F::ZeroFcsFds,
         F::Lzcnt,
         F::Pdpe1gb,
     ]
@@ -158,8 +149,6 @@ const WITHOUT_HOST: &[Feature] = {
         F::TscAdjust,
         F::Hypervisor,
         F::InvariantTsc,
-        F::ArchCapabilities,
-        F::SpecCtrl,
         F::Umip,
         F::Pcid,
         F::Invpcid,
@@ -167,10 +156,30 @@ const WITHOUT_HOST: &[Feature] = {
         F::Smap,
         F::Nx,
         F::Pdpe1gb,
-        F::FdpExcptnOnly,
-        F::ZeroFcsFds,
     ]
 };
+
+/// What says of an Intel processor how it keeps x87 pointers, and of which weaknesses it is free.
+const OF_INTEL: &[Feature] =
+    &[Feature::FdpExcptnOnly, Feature::ZeroFcsFds, Feature::ArchCapabilities, Feature::SpecCtrl];
+
+/// The same of an AMD processor.
+const OF_AMD: &[Feature] = {
+    use Feature as F;
+    &[
+        F::XsaveErPtr,
+        F::SsbNo,
+        F::LfenceSerializing,
+        F::NullSelectorClearsBase,
+        F::AutoIbrs,
+        F::SrsoNo,
+        F::TsaSqNo,
+        F::TsaL1No,
+    ]
+};
+
+/// Signature of a named model when AMD is said to have made it: Zen 3.
+const AMD_SIGNATURE: u32 = 0x00a0_0f11;
 
 /// Why there is no such model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,6 +188,9 @@ pub enum CpuidError {
         name: String,
     },
     UnknownFeature {
+        name: String,
+    },
+    UnknownVendor {
         name: String,
     },
     /// A switch without `+` or `-` before it.
@@ -200,6 +212,9 @@ impl fmt::Display for CpuidError {
                 write!(f, "unknown CPU model '{name}' (known: {})", known.join(", "))
             }
             Self::UnknownFeature { name } => write!(f, "unknown CPU feature '{name}'"),
+            Self::UnknownVendor { name } => {
+                write!(f, "unknown CPU vendor '{name}' (known: intel, amd)")
+            }
             Self::NoSign { switch } => {
                 write!(f, "CPU feature '{switch}' needs a + or - before it")
             }
@@ -242,8 +257,8 @@ pub struct CpuidModel {
 }
 
 impl CpuidModel {
-    /// The model that `MODEL[,+feature|,-feature]...` describes. A feature that is switched on brings
-    /// what it needs; one that is switched off takes along what needs it.
+    /// The model that `MODEL[,vendor=intel|amd][,+feature|,-feature]...` describes. A feature that is
+    /// switched on brings what it needs; one that is switched off takes along what needs it.
     ///
     /// # Errors
     /// The specification names something unknown, or wants the impossible of this host.
@@ -257,6 +272,14 @@ impl CpuidModel {
         let mut model = Self::named(name, host)
             .ok_or_else(|| CpuidError::UnknownModel { name: name.to_owned() })?;
         for switch in parts {
+            if let Some(vendor) = switch.strip_prefix("vendor=") {
+                model.set_vendor(match vendor.to_ascii_lowercase().as_str() {
+                    "intel" | "genuineintel" => Vendor::Intel,
+                    "amd" | "authenticamd" => Vendor::Amd,
+                    _ => return Err(CpuidError::UnknownVendor { name: vendor.to_owned() }),
+                });
+                continue;
+            }
             let (on, feature) = match (switch.strip_prefix('+'), switch.strip_prefix('-')) {
                 (Some(feature), _) => (true, feature),
                 (None, Some(feature)) => (false, feature),
@@ -295,9 +318,13 @@ impl CpuidModel {
         Some(match name.to_ascii_lowercase().as_str() {
             "host" => Self::host(host),
             // Nehalem, Haswell and Northwood.
-            "x86-64-v2" => intel(0x106a3, "Xenolith x86-64-v2 processor", 40, &[I686, V2]),
-            "x86-64-v3" => intel(0x306c3, "Xenolith x86-64-v3 processor", 40, &[I686, V2, V3]),
-            "i686" => intel(0x00f29, "Xenolith i686 processor", 36, &[I686]),
+            "x86-64-v2" => {
+                intel(0x106a3, "Xenolith x86-64-v2 processor", 40, &[I686, V2, OF_INTEL])
+            }
+            "x86-64-v3" => {
+                intel(0x306c3, "Xenolith x86-64-v3 processor", 40, &[I686, V2, V3, OF_INTEL])
+            }
+            "i686" => intel(0x00f29, "Xenolith i686 processor", 36, &[I686, OF_INTEL]),
             _ => return None,
         })
     }
@@ -308,7 +335,7 @@ impl CpuidModel {
             features.enable(feature);
         }
         features.close();
-        Self {
+        let mut model = Self {
             vendor: host.vendor,
             signature: host.signature,
             brand: host.brand,
@@ -316,7 +343,42 @@ impl CpuidModel {
             physical_bits: host.physical_bits,
             vcpus: 1,
             tsc_hz: 0,
+        };
+        model.set_features_of_vendor();
+        model
+    }
+
+    /// Has the features that go with the vendor, and none that go with another.
+    fn set_features_of_vendor(&mut self) {
+        let (own, foreign) = match self.vendor() {
+            Vendor::Amd => (OF_AMD, OF_INTEL),
+            Vendor::Intel | Vendor::Other => (OF_INTEL, OF_AMD),
+        };
+        for &feature in foreign {
+            self.features.disable(feature);
         }
+        // Not what they need: a model without long mode has no automatic IBRS.
+        for &feature in own {
+            self.features.insert(feature);
+        }
+        self.features.close();
+    }
+
+    /// Makes it another vendor's processor. A signature that means something else with the other vendor
+    /// goes too.
+    fn set_vendor(&mut self, vendor: Vendor) {
+        if vendor == self.vendor() {
+            return;
+        }
+        (self.vendor, self.signature) = match vendor {
+            Vendor::Amd => (*b"AuthenticAMD", AMD_SIGNATURE),
+            // Haswell.
+            Vendor::Intel | Vendor::Other => (*b"GenuineIntel", 0x306c3),
+        };
+        if !self.brand.starts_with(b"Xenolith") {
+            self.brand = padded_brand(b"Xenolith processor");
+        }
+        self.set_features_of_vendor();
     }
 
     /// Number of vCPUs in the package, for the topology leaves.
@@ -382,10 +444,14 @@ impl CpuidModel {
     }
 
     /// Options for the decoder: without BMI1 and LZCNT, TZCNT and LZCNT are BSF and BSR with a prefix
-    /// that doesn't count.
+    /// that doesn't count; AMD's processors heed an operand size prefix at near branches in 64-bit code,
+    /// and no REX.W at far pointers.
     #[must_use]
     pub fn decoder_options(&self) -> u32 {
         let mut options = DecoderOptions::NO_WBNOINVD;
+        if self.vendor() == Vendor::Amd {
+            options |= DecoderOptions::AMD;
+        }
         for (feature, option) in [
             (Feature::Bmi1, DecoderOptions::NO_MPFX_0FBC),
             (Feature::Lzcnt, DecoderOptions::NO_MPFX_0FBD),
@@ -435,193 +501,6 @@ impl CpuidModel {
             | ITS_NO
             | if self.has(Feature::SpecCtrl) { IBRS_ALL } else { 0 }
     }
-
-    /// EAX, EBX, ECX and EDX of a CPUID leaf on the vCPU with `apic_id` in `state`.
-    #[must_use]
-    pub fn query(&self, leaf: u32, subleaf: u32, state: &CpuState, apic_id: u32) -> [u32; 4] {
-        let hypervisor = self.has(Feature::Hypervisor);
-        let known = match leaf {
-            0..HYPERVISOR_BASE => leaf <= self.highest_basic(),
-            HYPERVISOR_BASE..=0x4000_00ff if hypervisor => return hypervisor_leaf(leaf),
-            HYPERVISOR_BASE..0x8000_0000 => false,
-            0x8000_0000.. => leaf <= HIGHEST_EXTENDED,
-        };
-        // Beyond the highest leaf Intel repeats the highest basic one; others answer zero.
-        match (known, self.vendor()) {
-            (true, _) => self.leaf(leaf, subleaf, state, apic_id),
-            (false, Vendor::Intel) => self.leaf(self.highest_basic(), subleaf, state, apic_id),
-            (false, _) => [0; 4],
-        }
-    }
-
-    fn highest_basic(&self) -> u32 {
-        if self.vendor() == Vendor::Intel { HIGHEST_BASIC_INTEL } else { HIGHEST_BASIC_OTHER }
-    }
-
-    fn leaf(&self, leaf: u32, subleaf: u32, state: &CpuState, apic_id: u32) -> [u32; 4] {
-        let word = |word| self.features.word(word);
-        let intel = self.vendor() == Vendor::Intel;
-        match leaf {
-            0 => {
-                let [ebx, edx, ecx] = three_words(&self.vendor);
-                [self.highest_basic(), ebx, ecx, edx]
-            }
-            1 => self.leaf_1(state, apic_id),
-            // Leaf 4 describes the caches; 64-byte prefetch.
-            2 if intel => [0x00fe_ff01, 0xf0, 0, 0],
-            4 if intel => self.leaf_4(subleaf),
-            // The local APIC timer runs in all sleep states.
-            6 => [1 << 2, 0, 0, 0],
-            7 if subleaf == 0 => {
-                [0, word(Word::Leaf7Ebx), word(Word::Leaf7Ecx), word(Word::Leaf7Edx)]
-            }
-            0xb => self.leaf_b(subleaf, apic_id),
-            0xd => self.leaf_d(subleaf, state),
-            0x15 => self.leaf_15(),
-            0x16 => match self.tsc_hz.saturating_add(500_000) / 1_000_000 {
-                0 => [0; 4],
-                mhz => [mhz.min(0xffff) as u32, mhz.min(0xffff) as u32, 100, 0],
-            },
-            0x8000_0000 => {
-                let [ebx, edx, ecx] = if intel { [0; 3] } else { three_words(&self.vendor) };
-                [HIGHEST_EXTENDED, ebx, ecx, edx]
-            }
-            0x8000_0001 => {
-                let mut edx = word(Word::ExtendedEdx);
-                if intel && !state.is_64bit() {
-                    // Intel's has SYSCALL, and so reports it, in 64-bit mode only.
-                    edx &= !(1 << 11);
-                }
-                let eax = if intel { 0 } else { self.signature };
-                [eax, 0, word(Word::ExtendedEcx), edx]
-            }
-            0x8000_0002..=0x8000_0004 => {
-                let at = (leaf - 0x8000_0002) as usize * 16;
-                let (words, _) = self.brand[at..at + 16].as_chunks::<4>();
-                [0, 1, 2, 3].map(|n: usize| u32::from_le_bytes(words[n]))
-            }
-            // L2: 256 KiB, 8 ways, lines of 64 bytes.
-            0x8000_0006 => [0, 0, 256 << 16 | 6 << 12 | 64, 0],
-            0x8000_0007 => [0, 0, 0, word(Word::PowerEdx)],
-            0x8000_0008 => {
-                let linear_bits = if self.has(Feature::Lm) { 48 } else { 32 };
-                let cores =
-                    if intel { 0 } else { (self.vcpus - 1).min(0xff) | self.id_bits() << 12 };
-                [u32::from(self.physical_bits) | linear_bits << 8, 0, cores, 0]
-            }
-            _ => [0; 4],
-        }
-    }
-
-    /// Bits of an APIC id that tell the package's vCPUs apart.
-    fn id_bits(&self) -> u32 {
-        self.vcpus.next_power_of_two().trailing_zeros()
-    }
-
-    fn leaf_1(&self, state: &CpuState, apic_id: u32) -> [u32; 4] {
-        let mut ecx = self.features.word(Word::Leaf1Ecx);
-        let mut edx = self.features.word(Word::Leaf1Edx);
-        if self.has(Feature::Xsave) && state.cr4(Cr4::OSXSAVE) {
-            ecx |= 1 << 27;
-        }
-        if self.vcpus > 1 {
-            // HTT: the package holds more than one logical processor.
-            edx |= 1 << 28;
-        }
-        let ids = (1 << self.id_bits()).min(0xff_u32);
-        let line = if self.has(Feature::Clfsh) { 64 / 8 } else { 0 };
-        [self.signature, (apic_id & 0xff) << 24 | ids << 16 | line << 8, ecx, edx]
-    }
-
-    /// Caches. Each vCPU is a core with its own L1 and L2; all share the L3.
-    fn leaf_4(&self, subleaf: u32) -> [u32; 4] {
-        const SELF_INITIALISING: u32 = 1 << 8;
-        const INCLUSIVE: u32 = 1 << 1;
-        let cores = ((1_u32 << self.id_bits()) - 1).min(0x3f);
-        let sharing_l3 = ((1_u32 << self.id_bits()) - 1).min(0xfff);
-        let cache = |kind: u32, level: u32, sharing: u32, ways: u32, sets: u32, edx: u32| {
-            let eax = kind | level << 5 | SELF_INITIALISING | sharing << 14 | cores << 26;
-            [eax, (ways - 1) << 22 | (64 - 1), sets - 1, edx]
-        };
-        match subleaf {
-            // Data, instructions, unified: 32 KiB, 32 KiB, 256 KiB, 8 MiB.
-            0 => cache(1, 1, 0, 8, 64, 0),
-            1 => cache(2, 1, 0, 8, 64, 0),
-            2 => cache(3, 2, 0, 8, 512, 0),
-            3 => cache(3, 3, sharing_l3, 16, 8192, INCLUSIVE),
-            _ => [0; 4],
-        }
-    }
-
-    /// Topology: one thread a core, all cores in one package.
-    fn leaf_b(&self, subleaf: u32, apic_id: u32) -> [u32; 4] {
-        let ecx = subleaf & 0xff;
-        match subleaf {
-            0 => [0, 1, ecx | 1 << 8, apic_id],
-            1 => [self.id_bits(), self.vcpus.min(0xffff), ecx | 2 << 8, apic_id],
-            _ => [0, 0, ecx, apic_id],
-        }
-    }
-
-    /// XSAVE areas.
-    fn leaf_d(&self, subleaf: u32, state: &CpuState) -> [u32; 4] {
-        let size = |xcr0: u64| XSAVE_LEGACY_BYTES + if xcr0 & 4 != 0 { XSAVE_AVX_BYTES } else { 0 };
-        let mask = self.xcr0_mask();
-        match subleaf {
-            _ if mask == 0 => [0; 4],
-            0 => [mask as u32, size(state.xcr0), size(mask), 0],
-            1 => {
-                let compacted = if self.has(Feature::Xsavec) { size(state.xcr0) } else { 0 };
-                [self.features.word(Word::XsaveEax), compacted, 0, 0]
-            }
-            2 if mask & 4 != 0 => [XSAVE_AVX_BYTES, XSAVE_LEGACY_BYTES, 0, 0],
-            _ => [0; 4],
-        }
-    }
-
-    /// TSC frequency as a ratio to the crystal's.
-    ///
-    /// Linux multiplies the crystal's kHz by the numerator in 32 bits, so the fraction has to be
-    /// coarse: the best one below that bound is within a part in a million.
-    fn leaf_15(&self) -> [u32; 4] {
-        if self.tsc_hz == 0 {
-            return [0; 4];
-        }
-        let numerator_max = u64::from(u32::MAX) / (CRYSTAL_HZ / 1000);
-        let (numerator, denominator) = best_fraction(self.tsc_hz, CRYSTAL_HZ, numerator_max);
-        [denominator as u32, numerator as u32, CRYSTAL_HZ as u32, 0]
-    }
-}
-
-/// The last convergent of `a / b` whose numerator and denominator are at most `max`.
-fn best_fraction(a: u64, b: u64, max: u64) -> (u64, u64) {
-    let (mut a, mut b) = (a, b);
-    let (mut before, mut last) = ((0, 1), (1, 0));
-    while b != 0 {
-        let quotient = a / b;
-        let next = |before: u64, last: u64| quotient.saturating_mul(last).saturating_add(before);
-        let convergent = (next(before.0, last.0), next(before.1, last.1));
-        if convergent.0 > max || convergent.1 > max {
-            break;
-        }
-        (before, last) = (last, convergent);
-        (a, b) = (b, a % b);
-    }
-    // A ratio above `max` has no convergent at all: say nothing rather than something wrong.
-    if last.1 == 0 { (0, 0) } else { last }
-}
-
-fn hypervisor_leaf(leaf: u32) -> [u32; 4] {
-    if leaf != HYPERVISOR_BASE {
-        return [0; 4];
-    }
-    let [ebx, ecx, edx] = three_words(HYPERVISOR_SIGNATURE);
-    [HYPERVISOR_BASE, ebx, ecx, edx]
-}
-
-fn three_words(text: &[u8; 12]) -> [u32; 3] {
-    let (words, _) = text.as_chunks::<4>();
-    [words[0], words[1], words[2]].map(u32::from_le_bytes)
 }
 
 fn padded_brand(text: &[u8]) -> [u8; 48] {
@@ -629,81 +508,6 @@ fn padded_brand(text: &[u8]) -> [u8; 48] {
     let len = text.len().min(47);
     brand[..len].copy_from_slice(&text[..len]);
     brand
-}
-
-/// The processor we run on.
-#[derive(Clone, Debug)]
-struct Host {
-    vendor: [u8; 12],
-    signature: u32,
-    brand: [u8; 48],
-    features: FeatureSet,
-    physical_bits: u8,
-}
-
-impl Host {
-    fn read() -> Self {
-        let basic = __cpuid(0);
-        let extended = __cpuid(0x8000_0000).eax;
-        let leaf = |leaf: u32, subleaf: u32| {
-            let highest = if leaf < 0x8000_0000 { basic.eax } else { extended };
-            if leaf > highest {
-                return [0; 4];
-            }
-            let registers = __cpuid_count(leaf, subleaf);
-            [registers.eax, registers.ebx, registers.ecx, registers.edx]
-        };
-        let [signature, _, leaf1_ecx, leaf1_edx] = leaf(1, 0);
-        let [_, leaf7_ebx, leaf7_ecx, leaf7_edx] = leaf(7, 0);
-        let [_, _, extended_ecx, extended_edx] = leaf(0x8000_0001, 0);
-
-        // In the order of `Word`.
-        let reported = [
-            leaf1_ecx,
-            leaf1_edx,
-            leaf7_ebx,
-            leaf7_ecx,
-            leaf7_edx,
-            leaf(0xd, 1)[0],
-            extended_ecx,
-            extended_edx,
-            leaf(0x8000_0007, 0)[3],
-        ];
-        let ours = FeatureSet::of(Feature::ALL);
-        let mut features = FeatureSet::default();
-        for (index, word) in features.0.iter_mut().enumerate() {
-            *word = reported[index] & ours.0[index];
-        }
-        let os_uses_xsave = leaf1_ecx & 1 << 27 != 0;
-        if !os_uses_xsave {
-            features.disable(Feature::Xsave);
-        } else if host_xcr0() & 6 != 6 {
-            features.disable(Feature::Avx);
-        }
-        features.close();
-
-        let mut vendor = [0; 12];
-        for (chunk, word) in vendor.chunks_mut(4).zip([basic.ebx, basic.edx, basic.ecx]) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        let mut brand = [0; 48];
-        let brand_words = (0x8000_0002..=0x8000_0004).flat_map(|n| leaf(n, 0));
-        for (chunk, word) in brand.chunks_mut(4).zip(brand_words) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        let physical_bits = (leaf(0x8000_0008, 0)[0] & 0xff).clamp(36, 52) as u8;
-        Self { vendor, signature, brand, features, physical_bits }
-    }
-}
-
-/// XCR0 of the host. Only where CPUID.1:ECX.OSXSAVE is set.
-fn host_xcr0() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the caller has seen OSXSAVE, so XGETBV of register 0 exists in user mode.
-    unsafe {
-        std::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
-    }
-    u64::from(high) << 32 | u64::from(low)
 }
 
 #[cfg(test)]

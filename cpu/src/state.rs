@@ -82,6 +82,8 @@ bitflags! {
         const LME = 1 << 8;
         const LMA = 1 << 10;
         const NXE = 1 << 11;
+        /// Automatic IBRS (AMD).
+        const AIBRSE = 1 << 21;
     }
 }
 
@@ -212,7 +214,8 @@ pub const XSAVE_AREA_SIZE: usize = 512 + 64 + 256;
 ///
 /// Source: SDM vol. 1, "XSAVE-Managed Features". Layout: FCW 0, FSW 2, FTW (abridged) 4, FOP 6, FIP 8,
 /// FDP 16, MXCSR 24, ST0-7 at 32 + 16n, XMM0-15 at 160 + 16n, XSTATE_BV 512, upper halves of
-/// YMM0-15 at 576 + 16n. XSTATE_BV in here is always 7: the state is complete.
+/// YMM0-15 at 576 + 16n. XSTATE_BV in here is always 7: the state is complete. In the bytes that
+/// processors leave alone are the selectors of x87 pointers, where a model keeps them: FCS 464, FDS 466.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct VectorState {
@@ -223,6 +226,8 @@ impl VectorState {
     pub const FCW: usize = 0;
     pub const FSW: usize = 2;
     pub const FTW: usize = 4;
+    pub const FCS: usize = 464;
+    pub const FDS: usize = 466;
     pub const MXCSR: usize = 24;
     pub const ST: usize = 32;
     pub const XMM: usize = 160;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use xenolith_cpu::CpuState;
-use xenolith_cpu::cpuid::{CpuidModel, Feature};
+use xenolith_cpu::cpuid::{CpuidModel, Feature, Vendor};
 use xenolith_cpu::env::{Env, attention};
 use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::Interp;
@@ -455,6 +455,7 @@ fn vcpu(
     }
     let mut mmu = SoftMmu::new(Arc::clone(ram), model.physical_bits());
     mmu.set_gigabyte_pages(model.has(Feature::Pdpe1gb));
+    mmu.set_amd(model.vendor() == Vendor::Amd);
     let code = Stubs::new().map_err(|error| host("provide memory for code")(error.into()))?;
     let router = Arc::clone(&world.router);
     let env = Box::new(VcpuEnv::new(world));

@@ -117,6 +117,7 @@ pub struct SoftMmu {
     ram: Arc<GuestRam>,
     physical_bits: u8,
     gigabyte_pages: bool,
+    amd: bool,
     walks: u64,
 }
 
@@ -141,6 +142,7 @@ impl SoftMmu {
             ram,
             physical_bits,
             gigabyte_pages: true,
+            amd: false,
             walks: 0,
         }
     }
@@ -148,6 +150,12 @@ impl SoftMmu {
     /// Whether the CPU model has 1 GiB pages (it does at first). Without, PS in a PDPTE is reserved.
     pub fn set_gigabyte_pages(&mut self, present: bool) {
         self.gigabyte_pages = present;
+        self.flush_all();
+    }
+
+    /// Whether the CPU model is AMD's (it isn't at first), which reserves G where it has no meaning.
+    pub fn set_amd(&mut self, amd: bool) {
+        self.amd = amd;
         self.flush_all();
     }
 
@@ -205,7 +213,7 @@ impl SoftMmu {
     /// What a read would find at `gva` without setting a bit. Sets nothing and keeps nothing.
     #[must_use]
     pub fn peek(&self, cpu: &CpuState, gva: Gva, privilege: Privilege) -> Option<Peeked> {
-        let paging = Paging::of(cpu, self.physical_bits, self.gigabyte_pages);
+        let paging = self.paging(cpu);
         let found = peek(&self.ram, &paging, gva)?;
         let may = |access| paging.permits(found.rights, access, privilege);
         may(Access::Read).then(|| Peeked {
@@ -214,6 +222,13 @@ impl SoftMmu {
             global: found.global,
             shift: found.page_shift,
         })
+    }
+
+    fn paging(&self, cpu: &CpuState) -> Paging {
+        Paging {
+            reserves_global: self.amd,
+            ..Paging::of(cpu, self.physical_bits, self.gigabyte_pages)
+        }
     }
 
     fn draw_era(&mut self) -> u64 {
@@ -254,7 +269,7 @@ impl SoftMmu {
             self.enter(pcid, true);
         }
         self.walks += 1;
-        let paging = Paging::of(cpu, self.physical_bits, self.gigabyte_pages);
+        let paging = self.paging(cpu);
         let translation = walk(&self.ram, &paging, gva, access, privilege)?;
         let entry = self.fill(&paging, gva, &translation);
         Ok(place(&entry, gva))

@@ -15,7 +15,7 @@
 //! Invariants: a refused access changes no accessed or dirty bit; every loop is bounded. Any thread.
 //! Source: SDM vol. 3, chapter "Paging": "Paging Modes and Control Bits", "32-Bit Paging", "PAE
 //! Paging", "4-Level Paging and 5-Level Paging", "Access Rights", "Page-Fault Exceptions",
-//! "Accessed and Dirty Flags".
+//! "Accessed and Dirty Flags"; APM vol. 2, "Page-Translation-Table Entry Fields".
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -65,6 +65,8 @@ pub struct Paging {
     pub global_pages: bool,
     /// The CPU model has 1 GiB pages.
     pub gigabyte_pages: bool,
+    /// AMD's 4-level paging: G is reserved in entries that refer to a page directory or above.
+    pub reserves_global: bool,
     /// MAXPHYADDR, 32 to 52.
     pub physical_bits: u8,
 }
@@ -93,6 +95,7 @@ impl Paging {
             page_size_extensions: cpu.cr4(Cr4::PSE),
             global_pages: cpu.cr4(Cr4::PGE),
             gigabyte_pages,
+            reserves_global: false,
             physical_bits: physical_bits.clamp(32, 52),
         }
     }
@@ -364,6 +367,9 @@ fn descend_wide<'a>(
             reserved |= (1 << shift) - 0x2000;
         } else if shift > 12 && !may_map {
             reserved |= entry::PAGE_SIZE;
+        }
+        if paging.reserves_global && shift >= 30 && !maps_large {
+            reserved |= entry::GLOBAL;
         }
         if value & reserved != 0 {
             return Err(page_fault::PRESENT | page_fault::RESERVED);

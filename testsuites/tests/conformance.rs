@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use xenolith_machine::{Engine, Mmu};
-use xenolith_testsuites::asm::case::VECTORS;
+use xenolith_testsuites::asm::case::{Maker, VECTORS};
 use xenolith_testsuites::asm::suite::{Suite, Tally};
 use xenolith_testsuites::asm::{corpus, engine, qemu};
 
@@ -39,6 +39,15 @@ fn report(who: &str, tally: &Tally) {
     assert!(complaint.is_empty(), "\n{complaint}");
 }
 
+fn engine_agrees(who: &str, engine: Engine, mmu: Mmu) -> Result<()> {
+    for maker in Maker::ALL {
+        let boot = |image: &[u8]| engine::boot(image, engine, mmu, maker);
+        let tally = suite()?.on_machine(maker, boot, |_| None, |_| None)?;
+        report(&format!("{who}, {}", maker.vendor()), &tally);
+    }
+    Ok(())
+}
+
 #[test]
 fn host_cpu_agrees() -> Result<()> {
     if !blessing() {
@@ -51,12 +60,20 @@ fn host_cpu_agrees() -> Result<()> {
 fn qemu_agrees() -> Result<()> {
     if !blessing() {
         let version = qemu::version()?;
-        let tally = suite()?.on_machine(
-            qemu::boot,
-            |case| case.not_on_qemu.as_deref(),
-            |case| case.qemu_differs.as_deref(),
-        )?;
-        report(&version, &tally);
+        for maker in Maker::ALL {
+            let mut suite = suite()?;
+            if maker == Maker::Amd {
+                // The others have been run.
+                suite.keep(|case| case.maker == Some(maker));
+            }
+            let tally = suite.on_machine(
+                maker,
+                |image| qemu::boot(image, maker),
+                |case| case.not_on_qemu.as_deref(),
+                |case| case.qemu_differs.as_deref(),
+            )?;
+            report(&format!("{version}, {}", maker.vendor()), &tally);
+        }
     }
     Ok(())
 }
@@ -64,8 +81,7 @@ fn qemu_agrees() -> Result<()> {
 #[test]
 fn interpreter_agrees() -> Result<()> {
     if !blessing() {
-        let boot = |image: &[u8]| engine::boot(image, Engine::Interp, Mmu::Auto);
-        report("interpreter", &suite()?.on_machine(boot, |_| None, |_| None)?);
+        engine_agrees("interpreter", Engine::Interp, Mmu::Auto)?;
     }
     Ok(())
 }
@@ -73,8 +89,7 @@ fn interpreter_agrees() -> Result<()> {
 #[test]
 fn translator_agrees() -> Result<()> {
     if !blessing() {
-        let boot = |image: &[u8]| engine::boot(image, Engine::Bt, Mmu::Soft);
-        report("translator", &suite()?.on_machine(boot, |_| None, |_| None)?);
+        engine_agrees("translator", Engine::Bt, Mmu::Soft)?;
     }
     Ok(())
 }
@@ -82,8 +97,7 @@ fn translator_agrees() -> Result<()> {
 #[test]
 fn translator_with_shadow_windows_agrees() -> Result<()> {
     if !blessing() {
-        let boot = |image: &[u8]| engine::boot(image, Engine::Bt, Mmu::Shadow);
-        report("translator with windows", &suite()?.on_machine(boot, |_| None, |_| None)?);
+        engine_agrees("translator with windows", Engine::Bt, Mmu::Shadow)?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ pub struct MachineFlags {
     pub cpus: u32,
 
     /// Processor: host (this computer's, cut to what is emulated), x86-64-v2, x86-64-v3 or i686, then
-    /// switches such as "x86-64-v3,-avx2,+rdrand"
+    /// switches such as "x86-64-v3,-avx2,+rdrand"; "vendor=amd" or "vendor=intel" is one too
     #[arg(long, value_name = "MODEL[,+F][,-F]", help_heading = "Machine", default_value = "host")]
     pub cpu: String,
 

@@ -2,7 +2,8 @@
 //!
 //! One row a feature: where CPUID reports it, its names, whether its instructions run on the host in
 //! stubs (so that the host must have it), and what it can't do without. A bit that has no row is
-//! never shown to a guest. Sources: SDM vol. 2, "CPUID"; names as in Linux's /proc/cpuinfo.
+//! never shown to a guest. Sources: SDM vol. 2, "CPUID"; APM vol. 3, "Obtaining Processor Information Via
+//! the CPUID Instruction"; names as in Linux's /proc/cpuinfo.
 
 use iced_x86::CpuidFeature;
 
@@ -21,9 +22,14 @@ pub(super) enum Word {
     ExtendedEdx,
     /// Leaf 0x8000_0007.
     PowerEdx,
+    /// Leaf 0x8000_0008.
+    AddressEbx,
+    /// Leaf 0x8000_0021.
+    Extended2Eax,
+    Extended2Ecx,
 }
 
-pub(super) const WORDS: usize = 9;
+pub(super) const WORDS: usize = 12;
 
 /// A set of features, as the registers that report them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -43,7 +49,7 @@ impl FeatureSet {
     pub(super) fn contains(&self, feature: Feature) -> bool {
         self.0[feature.row().word as usize] & feature.mask() != 0
     }
-    fn insert(&mut self, feature: Feature) {
+    pub(super) fn insert(&mut self, feature: Feature) {
         self.0[feature.row().word as usize] |= feature.mask();
     }
     fn remove(&mut self, feature: Feature) {
@@ -182,6 +188,15 @@ features! {
     Pdpe1gb = ExtendedEdx 26 ["pdpe1gb"] false [Lm];
     Rdtscp = ExtendedEdx 27 ["rdtscp"] false [Tsc];
     InvariantTsc = PowerEdx 8 ["invtsc", "invariant_tsc", "nonstop_tsc"] false [Tsc];
+    // These go with AMD as the vendor.
+    XsaveErPtr = AddressEbx 2 ["xsaveerptr"] false [Fxsr];
+    SsbNo = AddressEbx 26 ["ssb_no", "amd_ssb_no"] false [];
+    LfenceSerializing = Extended2Eax 2 ["lfence_rdtsc"] false [];
+    NullSelectorClearsBase = Extended2Eax 6 ["null_sel_clr_base"] false [];
+    AutoIbrs = Extended2Eax 8 ["autoibrs"] false [Lm];
+    SrsoNo = Extended2Eax 29 ["srso_no"] false [];
+    TsaSqNo = Extended2Ecx 1 ["tsa_sq_no"] false [];
+    TsaL1No = Extended2Ecx 2 ["tsa_l1_no"] false [];
 }
 
 impl Feature {

@@ -1,7 +1,10 @@
 //! Tests of the CPU models.
 
+use std::arch::x86_64::__cpuid;
+
+use super::leaves::HYPERVISOR_SIGNATURE;
 use super::*;
-use crate::state::{Segment, sreg};
+use crate::state::{CpuState, Cr4, Segment, sreg};
 use Feature as F;
 
 /// A host that has everything.
@@ -56,6 +59,7 @@ fn specifications_that_make_no_sense_are_told_apart() {
     assert_eq!(error("host,avx"), "CPU feature 'avx' needs a + or - before it");
     assert!(error("host,").contains("needs a + or -"));
     assert_eq!(error("host,+"), "unknown CPU feature ''");
+    assert_eq!(error("host,vendor=via"), "unknown CPU vendor 'via' (known: intel, amd)");
 }
 
 #[test]
@@ -126,6 +130,8 @@ fn the_host_model_shows_only_what_has_a_row() {
     let [_, ebx, ecx, edx] = query(&host, 7, 0);
     let avx512 = 1 << 16 | 1 << 17 | 1 << 21 | 0x1f << 26 & !(1 << 29) | 3 << 30;
     assert_eq!(ebx & (avx512 | 1 << 14 | 1 << 4 | 1 << 11), 0, "AVX-512, MPX or TSX");
+    assert_eq!(host.has(F::ArchCapabilities), host.vendor() != Vendor::Amd);
+    assert_eq!(host.has(F::AutoIbrs), host.vendor() == Vendor::Amd);
     // UMIP and RDPID; FSRM, SPEC_CTRL, ARCH_CAPABILITIES.
     assert_eq!(ecx & !(1 << 2 | 1 << 22), 0);
     assert_eq!(edx & !(1 << 4 | 1 << 26 | 1 << 29), 0);
@@ -135,7 +141,7 @@ fn the_host_model_shows_only_what_has_a_row() {
     assert_eq!(ecx & 0b0000_0000_0000_0101_1100_1101_1111_1100, 0);
     assert_eq!(edx & (1 << 21 | 1 << 22 | 1 << 29), 0, "DS, ACPI, TM");
     assert_ne!(ecx & 1 << 31, 0, "HYPERVISOR");
-    assert!(host.has(F::X2apic) && host.has(F::TscDeadline) && host.has(F::ArchCapabilities));
+    assert!(host.has(F::X2apic) && host.has(F::TscDeadline));
     for leaf in 0..0x20 {
         for subleaf in 0..8 {
             let _ = query(&host, leaf, subleaf);
@@ -203,6 +209,67 @@ fn topology_of_one_and_of_several_vcpus() {
     assert_eq!(query(&model, 0xb, 1)[1], 1);
     model.set_vcpus(u32::MAX);
     let _ = (query(&model, 1, 0), query(&model, 4, 3), query(&model, 0xb, 1));
+}
+
+#[test]
+fn amd_tells_caches_and_topology_in_its_own_leaves() {
+    let mut model = model("x86-64-v3,vendor=amd");
+    model.set_vcpus(6);
+    model.set_tsc_hz(3_000_000_000);
+    let state = long_state();
+    let leaf = |leaf, subleaf| model.query(leaf, subleaf, &state, 5);
+    for intel in [2, 4, 0x15, 0x16] {
+        assert_eq!(leaf(intel, 0), [0; 4], "{intel:#x}");
+    }
+    assert_eq!(leaf(0, 0)[0], 0xd);
+    assert_eq!(leaf(0x8000_0000, 0), [0x8000_0021, 0x6874_7541, 0x444d_4163, 0x6974_6e65]);
+    // The signature, of leaf 1 too; CMP_LEGACY and topology extensions; leaf 1's EDX once more.
+    let [eax, _, ecx, edx] = leaf(0x8000_0001, 0);
+    assert_eq!((eax, eax), (leaf(1, 0)[0], 0x00a0_0f11));
+    assert_eq!(ecx & (1 << 1 | 1 << 22), 1 << 1 | 1 << 22);
+    assert_eq!(edx & 0x0183_f3ff, leaf(1, 0)[3] & 0x0183_f3ff);
+    // SYSCALL is there in every mode.
+    assert_ne!(model.query(0x8000_0001, 0, &CpuState::reset(0), 0)[3] & 1 << 11, 0);
+    // Six of eight APIC ids.
+    assert_eq!(leaf(0x8000_0008, 0)[2], 0x3005);
+    assert_eq!(leaf(0x8000_001e, 0), [5, 5, 0, 0]);
+    assert_eq!(leaf(0xb, 1), [3, 6, 0x201, 5]);
+    // L2 and L3, the second shared by all: as large as the older leaves say.
+    let bytes = |[_, ebx, ecx, _]: [u32; 4]| ((ebx >> 22) + 1) * (ecx + 1) * 64;
+    let (l2, l3, sizes) = (leaf(0x8000_001d, 2), leaf(0x8000_001d, 3), leaf(0x8000_0006, 0));
+    assert_eq!((bytes(l2), bytes(l2)), (512 << 10, (sizes[2] >> 16) << 10));
+    assert_eq!((bytes(l3), bytes(l3)), (8 << 20, (sizes[3] >> 18) << 19));
+    assert_eq!((l2[0] >> 14 & 0xfff, l3[0] >> 14 & 0xfff), (0, 7));
+    assert_eq!(leaf(0x8000_001d, 4), [0; 4]);
+    for hidden in [0x8000_000a, 0x8000_001f, 0x8000_0022] {
+        assert_eq!(leaf(hidden, 0), [0; 4], "{hidden:#x}");
+    }
+}
+
+#[test]
+fn amd_denies_weaknesses_in_its_own_bits() {
+    let model = model("x86-64-v3,vendor=amd");
+    // Not Intel's bits, nor what Intel says of x87 pointers.
+    assert_eq!(query(&model, 7, 0)[3] & (1 << 26 | 1 << 29), 0);
+    assert_eq!(query(&model, 7, 0)[1] & (1 << 6 | 1 << 13), 0);
+    assert_eq!(model.arch_capabilities(), 0);
+    // XSAVEERPTR, SSB_NO.
+    assert_eq!(query(&model, 0x8000_0008, 0)[1], 1 << 2 | 1 << 26);
+    // LFENCE, null selectors, automatic IBRS, SRSO_NO; TSA_SQ_NO, TSA_L1_NO.
+    let [eax, _, ecx, _] = query(&model, 0x8000_0021, 0);
+    assert_eq!((eax, ecx), (1 << 2 | 1 << 6 | 1 << 8 | 1 << 29, 1 << 1 | 1 << 2));
+    // There and back.
+    let back = super::tests::model("x86-64-v3,vendor=amd,vendor=intel");
+    assert_eq!(back.features, super::tests::model("x86-64-v3").features);
+    assert_eq!(back.vendor(), Vendor::Intel);
+    assert!(!super::tests::model("i686,vendor=amd").has(F::AutoIbrs));
+}
+
+#[test]
+fn amd_reads_some_prefixes_otherwise() {
+    let amd = model("x86-64-v3,vendor=amd").decoder_options() & DecoderOptions::AMD;
+    let intel = model("x86-64-v3").decoder_options() & DecoderOptions::AMD;
+    assert_eq!((amd, intel), (DecoderOptions::AMD, 0));
 }
 
 #[test]

@@ -216,12 +216,13 @@ pub(super) fn bound<M: Memory>(raw: &Instruction) -> Handler<M> {
     fn check<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         let offset = vm.address(i);
         let index = W::get(&vm.state, i.dst).to_i64();
-        // An index below the lower bound is #BR before the upper one is read.
-        if index < vm.load::<W>(i.seg, offset)?.to_i64() {
+        // An index below the lower bound is #BR before the upper one is read; AMD's read both first.
+        let below = index < vm.load::<W>(i.seg, offset)?.to_i64();
+        if below && !vm.amd {
             return Err(Trap::br());
         }
         let upper = vm.load::<W>(i.seg, offset.wrapping_add(W::BYTES) & i.addr_mask)?.to_i64();
-        if index > upper { Err(Trap::br()) } else { Ok(()) }
+        if below || index > upper { Err(Trap::br()) } else { Ok(()) }
     }
     if raw.op0_register().size() == 2 { check::<M, u16> } else { check::<M, u32> }
 }

@@ -40,7 +40,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use iced_x86::Instruction;
 
-use crate::cpuid::CpuidModel;
+use crate::cpuid::{CpuidModel, Vendor};
 use crate::env::{Access, Env, Memory, Privilege, attention};
 use crate::exception::{Trap, Vector};
 use crate::host_code::HostCode;
@@ -105,6 +105,8 @@ pub struct Interp<M: Memory> {
     pub mem: M,
     env: Box<dyn Env>,
     cpuid: Arc<CpuidModel>,
+    /// The model is AMD's: where that matters, instructions do as AMD's processors do.
+    amd: bool,
     vector: VectorUnit,
     attention: Arc<AtomicU32>,
     cache: Cache<M>,
@@ -144,12 +146,16 @@ impl<M: Memory> Interp<M> {
     ) -> Self {
         let attention = env.attention();
         let mode = Mode::of(&state);
+        let amd = cpuid.vendor() == Vendor::Amd;
+        let mut vector = VectorUnit::new(code);
+        vector.set_model(cpuid.xcr0_mask(), amd);
         Self {
             state,
             mem,
             env,
             cpuid,
-            vector: VectorUnit::new(code),
+            amd,
+            vector,
             attention,
             cache: Cache::new(),
             mode,

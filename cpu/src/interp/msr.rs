@@ -2,8 +2,9 @@
 //!
 //! Problem: guests probe for registers, so an unknown one must fault, and a known one must refuse what
 //! a processor refuses. Scheme: two matches, read and write; the local APIC's registers go to the
-//! machine. Invariants: no unknown register reads as zero; a refused write changes nothing. Source:
-//! SDM vol. 4, "Architectural MSRs".
+//! machine. What only one vendor's processors have exists only when the model is that vendor's. Invariants:
+//! no unknown register reads as zero; a refused write changes nothing. Source: SDM vol. 4, "Architectural
+//! MSRs"; APM vol. 2, "MSR Cross-Reference".
 
 use tracing::debug;
 
@@ -56,6 +57,13 @@ mod number {
     pub const GS_BASE: u32 = 0xc000_0101;
     pub const KERNEL_GS_BASE: u32 = 0xc000_0102;
     pub const TSC_AUX: u32 = 0xc000_0103;
+
+    // AMD's (APM vol. 2, "MSR Cross-Reference"; Processor Programming Reference for family 19h).
+    pub const SYSCFG: u32 = 0xc001_0010;
+    pub const HWCR: u32 = 0xc001_0015;
+    pub const NB_CFG: u32 = 0xc001_001f;
+    pub const PATCH_LOADER: u32 = 0xc001_0020;
+    pub const DE_CFG: u32 = 0xc001_1029;
 }
 use number as n;
 
@@ -65,6 +73,10 @@ const MSRS_LOGGED_MAX: usize = 256;
 const MTRR_CAPABILITIES: u64 = 8 | 1 << 8 | 1 << 10;
 /// FEATURE_CONTROL: locked, nothing enabled.
 const FEATURE_CONTROL_LOCKED: u64 = 1;
+/// HWCR as the firmware has left it: the time stamp counter runs at the P0 frequency. Locked.
+const HWCR_FIXED: u64 = 1 << 24;
+/// DE_CFG: LFENCE serialises.
+const DE_CFG_FIXED: u64 = 1 << 1;
 /// MISC_ENABLE bits that a guest may change: fast strings, and limited CPUID leaves.
 const MISC_ENABLE_CHANGEABLE: u64 = 1 | 1 << 22;
 
@@ -103,9 +115,10 @@ impl<M: Memory> Interp<M> {
         let has = |feature| self.cpuid.has(feature);
         let m = &self.state.msr;
         let long = has(Feature::Lm);
+        let amd = self.amd;
         Ok(match msr {
             n::P5_MC_ADDR | n::P5_MC_TYPE if has(Feature::Mce) => 0,
-            n::PLATFORM_ID => 0,
+            n::PLATFORM_ID if !amd => 0,
             n::TSC => self.time_stamp(),
             n::APIC_BASE | n::TSC_DEADLINE | n::X2APIC_FIRST..=n::X2APIC_LAST => {
                 if msr == n::TSC_DEADLINE && !has(Feature::TscDeadline) {
@@ -114,7 +127,7 @@ impl<M: Memory> Interp<M> {
                 self.env.set_retired(self.state.retired);
                 self.env.apic_msr_read(msr).map_err(|_| Trap::gp0())?
             }
-            n::FEATURE_CONTROL => FEATURE_CONTROL_LOCKED,
+            n::FEATURE_CONTROL if !amd => FEATURE_CONTROL_LOCKED,
             n::TSC_ADJUST if has(Feature::TscAdjust) => m.tsc_adjust,
             n::SPEC_CTRL if has(Feature::SpecCtrl) => m.spec_ctrl,
             n::BIOS_SIGN_ID => m.microcode,
@@ -128,7 +141,7 @@ impl<M: Memory> Interp<M> {
             // No machine-check banks.
             n::MCG_CAP if has(Feature::Mca) => 0,
             n::MCG_STATUS if has(Feature::Mca) => m.mcg_status,
-            n::MISC_ENABLE => m.misc_enable,
+            n::MISC_ENABLE if !amd => m.misc_enable,
             n::MTRR_PHYSBASE0..=n::MTRR_PHYSMASK7 if has(Feature::Mtrr) => {
                 m.mtrr_variable[(msr - n::MTRR_PHYSBASE0) as usize]
             }
@@ -143,6 +156,9 @@ impl<M: Memory> Interp<M> {
             n::GS_BASE if long => self.state.seg[sreg::GS].base,
             n::KERNEL_GS_BASE if long => m.kernel_gs_base,
             n::TSC_AUX if has(Feature::Rdtscp) || has(Feature::Rdpid) => m.tsc_aux,
+            n::SYSCFG | n::NB_CFG if amd => 0,
+            n::HWCR if amd => HWCR_FIXED,
+            n::DE_CFG if amd => DE_CFG_FIXED,
             _ => match Self::fixed_range(msr) {
                 Some(index) if has(Feature::Mtrr) => m.mtrr_fixed[index],
                 _ => return Err(self.unknown_msr(msr, "reads")),
@@ -155,6 +171,7 @@ impl<M: Memory> Interp<M> {
         let cpuid = std::sync::Arc::clone(&self.cpuid);
         let has = |feature| cpuid.has(feature);
         let long = has(Feature::Lm);
+        let amd = self.amd;
         let physical = u64::MAX >> (64 - cpuid.physical_bits());
         let require = |good: bool| if good { Ok(()) } else { Err(Trap::gp0()) };
         match msr {
@@ -181,7 +198,8 @@ impl<M: Memory> Interp<M> {
             }
             n::PRED_CMD if has(Feature::SpecCtrl) => require(value & !1 == 0)?,
             // Microcode updates are accepted and do nothing.
-            n::BIOS_UPDT_TRIG => {}
+            n::BIOS_UPDT_TRIG if !amd => {}
+            n::PATCH_LOADER if amd => {}
             n::BIOS_SIGN_ID => {}
             n::SYSENTER_CS => self.state.msr.sysenter_cs = value,
             n::SYSENTER_ESP => {
@@ -196,7 +214,7 @@ impl<M: Memory> Interp<M> {
                 require(value == 0)?;
                 self.state.msr.mcg_status = 0;
             }
-            n::MISC_ENABLE => {
+            n::MISC_ENABLE if !amd => {
                 let m = &mut self.state.msr.misc_enable;
                 *m = *m & !MISC_ENABLE_CHANGEABLE | value & MISC_ENABLE_CHANGEABLE;
             }
@@ -241,6 +259,8 @@ impl<M: Memory> Interp<M> {
                 require(value >> 32 == 0)?;
                 self.state.msr.tsc_aux = value;
             }
+            // Set by the firmware, which has locked them: a guest's wishes count for nothing.
+            n::SYSCFG | n::HWCR | n::NB_CFG | n::DE_CFG if amd => {}
             _ => match Self::fixed_range(msr) {
                 Some(index) if has(Feature::Mtrr) => {
                     require(each_byte(value, |byte| is_memory_type(byte, false)))?;
@@ -260,8 +280,12 @@ impl<M: Memory> Interp<M> {
     }
 
     fn write_efer(&mut self, value: u64) -> Outcome {
-        let conditional =
-            [(Feature::Syscall, Efer::SCE), (Feature::Lm, Efer::LME), (Feature::Nx, Efer::NXE)];
+        let conditional = [
+            (Feature::Syscall, Efer::SCE),
+            (Feature::Lm, Efer::LME),
+            (Feature::Nx, Efer::NXE),
+            (Feature::AutoIbrs, Efer::AIBRSE),
+        ];
         let changeable = conditional
             .iter()
             .filter(|(feature, _)| self.cpuid.has(*feature))

@@ -30,7 +30,8 @@ trait StringOp {
     /// ZF ends the repetition (CMPS, SCAS).
     const COMPARES: bool = false;
     /// Index registers that a 32-bit address size truncates at the start of the repetition (as it does
-    /// the count), even if nothing is done: so do Intel's processors.
+    /// the count), even if nothing is done: so do Intel's processors. AMD's truncate what an iteration
+    /// moves.
     const TRUNCATES: &[usize] = &[];
     /// Checks the right to the port: as measured, also when nothing is to be done.
     fn may<M: Memory, W: Width>(_: &mut Interp<M>) -> Outcome {
@@ -236,8 +237,10 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
     let goes_on_equal = i.raw.has_repe_prefix();
     let flags = vm.state.rflags;
     O::may::<M, W>(vm)?;
-    for &register in [RCX].iter().chain(O::TRUNCATES) {
-        advance(vm, register, 0, mask);
+    if !vm.amd {
+        for &register in [RCX].iter().chain(O::TRUNCATES) {
+            advance(vm, register, 0, mask);
+        }
     }
     for _ in 0..ITERATIONS_MAX {
         let count = vm.state.gpr[RCX] & mask;
@@ -249,8 +252,11 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
             advance(vm, RCX, done.wrapping_neg(), mask);
         } else {
             if let Err(trap) = O::once::<M, W>(vm, i) {
-                // A fault in CMPS or SCAS shows EFLAGS as before the instruction (SDM vol. 2, "REP").
-                vm.state.rflags = flags;
+                // A fault in CMPS or SCAS shows EFLAGS as before the instruction (SDM vol. 2, "REP"); on AMD's
+                // processors, as measured, as after the last comparison.
+                if !vm.amd {
+                    vm.state.rflags = flags;
+                }
                 return Err(trap);
             }
             advance(vm, RCX, u64::MAX, mask);

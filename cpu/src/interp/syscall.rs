@@ -1,8 +1,10 @@
 //! Fast system calls: SYSCALL, SYSRET, SYSENTER, SYSEXIT.
 //!
 //! Problem: these load CS and SS with fixed contents, without looking at descriptors. Scheme: one
-//! function builds a flat segment. Invariant: RFLAGS, CS, SS and CPL change together. Source: SDM vol. 2,
-//! each instruction; vol. 3, "Performing Fast Calls to System Procedures".
+//! function builds a flat segment. Intel's processors have SYSCALL in 64-bit mode only, and SYSENTER
+//! everywhere; AMD's have SYSCALL in compatibility and protected mode too, and SYSENTER outside long mode
+//! only. Invariant: RFLAGS, CS, SS and CPL change together. Source: SDM vol. 2, each instruction; vol. 3,
+//! "Performing Fast Calls to System Procedures"; APM vol. 3, each instruction.
 
 use super::Interp;
 use super::decode::Insn;
@@ -28,16 +30,34 @@ impl<M: Memory> Interp<M> {
     }
 }
 
+/// SYSCALL and SYSRET exist in this mode.
+fn has_syscall<M: Memory>(vm: &Interp<M>) -> bool {
+    let mode = vm.mode.long64 || vm.amd && vm.mode.protected;
+    mode && vm.state.efer & Efer::SCE.bits() != 0
+}
+
+/// SYSENTER and SYSEXIT exist in this mode.
+fn has_sysenter<M: Memory>(vm: &Interp<M>) -> bool {
+    !(vm.amd && vm.state.long_mode())
+}
+
 pub(super) fn syscall<M: Memory>(vm: &mut Interp<M>, _: &Insn<M>) -> Outcome {
-    // Intel's processors have it in 64-bit mode only.
-    if vm.state.efer & Efer::SCE.bits() == 0 || !vm.mode.long64 {
+    if !has_syscall(vm) {
         return Err(Trap::ud());
     }
-    vm.state.gpr[RCX] = vm.state.rip;
-    vm.state.gpr[11] = vm.state.rflags & !Rflags::RF.bits();
     let selector = (vm.state.msr.star >> 32) as u16;
+    vm.state.gpr[RCX] = vm.state.rip;
+    if !vm.state.long_mode() {
+        vm.enter_flat(selector & 0xfffc, selector.wrapping_add(8), 0, Segment::DB);
+        vm.state.rip = vm.state.msr.star & 0xffff_ffff;
+        vm.state.rflags &= !(Rflags::IF | Rflags::RF).bits();
+        vm.no_step_trap = !vm.state.flag(Rflags::TF);
+        return Err(Trap::Exit);
+    }
+    vm.state.gpr[11] = vm.state.rflags & !Rflags::RF.bits();
+    let entry = if vm.mode.long64 { vm.state.msr.lstar } else { vm.state.msr.cstar };
     vm.enter_flat(selector & 0xfffc, selector.wrapping_add(8), 0, Segment::LONG);
-    vm.state.rip = vm.state.msr.lstar;
+    vm.state.rip = entry;
     let kept = !vm.state.msr.fmask & !Rflags::RF.bits();
     vm.state.rflags = vm.state.rflags & kept | Rflags::FIXED.bits();
     // A single-step trap is taken only if FMASK left TF set.
@@ -46,26 +66,40 @@ pub(super) fn syscall<M: Memory>(vm: &mut Interp<M>, _: &Insn<M>) -> Outcome {
 }
 
 pub(super) fn sysret<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
-    if vm.state.efer & Efer::SCE.bits() == 0 || !vm.mode.long64 {
+    if !has_syscall(vm) {
         return Err(Trap::ud());
     }
     vm.privileged()?;
     let wide = i.raw.code() == iced_x86::Code::Sysretq;
     let target = vm.state.gpr[RCX];
-    if wide && !is_canonical(target) {
+    // AMD's fault at the target.
+    if wide && !is_canonical(target) && !vm.amd {
         return Err(Trap::gp0());
     }
     let base = (vm.state.msr.star >> 48) as u16;
     let (cs, size) =
         if wide { (base.wrapping_add(16), Segment::LONG) } else { (base, Segment::DB) };
+    let ss = vm.state.seg[sreg::SS];
     vm.enter_flat(cs | 3, base.wrapping_add(8) | 3, 3, size);
+    if vm.amd {
+        // Only the selector changes, as it stands in STAR. (Of the rights, DPL follows CPL here.)
+        let access = ss.access & !(3 << 5) | 3 << 5;
+        vm.state.seg[sreg::SS] = Segment { selector: base.wrapping_add(8), access, ..ss };
+    }
     vm.state.rip = if wide { target } else { target & 0xffff_ffff };
+    if !vm.mode.long64 {
+        vm.state.rflags |= Rflags::IF.bits();
+        return Err(Trap::Exit);
+    }
     let image = Rflags::all().difference(Rflags::RF | Rflags::VM).bits();
     vm.state.rflags = vm.state.gpr[11] & image | Rflags::FIXED.bits();
     Err(Trap::Exit)
 }
 
 pub(super) fn sysenter<M: Memory>(vm: &mut Interp<M>, _: &Insn<M>) -> Outcome {
+    if !has_sysenter(vm) {
+        return Err(Trap::ud());
+    }
     let selector = vm.state.msr.sysenter_cs as u16;
     if !vm.state.protected() || selector & 0xfffc == 0 {
         return Err(Trap::gp0());
@@ -85,6 +119,10 @@ pub(super) fn sysexit<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     let selector = vm.state.msr.sysenter_cs as u16;
     if !vm.state.protected() || selector & 0xfffc == 0 || vm.state.cpl != 0 {
         return Err(Trap::gp0());
+    }
+    // As measured, this comes after the check of privilege.
+    if !has_sysenter(vm) {
+        return Err(Trap::ud());
     }
     let wide = i.raw.code() == iced_x86::Code::Sysexitq;
     let (target, stack) = (vm.state.gpr[RDX], vm.state.gpr[RCX]);

@@ -229,7 +229,8 @@ pub(super) fn mov_special<M: Memory>(raw: &Instruction) -> Handler<M> {
 
 fn mov_to_cr<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     let n = i.raw.op0_register().number();
-    if !matches!(n, 0 | 2 | 3 | 4 | 8) {
+    // LOCK MOV CR0, by which some AMD processors mean CR8, comes with a CPUID bit that no model has.
+    if !matches!(n, 0 | 2 | 3 | 4 | 8) || i.lock {
         return Err(Trap::ud());
     }
     vm.privileged()?;
@@ -254,7 +255,7 @@ fn mov_to_cr<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
 
 fn mov_from_cr<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     let n = i.raw.op1_register().number();
-    if !matches!(n, 0 | 2 | 3 | 4 | 8) {
+    if !matches!(n, 0 | 2 | 3 | 4 | 8) || i.lock {
         return Err(Trap::ud());
     }
     vm.privileged()?;

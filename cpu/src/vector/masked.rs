@@ -7,7 +7,8 @@
 //! Invariant: an unselected element's address is never formed into an access. Thread: the vCPU's.
 //! Source: SDM vol. 2, VGATHERDPS to VPGATHERQQ, VMASKMOV, VPMASKMOV, MASKMOVQ, MASKMOVDQU. What a
 //! faulting gather leaves (mask elements widened to all ones or zeros, upper halves cleared)
-//! was measured on a Sapphire Rapids host and is what the SDM's pseudocode says.
+//! was measured on a Sapphire Rapids host and is what the SDM's pseudocode says; AMD's processors leave what
+//! they haven't come to as it was, as measured on a Zen 4 host.
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
@@ -160,6 +161,9 @@ fn byte_store(insn: &Instruction, mut operand: Operand<'_>, mmx: bool, len: usiz
         OpKind::MemorySegEDI => rdi & 0xffff_ffff,
         _ => rdi,
     };
+    if operand.amd {
+        operand.check_for_ac(len, true)?;
+    }
     let bytes = |state: &VectorState, register: Register| {
         let mut out = [0; 32];
         if mmx {
@@ -192,6 +196,7 @@ fn gather(
     let mut mask = operand.cpu.vector.ymm(mask_register);
     let active = element * count;
 
+    let (value_before, mask_before) = (value, mask);
     value[active..].fill(0);
     mask[active..].fill(0);
     for lane in mask[..active].chunks_exact_mut(element) {
@@ -220,6 +225,10 @@ fn gather(
         let mut loaded = [0; 8];
         outcome = operand.read(0, &mut loaded[..element]);
         if outcome.is_err() {
+            if operand.amd {
+                mask[lane.start..].copy_from_slice(&mask_before[lane.start..]);
+                value[lane.start..].copy_from_slice(&value_before[lane.start..]);
+            }
             break;
         }
         value[lane.clone()].copy_from_slice(&loaded[..element]);

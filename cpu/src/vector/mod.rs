@@ -18,9 +18,12 @@
 //! - The host takes #XM (SIGFPE) only with an exception unmasked in the guest's MXCSR, at the one
 //!   instruction announced to [`simd_fault`], which says where the handler resumes.
 //!
-//! What the guest sees of x87 pointers, on every host: FIP follows every non-control instruction; FDP
-//! and FOP only those that raise an unmasked exception (CPUID.7.0:EBX bit 6, FDP_EXCPTN_ONLY, must
-//! be reported 1); FCS and FDS are zero (bit 13 must be reported 1).
+//! What the guest sees of x87 pointers, on every host: on an Intel model FIP follows every non-control
+//! instruction; FDP and FOP only those that raise an unmasked exception (CPUID.7.0:EBX bit 6,
+//! FDP_EXCPTN_ONLY, must be reported 1); FCS and FDS are zero (bit 13 must be reported 1). On an AMD model all
+//! five follow every non-control instruction, and what is not FNSTENV, FNSAVE, FLDENV or FRSTOR saves and
+//! loads zeros for them unless an unmasked exception is pending (CPUID.80000008:EBX bit 2, XSAVEERPTR, must
+//! be reported 1); so does the processor, as measured on a Zen 4 host.
 //!
 //! Thread: the vCPU's. Source: SDM vol. 1, "Programming with the x87 FPU" to "Programming with AVX,
 //! FMA, and AVX2"; vol. 2, "Exceptions Type 1-14" and the instruction pages.
@@ -38,7 +41,7 @@ mod xsave;
 use std::collections::HashMap;
 use std::fmt;
 
-use iced_x86::{Code, Instruction, Register};
+use iced_x86::{Code, CpuidFeature, Instruction, Register};
 
 use crate::exception::{Outcome, Trap};
 use crate::host_code::HostCode;
@@ -111,6 +114,8 @@ pub struct VectorUnit {
     index: HashMap<Key, u32>,
     generation: u32,
     xcr0_supported: u64,
+    /// The guest's processor is AMD's.
+    amd: bool,
     bounce: Box<Bounce>,
 }
 
@@ -130,6 +135,8 @@ pub(crate) struct Operand<'a> {
     pub mem: &'a mut dyn OperandMemory,
     pub segment: usize,
     pub address: u64,
+    /// The guest's processor is AMD's.
+    pub amd: bool,
 }
 
 impl Operand<'_> {
@@ -148,8 +155,9 @@ impl Operand<'_> {
         if align > 1 && self.linear() & (align - 1) != 0 { Err(Trap::gp0()) } else { Ok(()) }
     }
     /// #AC for an unaligned operand of `len` bytes where CR0.AM, EFLAGS.AC and CPL ask for it (SDM vol. 3,
-    /// table "Alignment Requirements by Data Type"). As measured, operands of 16 bytes and more are not
-    /// checked, nor are the lanes of masked moves and gathers.
+    /// table "Alignment Requirements by Data Type"). As measured, Intel's processors don't check operands of
+    /// 16 bytes and more, AMD's want them at multiples of 16; the lanes of masked moves and gathers are
+    /// not checked.
     fn check_for_ac(&self, len: usize, write: bool) -> Outcome {
         if self.cpu.cpl != 3 || !self.cpu.flag(Rflags::AC) || !self.cpu.cr0(Cr0::AM) {
             return Ok(());
@@ -160,6 +168,8 @@ impl Operand<'_> {
             // Environments and states of the x87 unit with 16- and 32-bit operands.
             14 | 94 => 2,
             28 | 108 => 4,
+            16 | 32 if self.amd => 16,
+            512 if self.amd => 4,
             _ => 1,
         };
         if self.linear() & (align - 1) == 0 {
@@ -223,14 +233,16 @@ impl VectorUnit {
             index: HashMap::new(),
             generation: 0,
             xcr0_supported: 7,
+            amd: false,
             bounce: Box::default(),
         }
     }
 
-    /// Which XCR0 bits the guest's CPUID model has (leaf 0xD); XSETBV refuses the others. 7 unless
-    /// told.
-    pub fn set_xcr0_supported(&mut self, mask: u64) {
-        self.xcr0_supported = mask & 7;
+    /// Which XCR0 bits the guest's CPUID model has (leaf 0xD), so that XSETBV refuses the others, and
+    /// whether it is AMD's. 7 and no unless told.
+    pub fn set_model(&mut self, xcr0_supported: u64, amd: bool) {
+        self.xcr0_supported = xcr0_supported & 7;
+        self.amd = amd;
     }
 
     /// Whether `op` still names a prepared instruction. [`Self::execute`] takes a stale one too, but
@@ -300,11 +312,17 @@ impl VectorUnit {
         check_guard(prepared.guard, cpu)?;
         let segment = insn.memory_segment();
         let segment = if segment == Register::None { sreg::DS } else { segment.number() };
-        let operand = Operand { cpu, mem, segment, address };
-        if !matches!(prepared.action, Action::Masked(_)) {
+        let operand = Operand { cpu, mem, segment, address, amd: self.amd };
+        let len = insn.memory_size().size();
+        // What needs alignment anyway is #GP for want of it, by AMD's processors too.
+        let vex = prepared.guard == Guard::Vex;
+        let aligned = matches!(len, 16 | 32)
+            && !(self.amd && is_sha(insn))
+            && classify::alignment(insn.mnemonic(), vex, len as u8) > 1;
+        if !matches!(prepared.action, Action::Masked(_)) && !aligned {
             let write = matches!(prepared.action, Action::Stub(StubOp { writes_memory: true, .. }))
                 || matches!(prepared.action, Action::Native(moves::Native::Store { .. }));
-            operand.check_for_ac(insn.memory_size().size(), write)?;
+            operand.check_for_ac(len, write)?;
         }
         match prepared.action {
             Action::Native(native) => moves::execute(native, operand),
@@ -324,7 +342,7 @@ impl VectorUnit {
         match system {
             S::X87(control) => x87::execute(control, &mut operand),
             S::Save(area) => xsave::execute(area, &mut operand),
-            S::Xgetbv => xsave::xgetbv(operand.cpu),
+            S::Xgetbv => xsave::xgetbv(operand.cpu, operand.amd),
             S::Xsetbv => xsave::xsetbv(operand.cpu, self.xcr0_supported),
             S::Ldmxcsr => xsave::ldmxcsr(&mut operand),
             S::Stmxcsr => {
@@ -378,7 +396,14 @@ impl VectorUnit {
         let op = if op.entry == 0 { self.publish(index, op, insn)? } else { op };
         let size = usize::from(op.memory_len);
         if size != 0 {
-            operand.check_alignment(u64::from(op.align))?;
+            // As measured, AMD's processors don't check the operands of SHA instructions, and judge a store's
+            // address before an exception of the computation.
+            if !(self.amd && is_sha(insn)) {
+                operand.check_alignment(u64::from(op.align))?;
+            }
+            if self.amd && op.writes_memory {
+                operand.probe(size)?;
+            }
             if !op.writes_memory {
                 operand.read(0, &mut self.bounce.data[..size])?;
             }
@@ -412,7 +437,8 @@ impl VectorUnit {
             return Err(simd_exception(cpu));
         }
         if op.x87_pointers {
-            x87::update_pointers(cpu, insn, (size != 0).then_some(operand.address));
+            let data = (size != 0).then_some((operand.segment, operand.address));
+            x87::update_pointers(cpu, insn, data, operand.amd);
         }
         let Some(saved) = saved else { return Ok(()) };
         // An unmasked exception suppresses the store, and with it a page fault.
@@ -423,6 +449,10 @@ impl VectorUnit {
             saved.restore(&mut operand.cpu.vector);
         })
     }
+}
+
+fn is_sha(insn: &Instruction) -> bool {
+    insn.cpuid_features().contains(&CpuidFeature::SHA)
 }
 
 /// The exception for an unmasked SIMD floating-point condition (SDM vol. 3, "Interrupt 19").

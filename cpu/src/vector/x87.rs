@@ -14,7 +14,7 @@ use iced_x86::{Encoder, Instruction};
 use super::Operand;
 use super::classify::x87_opcode;
 use crate::exception::Outcome;
-use crate::state::{CpuState, VectorState, reg};
+use crate::state::{CpuState, VectorState, reg, sreg};
 
 const FCW: usize = VectorState::FCW;
 const FSW: usize = VectorState::FSW;
@@ -23,6 +23,8 @@ const FOP: usize = 6;
 const FIP: usize = 8;
 const FDP: usize = 16;
 const ST: usize = VectorState::ST;
+const FCS: usize = VectorState::FCS;
+const FDS: usize = VectorState::FDS;
 
 /// x87 control instructions that are written out. `bits`: operand size, 16 or 32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +86,7 @@ fn init(state: &mut VectorState) {
     state.set_u16_at(FCW, 0x37f);
     state.set_u16_at(FSW, 0);
     state.bytes[FTW..FDP + 8].fill(0);
+    state.bytes[FCS..FDS + 2].fill(0);
 }
 
 /// The low 64 bits of physical register `n`: MMn.
@@ -115,7 +118,7 @@ impl Saved {
     }
 }
 
-/// FOP, FIP and FDP.
+/// FOP, FIP and FDP. (The host doesn't touch the bytes that FCS and FDS lie in.)
 pub type Pointers = [u8; 18];
 
 /// Takes the pointers out, leaving zeros: the host is not to see the guest's.
@@ -130,16 +133,41 @@ pub fn put_pointers(state: &mut VectorState, pointers: Pointers) {
     state.bytes[FOP..FOP + 18].copy_from_slice(&pointers);
 }
 
-/// Updates the pointers after the non-control instruction `insn`, with its operand's offset.
-pub fn update_pointers(cpu: &mut CpuState, insn: &Instruction, memory: Option<u64>) {
+/// Updates the pointers after the non-control instruction `insn`, with its operand's segment register and
+/// offset.
+pub fn update_pointers(
+    cpu: &mut CpuState,
+    insn: &Instruction,
+    memory: Option<(usize, u64)>,
+    amd: bool,
+) {
     let mask = if cpu.is_64bit() { u64::MAX } else { 0xffff_ffff };
     cpu.vector.bytes[FIP..FIP + 8].copy_from_slice(&(cpu.rip & mask).to_le_bytes());
-    if is_pending(&cpu.vector) {
+    if amd {
+        let code = cpu.seg[sreg::CS].selector;
+        cpu.vector.set_u16_at(FCS, code);
+    }
+    if amd || is_pending(&cpu.vector) {
         cpu.vector.set_u16_at(FOP, opcode(insn).unwrap_or(0));
-        if let Some(address) = memory {
+        if let Some((segment, address)) = memory {
             cpu.vector.bytes[FDP..FDP + 8].copy_from_slice(&(address & mask).to_le_bytes());
+            if amd {
+                let data = cpu.seg.get(segment).map_or(0, |segment| segment.selector);
+                cpu.vector.set_u16_at(FDS, data);
+            }
         }
     }
+}
+
+/// Whether FXSAVE, XSAVE and what loads their images handle the pointers, rather than zeros.
+pub fn saves_pointers(state: &VectorState, amd: bool) -> bool {
+    !amd || is_pending(state)
+}
+
+/// Sets all pointers and their selectors to zero.
+pub fn clear_pointers(state: &mut VectorState) {
+    take_pointers(state);
+    state.bytes[FCS..FDS + 2].fill(0);
 }
 
 /// The 11-bit opcode that FOP holds. The ModRM byte of a memory form is taken from iced's encoding of
@@ -234,7 +262,8 @@ pub fn execute(control: Control, operand: &mut Operand<'_>) -> Outcome {
             let mut image = [0; 28];
             let len = environment_len(bits);
             operand.read(0, &mut image[..len])?;
-            let loaded = Environment::parse(&image, bits, operand.cpu.real_or_v86());
+            let selectors = operand.amd;
+            let loaded = Environment::parse(&image, bits, operand.cpu.real_or_v86(), selectors);
             set_top(&mut operand.cpu.vector, loaded.top());
             loaded.apply(&mut operand.cpu.vector);
         }
@@ -255,7 +284,8 @@ pub fn execute(control: Control, operand: &mut Operand<'_>) -> Outcome {
             operand.read(0, &mut image[..len + 80])?;
             let mut head = [0; 28];
             head[..len].copy_from_slice(&image[..len]);
-            let loaded = Environment::parse(&head, bits, operand.cpu.real_or_v86());
+            let selectors = operand.amd;
+            let loaded = Environment::parse(&head, bits, operand.cpu.real_or_v86(), selectors);
             let state = &mut operand.cpu.vector;
             loaded.apply(state);
             for n in 0..8 {
@@ -271,7 +301,7 @@ fn environment_len(bits: u8) -> usize {
     if bits == 16 { 14 } else { 28 }
 }
 
-/// What FNSTENV stores and FLDENV loads; the selectors are not kept.
+/// What FNSTENV stores and FLDENV loads.
 struct Environment {
     control: u16,
     status: u16,
@@ -279,6 +309,8 @@ struct Environment {
     opcode: u16,
     instruction: u64,
     data: u64,
+    /// FCS and FDS; zero where the model doesn't keep them.
+    selectors: [u16; 2],
 }
 
 impl Environment {
@@ -287,9 +319,14 @@ impl Environment {
     }
 
     /// SDM vol. 1, figures "Protected Mode x87 FPU State Image in Memory, 32-Bit Format" and the
-    /// three after it.
-    fn parse(image: &[u8; 28], bits: u8, real: bool) -> Self {
+    /// three after it. `selectors`: the model keeps them.
+    fn parse(image: &[u8; 28], bits: u8, real: bool, selectors: bool) -> Self {
         let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
+        let selectors = match (bits, real) {
+            (16, false) if selectors => [word(8), word(12)],
+            (32, false) if selectors => [word(16), word(24)],
+            _ => [0; 2],
+        };
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 2)) << 16;
         match (bits, real) {
             (16, false) => Self {
@@ -299,6 +336,7 @@ impl Environment {
                 opcode: 0,
                 instruction: u64::from(word(6)),
                 data: u64::from(word(10)),
+                selectors,
             },
             (16, true) => Self {
                 control: word(0),
@@ -307,6 +345,7 @@ impl Environment {
                 opcode: word(8) & 0x7ff,
                 instruction: u64::from(word(6)) | u64::from(word(8) & 0xf000) << 4,
                 data: u64::from(word(10)) | u64::from(word(12) & 0xf000) << 4,
+                selectors,
             },
             (_, false) => Self {
                 control: word(0),
@@ -315,6 +354,7 @@ impl Environment {
                 opcode: word(18) & 0x7ff,
                 instruction: long(12),
                 data: long(20),
+                selectors,
             },
             (_, true) => Self {
                 control: word(0),
@@ -323,6 +363,7 @@ impl Environment {
                 opcode: word(16) & 0x7ff,
                 instruction: u64::from(word(12)) | (long(16) & 0x0fff_f000) << 4,
                 data: u64::from(word(20)) | (long(24) & 0x0fff_f000) << 4,
+                selectors,
             },
         }
     }
@@ -335,6 +376,8 @@ impl Environment {
         state.set_u16_at(FOP, self.opcode);
         state.bytes[FIP..FIP + 8].copy_from_slice(&self.instruction.to_le_bytes());
         state.bytes[FDP..FDP + 8].copy_from_slice(&self.data.to_le_bytes());
+        state.set_u16_at(FCS, self.selectors[0]);
+        state.set_u16_at(FDS, self.selectors[1]);
         normalise(state);
     }
 }
@@ -348,13 +391,14 @@ fn environment(cpu: &CpuState, bits: u8) -> ([u8; 28], usize) {
     let low = |value: u32| value & 0xffff;
     let tags = u32::from(full_tags(state));
     let opcode = u32::from(word(FOP) & 0x7ff);
+    let (fcs, fds) = (u32::from(word(FCS)), u32::from(word(FDS)));
     let mut image = [0; 28];
     let len = environment_len(bits);
     if bits == 16 {
         let words = if cpu.real_or_v86() {
             [low(fip), (fip >> 4) & 0xf000 | opcode, low(fdp), (fdp >> 4) & 0xf000]
         } else {
-            [low(fip), 0, low(fdp), 0]
+            [low(fip), fcs, low(fdp), fds]
         };
         let head = [u32::from(word(FCW)), u32::from(word(FSW)), tags];
         for (out, value) in image.chunks_exact_mut(2).zip(head.into_iter().chain(words)) {
@@ -370,7 +414,7 @@ fn environment(cpu: &CpuState, bits: u8) -> ([u8; 28], usize) {
                 (fdp >> 4) & 0x0fff_f000,
             ]
         } else {
-            [fip, opcode << 16, fdp, RESERVED]
+            [fip, opcode << 16 | fcs, fdp, RESERVED | fds]
         };
         let head =
             [RESERVED | u32::from(word(FCW)), RESERVED | u32::from(word(FSW)), RESERVED | tags];

@@ -6,9 +6,10 @@
 //! a load checks everything before it changes anything. A component counts as in use (XINUSE) exactly
 //! when it differs from its initial configuration, so XSTATE_BV depends on the state alone; hardware
 //! may report an initialised component as in use, never the other way round. XSAVEOPT's modified
-//! optimisation is not used. Thread: the vCPU's. Source: SDM vol. 1, "Managing State Using the XSAVE
-//! Feature Set"; vol. 2, FXSAVE, XSAVE, XSAVEC, XSAVEOPT, XRSTOR. Extents probed for faults and bytes
-//! left alone were measured on a Sapphire Rapids host.
+//! optimisation is not used. x87 pointers are zeros in an AMD model's images unless an exception is pending.
+//! Thread: the vCPU's. Source: SDM vol. 1, "Managing State Using the XSAVE Feature Set"; vol. 2, FXSAVE,
+//! XSAVE, XSAVEC, XSAVEOPT, XRSTOR. Extents probed for faults and bytes left alone were measured on a
+//! Sapphire Rapids host.
 
 use super::{Operand, x87};
 use crate::exception::{Outcome, Trap};
@@ -54,13 +55,14 @@ fn registers_len(cpu: &CpuState) -> usize {
 }
 
 /// Components not in their initial configuration. MXCSR is not part of SSE here.
-fn in_use(state: &VectorState) -> u64 {
+fn in_use(state: &VectorState, amd: bool) -> u64 {
     // Without an early way out the compiler makes vector code of it.
     let zero = |from: usize, len: usize| {
         state.bytes[from..from + len].iter().fold(0, |any, &byte| any | byte) == 0
     };
+    let pointers = x87::saves_pointers(state, amd);
     let x87_init = state.u16_at(VectorState::FCW) == 0x37f
-        && zero(VectorState::FSW, VectorState::MXCSR - VectorState::FSW)
+        && zero(VectorState::FSW, if pointers { VectorState::MXCSR - VectorState::FSW } else { 4 })
         && zero(VectorState::ST, 128);
     u64::from(!x87_init) * X87
         + u64::from(!zero(VectorState::XMM, 256)) * SSE
@@ -68,18 +70,22 @@ fn in_use(state: &VectorState) -> u64 {
 }
 
 /// The same with MXCSR counted to SSE: XSAVEC, XGETBV.
-fn in_use_with_mxcsr(state: &VectorState) -> u64 {
-    in_use(state) | if state.mxcsr() == MXCSR_DEFAULT { 0 } else { SSE }
+fn in_use_with_mxcsr(state: &VectorState, amd: bool) -> u64 {
+    in_use(state, amd) | if state.mxcsr() == MXCSR_DEFAULT { 0 } else { SSE }
 }
 
 /// The first 160 bytes of a legacy region, MXCSR and its mask included.
-fn legacy_head(state: &VectorState, wide: bool) -> [u8; 160] {
+fn legacy_head(state: &VectorState, wide: bool, amd: bool) -> [u8; 160] {
     let mut head = [0; 160];
     head.copy_from_slice(&state.bytes[..160]);
     if !wide {
-        // FCS and FDS.
-        head[12..16].fill(0);
-        head[20..24].fill(0);
+        for (at, selector) in [(12, VectorState::FCS), (20, VectorState::FDS)] {
+            head[at..at + 2].copy_from_slice(&state.bytes[selector..selector + 2]);
+            head[at + 2..at + 4].fill(0);
+        }
+    }
+    if !x87::saves_pointers(state, amd) {
+        head[6..24].fill(0);
     }
     head[5] = 0;
     head[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
@@ -90,7 +96,8 @@ fn legacy_head(state: &VectorState, wide: bool) -> [u8; 160] {
 }
 
 /// Loads x87 state from a legacy region.
-fn load_x87(state: &mut VectorState, image: &[u8], wide: bool) {
+fn load_x87(state: &mut VectorState, image: &[u8], wide: bool, amd: bool) {
+    state.bytes[VectorState::FCS..VectorState::FDS + 2].fill(0);
     state.bytes[..24].copy_from_slice(&image[..24]);
     state.bytes[5] = 0;
     let opcode = state.u16_at(6) & 0x7ff;
@@ -104,14 +111,22 @@ fn load_x87(state: &mut VectorState, image: &[u8], wide: bool) {
             pointer[4..].fill(0);
         }
     }
+    if amd && !wide {
+        state.bytes[VectorState::FCS..][..2].copy_from_slice(&image[12..14]);
+        state.bytes[VectorState::FDS..][..2].copy_from_slice(&image[20..22]);
+    }
     state.bytes[VectorState::ST..][..128].copy_from_slice(&image[32..160]);
     for slot in state.bytes[VectorState::ST..][..128].chunks_exact_mut(16) {
         slot[10..].fill(0);
     }
     x87::normalise(state);
+    if !x87::saves_pointers(state, amd) {
+        x87::clear_pointers(state);
+    }
 }
 
 fn init_x87(state: &mut VectorState) {
+    x87::clear_pointers(state);
     state.bytes[..24].fill(0);
     state.bytes[VectorState::ST..][..128].fill(0);
     state.set_u16_at(VectorState::FCW, 0x37f);
@@ -131,7 +146,7 @@ fn fxsave(operand: &mut Operand<'_>, wide: bool) -> Outcome {
     operand.probe(512)?;
     let len = registers_len(operand.cpu);
     let mut image = [0; 160 + 256];
-    image[..160].copy_from_slice(&legacy_head(&operand.cpu.vector, wide));
+    image[..160].copy_from_slice(&legacy_head(&operand.cpu.vector, wide, operand.amd));
     image[160..].copy_from_slice(&operand.cpu.vector.bytes[VectorState::XMM..][..256]);
     operand.write(0, &image[..160 + len])
 }
@@ -144,7 +159,7 @@ fn fxrstor(operand: &mut Operand<'_>, wide: bool) -> Outcome {
     check_mxcsr(mxcsr)?;
     let len = registers_len(operand.cpu);
     let state = &mut operand.cpu.vector;
-    load_x87(state, &image, wide);
+    load_x87(state, &image, wide, operand.amd);
     state.set_mxcsr(mxcsr);
     state.bytes[VectorState::XMM..][..len].copy_from_slice(&image[160..160 + len]);
     Ok(())
@@ -162,7 +177,7 @@ fn area_len(components: u64) -> usize {
 
 /// Stores the components in `saved`; the area has been probed.
 fn store_components(operand: &mut Operand<'_>, saved: u64, mxcsr: bool, wide: bool) -> Outcome {
-    let head = legacy_head(&operand.cpu.vector, wide);
+    let head = legacy_head(&operand.cpu.vector, wide, operand.amd);
     let len = registers_len(operand.cpu);
     if saved & X87 != 0 {
         operand.write(0, &head[..24])?;
@@ -190,7 +205,7 @@ fn xsave(operand: &mut Operand<'_>, wide: bool, optimise: bool) -> Outcome {
     operand.probe(area_len(wanted))?;
     let mut old = [0; 8];
     operand.read(512, &mut old)?;
-    let used = in_use(&operand.cpu.vector);
+    let used = in_use(&operand.cpu.vector, operand.amd);
     let saved = if optimise { wanted & used } else { wanted };
     store_components(operand, saved, wanted & (SSE | AVX) != 0, wide)?;
     let present = (u64::from_le_bytes(old) & !wanted) | (used & wanted);
@@ -201,7 +216,7 @@ fn xsavec(operand: &mut Operand<'_>, wide: bool) -> Outcome {
     operand.check_alignment(64)?;
     let wanted = requested(operand.cpu);
     operand.probe(area_len(wanted))?;
-    let saved = in_use_with_mxcsr(&operand.cpu.vector) & wanted;
+    let saved = in_use_with_mxcsr(&operand.cpu.vector, operand.amd) & wanted;
     store_components(operand, saved, saved & SSE != 0, wide)?;
     let mut header = [0; 16];
     header[..8].copy_from_slice(&saved.to_le_bytes());
@@ -252,7 +267,7 @@ fn xrstor(operand: &mut Operand<'_>, wide: bool) -> Outcome {
     let len = registers_len(operand.cpu);
     let state = &mut operand.cpu.vector;
     if loaded & X87 != 0 {
-        load_x87(state, &image, wide);
+        load_x87(state, &image, wide, operand.amd);
     } else if wanted & X87 != 0 {
         init_x87(state);
     }
@@ -270,10 +285,10 @@ fn xrstor(operand: &mut Operand<'_>, wide: bool) -> Outcome {
     Ok(())
 }
 
-pub fn xgetbv(cpu: &mut CpuState) -> Outcome {
+pub fn xgetbv(cpu: &mut CpuState, amd: bool) -> Outcome {
     let value = match cpu.gpr[reg::RCX] & 0xffff_ffff {
         0 => cpu.xcr0,
-        1 => cpu.xcr0 & in_use_with_mxcsr(&cpu.vector),
+        1 => cpu.xcr0 & in_use_with_mxcsr(&cpu.vector, amd),
         _ => return Err(Trap::gp0()),
     };
     cpu.gpr[reg::RAX] = value & 0xffff_ffff;

@@ -237,6 +237,30 @@ fn without_gigabyte_pages_ps_in_a_pdpte_is_reserved() {
 }
 
 #[test]
+fn amd_reserves_the_global_bit_above_page_directories() {
+    let expected = page_fault::PRESENT | page_fault::RESERVED | page_fault::USER;
+    // In the PML4 and in a PDPT entry that refers to a page directory, not below.
+    for (level, reserved) in [(0, true), (1, true), (2, false), (3, false)] {
+        let mut tables = Tables::new();
+        for n in 0..4 {
+            let global = if n == level { entry::GLOBAL } else { 0 };
+            tables.set64(TABLES + 0x1000 * n, (TABLES + 0x1000 * (n + 1)) | 7 | global);
+        }
+        let intel = Paging::of(&cpu_in(Mode::FourLevel, 0), 40, true);
+        let amd = Paging { reserves_global: true, ..intel };
+        let read = |paging| walk(&tables.ram, &paging, Gva(0), Access::Read, Privilege::User);
+        assert!(read(intel).is_ok(), "{level}");
+        assert_eq!(read(amd).err().map(|fault| fault.error_code), reserved.then_some(expected));
+    }
+    // A 1 GiB page may be global.
+    let mut tables = Tables::new();
+    tables.set64(TABLES, (TABLES + 0x1000) | 7);
+    tables.set64(TABLES + 0x1000, 0x87 | entry::GLOBAL);
+    let amd = Paging { reserves_global: true, ..Paging::of(&cpu_in(Mode::FourLevel, 0), 40, true) };
+    assert!(walk(&tables.ram, &amd, Gva(0), Access::Read, Privilege::User).is_ok());
+}
+
+#[test]
 fn tables_outside_ram_read_as_ones() {
     let ram = GuestRam::new(64 << 20).expect("64 MiB");
     for mode in [Mode::FourLevel, Mode::Pae] {

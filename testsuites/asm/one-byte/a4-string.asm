@@ -147,11 +147,32 @@
 ; out: rcx=0 rdi=0x100fffc flags=PF,DF
 
 ; case: scasb-faults-in-the-middle
+; vendor: intel
 ; qemu-differs: leaves the flags of the last comparison; SDM vol. 2B, "REP": EFLAGS are as before the instruction
 ; in: rdi=ABSENT-2 rcx=5 rax=9
 .here:  repne scasb
 ; fault: #PF(4) at .here
 ; out: rcx=3 rdi=ABSENT cr2=ABSENT
+
+; case: scasb-faults-in-the-middle-on-amd
+; vendor: amd
+; in: rdi=ABSENT-2 rcx=5 rax=9
+.here:  repne scasb
+; fault: #PF(4) at .here
+; out: rcx=3 rdi=ABSENT flags=PF cr2=ABSENT
+
+; case: rep-movsb-of-nothing-truncates-registers
+; vendor: intel
+; qemu-differs: leaves them; as measured, Intel's processors write what the address size leaves of them
+; in: rsi=0x1100000004 rdi=0x2200000008 rcx=0x3300000000
+        a32 rep movsb
+; out: rcx=0 rsi=4 rdi=8
+
+; case: rep-movsb-of-nothing-on-amd
+; vendor: amd
+; in: rsi=0x1100000004 rdi=0x2200000008 rcx=0x3300000000
+        a32 rep movsb
+; out: unchanged
 
 ; case: rep-movsb-16-bit-addresses-wrap
 ; mode: real

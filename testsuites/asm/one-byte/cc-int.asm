@@ -29,6 +29,7 @@
 ; fault: #GP(0xa) at .here
 
 ; case: icebp-skips-the-privilege-check
+; host: no, KVM on AMD reports the instruction's own address
 ; qemu-differs: stops for a debugger of its own; SDM vol. 2A, "INT1": #DB after the instruction
         db 0xf1
 .after:

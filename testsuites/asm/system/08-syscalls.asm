@@ -37,6 +37,7 @@
 ; fault: #UD at .here
 
 ; case: syscall-from-compatibility-mode
+; vendor: intel
 ; mode: compat32 cpl=3
 ; qemu-differs: enters at CSTAR as AMD does; SDM vol. 2B, "SYSCALL": #UD outside 64-bit mode
 ; setup:
@@ -79,6 +80,7 @@ bits 32
 ; out-mem: STACK+0xff8 = 42 02
 
 ; case: sysret-to-noncanonical
+; vendor: intel
 ; mode: long64
 ; qemu-differs: faults at the target; SDM vol. 2B, "SYSRET": #GP(0) if RCX is not canonical
 ; in: rcx=0x8000000000000000 r11=0x202
@@ -86,6 +88,7 @@ bits 32
 ; fault: #GP(0) at .here
 
 ; case: sysenter-to-64-bit
+; vendor: intel
 ; setup:
         wrmsr_imm 0x174, KCODE64
         wrmsr_imm 0x175, KSTACK_TOP - 0x100
@@ -97,6 +100,7 @@ bits 32
 ; out: rax=0x10 rbx=0x18 rsp=KSTACK+0x3f00 flags=-IF cs=0x10 ss=0x18
 
 ; case: sysenter-with-null-cs
+; vendor: intel
 ; host: no, a system call
 .here:  sysenter
 ; fault: #GP(0) at .here
@@ -137,6 +141,7 @@ bits 32
 ; fault: #GP(0) at .here
 
 ; case: sysexit-to-64-bit
+; vendor: intel
 ; mode: long64
 ; setup:
         wrmsr_imm 0x174, KCODE64
@@ -159,4 +164,68 @@ bits 32
 ; case: swapgs-in-compatibility-mode
 ; mode: compat32
 .here:  db 0x0f, 0x01, 0xf8
+; fault: #UD at .here
+
+; What AMD's processors do otherwise. APM vol. 3, "SYSCALL", "SYSRET", "SYSENTER", "SYSEXIT".
+
+; case: syscall-from-compatibility-mode-on-amd
+; vendor: amd
+; mode: compat32 cpl=3
+; in: eax=5 ecx=5 flags=CF
+; setup:
+        wrmsr_imm 0xc0000083, .entry
+        wrmsr_imm 0xc0000084, 0x601
+; code:
+        syscall
+bits 64
+.entry: mov eax, cs
+        mov ebx, ss
+; out: rax=0x10 rcx=CODE+0x2 rbx=0x18 r11=0x203 flags=-IF cs=0x10 ss=0x18
+
+; case: syscall-in-protected-mode-on-amd
+; vendor: amd
+; mode: pm32 cpl=3
+; in: ecx=5 flags=CF
+; setup:
+        wrmsr_imm 0xc0000080, 1
+        mov ecx, 0xc0000081
+        mov eax, .entry
+        mov edx, 0x00230008
+        wrmsr
+; code:
+        syscall
+.entry: mov eax, cs
+        mov ebx, ss
+; out: eax=0x8 ecx=CODE+0x2 ebx=0x10 flags=CF,-IF cs=0x8 ss=0x10
+
+; case: sysret-to-noncanonical-on-amd
+; vendor: amd
+; qemu-differs: 10.0 sets CR2; SDM vol. 3, "Control Registers": CR2 has the address of a page fault
+; mode: long64
+; in: rcx=0x8000000000000000 r11=0x202
+        o64 sysret
+; fault: #GP(0) at 0x8000000000000000
+; out: flags=IF cs=0x33 ss=0x2b
+
+; case: sysenter-in-64-bit-mode-on-amd
+; vendor: amd
+; setup:
+        wrmsr_imm 0x174, KCODE64
+        wrmsr_imm 0x176, .here
+; code:
+.here:  sysenter
+; fault: #UD at .here
+
+; case: sysenter-in-a-process-on-amd
+; vendor: amd
+.here:  sysenter
+; fault: #UD at .here
+
+; case: sysexit-in-64-bit-mode-on-amd
+; vendor: amd
+; mode: long64
+; setup:
+        wrmsr_imm 0x174, KCODE64
+; code:
+.here:  o64 sysexit
 ; fault: #UD at .here

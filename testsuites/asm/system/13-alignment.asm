@@ -133,19 +133,23 @@
 ; fault: #AC(0) at .here
 
 ; case: movups-at-8
+; vendor: intel
 .here:  movups xmm0, [DATA + 8]
 ; out: unchanged
 
 ; case: movdqu-store-at-1
+; vendor: intel
 .here:  movdqu [DATA + 1], xmm0
 ; out: unchanged
 
 ; case: avx-unaligned-load-at-4
+; vendor: intel
 ; needs: avx
 .here:  vmovups ymm0, [DATA + 4]
 ; out: unchanged
 
 ; case: avx-arithmetic-at-4
+; vendor: intel
 ; needs: avx
 .here:  vaddps xmm0, xmm1, [DATA + 4]
 ; out: unchanged
@@ -234,4 +238,36 @@
 ; mode: pm32 cpl=3
 ; in: esi=DATA+2
 .here:  jmp far [esi]
+; fault: #AC(0) at .here
+
+; case: movups-at-8-on-amd
+; vendor: amd
+; qemu-differs: TCG makes no alignment checks; APM vol. 2, "#AC-Alignment-Check Exception (Vector 17)"
+.here:  movups xmm0, [DATA + 8]
+; fault: #AC(0) at .here
+
+; case: movdqu-store-at-1-on-amd
+; vendor: amd
+; qemu-differs: TCG makes no alignment checks; APM vol. 2, "#AC-Alignment-Check Exception (Vector 17)"
+.here:  movdqu [DATA + 1], xmm0
+; fault: #AC(0) at .here
+
+; case: avx-unaligned-load-at-4-on-amd
+; vendor: amd
+; needs: avx
+; qemu-differs: TCG makes no alignment checks; APM vol. 2, "#AC-Alignment-Check Exception (Vector 17)"
+.here:  vmovups ymm0, [DATA + 4]
+; fault: #AC(0) at .here
+
+; case: avx-256-bit-load-at-16-on-amd
+; vendor: amd
+; needs: avx
+        vmovups ymm0, [DATA + 16]
+; out: unchanged
+
+; case: avx-arithmetic-at-4-on-amd
+; vendor: amd
+; needs: avx
+; qemu-differs: TCG makes no alignment checks; APM vol. 2, "#AC-Alignment-Check Exception (Vector 17)"
+.here:  vaddps xmm0, xmm1, [DATA + 4]
 ; fault: #AC(0) at .here

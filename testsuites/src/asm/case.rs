@@ -156,6 +156,34 @@ impl Mode {
     }
 }
 
+/// Makers of processors, where their processors differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Maker {
+    Intel,
+    Amd,
+}
+
+impl Maker {
+    pub const ALL: [Self; 2] = [Self::Intel, Self::Amd];
+
+    fn parse(text: &str) -> Result<Self> {
+        match text {
+            "intel" => Ok(Self::Intel),
+            "amd" => Ok(Self::Amd),
+            _ => bail!("no vendor {text}"),
+        }
+    }
+
+    /// As CPUID says it.
+    #[must_use]
+    pub fn vendor(self) -> &'static str {
+        match self {
+            Self::Intel => "GenuineIntel",
+            Self::Amd => "AuthenticAMD",
+        }
+    }
+}
+
 /// A register that a case may name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Register {
@@ -288,6 +316,8 @@ pub struct Case {
     pub end_line: usize,
     pub mode: Mode,
     pub needs: Vec<String>,
+    /// Whose processors do as the case says, where the others differ.
+    pub maker: Option<Maker>,
     /// Why the host CPU is not asked, where its mode would allow it.
     pub not_on_host: Option<String>,
     /// Why QEMU isn't asked at all: it would hang or die.
@@ -322,6 +352,12 @@ impl Case {
             && self.setup.is_empty()
             && self.watch.is_empty()
             && self.not_on_host.is_none()
+    }
+
+    /// Whether a processor of this maker does as the case says.
+    #[must_use]
+    pub fn holds_for(&self, maker: Maker) -> bool {
+        self.maker.is_none_or(|of| of == maker)
     }
 
     /// Whether it starts in a segment of the LDT or names one.
@@ -506,6 +542,7 @@ fn blank(path: &Path, name: &str) -> Case {
         end_line: 0,
         mode: Mode { base: Base::Long64, cpl: 3, iopl: 0 },
         needs: Vec::new(),
+        maker: None,
         not_on_host: None,
         not_on_qemu: None,
         qemu_differs: None,
@@ -567,6 +604,7 @@ impl Case {
         match word {
             "mode" => self.mode = Mode::parse(rest)?,
             "needs" => self.needs = rest.split_whitespace().map(str::to_owned).collect(),
+            "vendor" => self.maker = Some(Maker::parse(rest)?),
             "host" => {
                 let reason = rest.strip_prefix("no, ").context("only `host: no, REASON`")?;
                 self.not_on_host = Some(reason.to_owned());

@@ -12,6 +12,7 @@ use anyhow::Result;
 use xenolith_machine::{Config, End, Engine, Machine, Mmu};
 
 use super::assemble::Scratch;
+use super::case::Maker;
 
 /// Longest run of one boot; the whole corpus takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,11 +31,11 @@ impl Write for Console {
     }
 }
 
-/// Boots an image; returns what it wrote to the serial port, and how it stopped.
+/// Boots an image on a processor of that maker; returns what it wrote to the serial port, and how it stopped.
 ///
 /// # Errors
 /// The machine can't be built.
-pub fn boot(image: &[u8], engine: Engine, mmu: Mmu) -> Result<(String, String)> {
+pub fn boot(image: &[u8], engine: Engine, mmu: Mmu, maker: Maker) -> Result<(String, String)> {
     let scratch = Scratch::new("engine")?;
     let kernel = scratch.path().join("image");
     std::fs::write(&kernel, image)?;
@@ -42,6 +43,7 @@ pub fn boot(image: &[u8], engine: Engine, mmu: Mmu) -> Result<(String, String)> 
         memory_bytes: 64 << 20,
         engine,
         mmu,
+        cpu: format!("host,vendor={}", maker.vendor()),
         kernel,
         timeout: Some(PATIENCE),
         no_reboot: true,

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::case::Maker;
 use super::image::{Features, Prepared};
 use super::layout::symbol;
 use super::state::{self, Outcome, Run, State};
@@ -37,6 +38,14 @@ pub fn features() -> Features {
         features[2] &= !(1 << 5);
     }
     features
+}
+
+/// Who made the host's processor. Other makers count as Intel: nearly all cases are common to all.
+#[must_use]
+pub fn maker() -> Maker {
+    let leaf = std::arch::x86_64::__cpuid(0);
+    let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+    if vendor == b"AuthenticAMD" || vendor == b"HygonGenuine" { Maker::Amd } else { Maker::Intel }
 }
 
 /// Whether this kernel lets a process have an LDT, which some cases' selectors need.

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::assemble::{INSTALL_HINT, Scratch};
+use super::case::Maker;
 
 /// Silence after which a machine counts as hung, once it has said something and before.
 const SILENCE: Duration = Duration::from_secs(20);
@@ -30,26 +31,17 @@ pub fn version() -> Result<String> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// Boots an image; returns what it wrote to the serial port, and how it stopped.
+/// Boots an image on a processor of that maker; returns what it wrote to the serial port, and how it stopped.
 ///
 /// # Errors
 /// No QEMU, or no room for the image.
-pub fn boot(image: &[u8]) -> Result<(String, String)> {
+pub fn boot(image: &[u8], maker: Maker) -> Result<(String, String)> {
     let scratch = Scratch::new("qemu")?;
     let path = scratch.path().join("image");
     std::fs::write(&path, image)?;
     let mut child = Command::new("qemu-system-x86_64")
-        .args([
-            "-M",
-            "pc",
-            "-accel",
-            "tcg",
-            "-cpu",
-            "max,vendor=GenuineIntel",
-            "-m",
-            "64",
-            "-no-reboot",
-        ])
+        .args(["-M", "pc", "-accel", "tcg", "-m", "64", "-no-reboot", "-cpu"])
+        .arg(format!("max,vendor={}", maker.vendor()))
         .args(["-display", "none", "-net", "none", "-serial", "stdio", "-monitor", "none"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-kernel"])
         .arg(&path)

@@ -12,7 +12,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 use super::assemble::assemble;
-use super::case::{Case, CaseFile};
+use super::case::{Case, CaseFile, Maker};
 use super::image::{self, Prepared};
 use super::state::Run;
 use super::verdict::{self, Scope};
@@ -77,6 +77,16 @@ impl Suite {
         self.files.iter().flat_map(|file| &file.cases)
     }
 
+    /// Forgets all cases but these.
+    pub fn keep(&mut self, wanted: impl Fn(&Case) -> bool) {
+        let wanted_flags: Vec<bool> = self.cases().map(&wanted).collect();
+        let mut flags = wanted_flags.iter();
+        self.assembled.retain(|_| flags.next() == Some(&true));
+        for file in &mut self.files {
+            file.cases.retain(&wanted);
+        }
+    }
+
     /// All cases, ready to run.
     ///
     /// # Errors
@@ -93,10 +103,15 @@ impl Suite {
     /// # Errors
     /// The host refuses processes or mappings.
     pub fn on_host(&self) -> Result<Tally> {
+        let maker = host::maker();
         let features = host::features();
         let mut tally = Tally::default();
         let no_ldt = !host::has_local_descriptors();
         for prepared in self.prepare()?.iter().filter(|prepared| prepared.case.runs_on_host()) {
+            if !prepared.case.holds_for(maker) {
+                tally.lacking.push(format!("{}: another maker's", prepared.case.name));
+                continue;
+            }
             if no_ldt && prepared.case.uses_ldt() {
                 tally.lacking.push(format!("{}: no modify_ldt", prepared.case.name));
                 continue;
@@ -111,19 +126,21 @@ impl Suite {
         Ok(tally)
     }
 
-    /// Runs everything on a machine but what `spared` keeps from it. `excuse`: whether a case's own word
-    /// excuses this machine.
+    /// Runs everything that holds for a maker's processor on a machine with one, but what `spared` keeps from
+    /// it. `excuse`: whether a case's own word excuses this machine.
     ///
     /// # Errors
     /// A machine that doesn't start the harness.
     pub fn on_machine(
         &self,
+        maker: Maker,
         boot: impl FnMut(&[u8]) -> Result<(String, String)>,
         spared: impl Fn(&Case) -> Option<&str>,
         excuse: impl Fn(&Case) -> Option<&str>,
     ) -> Result<Tally> {
         let mut tally = Tally::default();
         let mut all = self.prepare()?;
+        all.retain(|prepared| prepared.case.holds_for(maker));
         all.retain(|prepared| {
             let reason = spared(prepared.case);
             if let Some(reason) = reason {
@@ -154,6 +171,7 @@ impl Suite {
         let (by_host, by_qemu): (Vec<&Prepared>, Vec<&Prepared>) =
             all.iter().partition(|prepared| {
                 prepared.case.runs_on_host()
+                    && prepared.case.holds_for(host::maker())
                     && image::lacking(prepared.case, &host_features).is_none()
             });
         let mut results: BTreeMap<&Path, BTreeMap<usize, Vec<String>>> = BTreeMap::new();
@@ -180,8 +198,14 @@ impl Suite {
             .filter(|prepared| prepared.case.qemu_differs.is_none())
             .filter(|prepared| prepared.case.not_on_qemu.is_none())
             .collect();
-        if !asked.is_empty() {
-            let runs = image::run_all(&asked, qemu::boot)?;
+        for maker in Maker::ALL {
+            // Intel's processor stands for all where makers agree.
+            let mut asked = asked.clone();
+            asked.retain(|prepared| prepared.case.maker.unwrap_or(Maker::Intel) == maker);
+            if asked.is_empty() {
+                continue;
+            }
+            let runs = image::run_all(&asked, |image| qemu::boot(image, maker))?;
             for (prepared, run) in asked.iter().zip(&runs.runs) {
                 match image::lacking(prepared.case, &runs.features) {
                     Some(feature) => {

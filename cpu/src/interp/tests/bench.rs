@@ -270,20 +270,34 @@ pub fn gate(access: u8, selector: u16, offset: u32) -> u64 {
 pub const LONG: u8 = 2;
 pub const BIG: u8 = 4;
 
+/// The host's processor, if need be under Intel's name.
 pub fn model() -> Arc<CpuidModel> {
-    Arc::new(CpuidModel::parse("host").expect("a model that always is"))
+    model_of("host,vendor=intel")
+}
+
+pub fn model_of(spec: &str) -> Arc<CpuidModel> {
+    Arc::new(CpuidModel::parse(spec).expect("a model that always is"))
 }
 
 impl Bench {
     /// At CPL 0 with flat segments in 32- or 64-bit code, or in real mode (16). TR is loaded with task A.
     pub fn new(bits: u32) -> Self {
+        Self::with_model(bits, model())
+    }
+
+    /// The same with an AMD processor.
+    pub fn amd(bits: u32) -> Self {
+        Self::with_model(bits, model_of("host,vendor=amd"))
+    }
+
+    pub fn with_model(bits: u32, model: Arc<CpuidModel>) -> Self {
         install_handlers();
         let world = Arc::new(Mutex::new(World::default()));
         let attention = Arc::new(AtomicU32::new(0));
         let env = TestEnv { world: Arc::clone(&world), attention: Arc::clone(&attention) };
         let code = Box::new(TestCode::new(1 << 16));
         let state = CpuState::reset(0);
-        let vm = Interp::new(state, Ram::new(), Box::new(env), model(), 0, code);
+        let vm = Interp::new(state, Ram::new(), Box::new(env), model, 0, code);
         let mut bench = Self { vm, world, attention, bits };
         bench.vm.state.rip = CODE;
         bench.vm.state.gpr[RSP] = STACK;

@@ -432,3 +432,108 @@ fn a_tss_too_short_for_the_inner_stack_is_named() {
     assert_eq!(b.read_u32(sp), u32::from(super::bench::TASK_A));
     assert_eq!(b.read_u32(TSS_A + 4), INNER_STACK as u32);
 }
+
+#[test]
+fn amd_has_syscall_in_compatibility_mode() {
+    let mut b = Bench::amd(64);
+    b.set_descriptor(USER_CODE, flat(0xfb, BIG));
+    b.set_level(3);
+    b.vm.state.msr.star = 0x0013_0008 << 32;
+    b.vm.state.msr.cstar = CODE + 0x100;
+    b.vm.state.msr.fmask = 0x200;
+    b.vm.state.rflags = 0x246;
+    b.bytes(b"\x0f\x05").vm.step();
+    let s = &b.vm.state;
+    assert_eq!((s.cpl, s.rip, s.gpr[RCX], s.gpr[11]), (0, CODE + 0x100, CODE + 2, 0x246));
+    assert_eq!((s.rflags, s.code_bits()), (0x46, 64));
+    assert_eq!((s.seg[sreg::CS].selector, s.seg[sreg::SS].selector), (8, 0x10));
+}
+
+#[test]
+fn amd_has_syscall_in_protected_mode() {
+    let mut b = Bench::amd(32);
+    b.set_level(3);
+    b.vm.state.efer |= 1;
+    b.vm.state.msr.star = 0x001b_0008 << 32 | (CODE + 2);
+    b.vm.state.rflags = 0x246;
+    b.vm.state.gpr[11] = 5;
+    b.bytes(b"\x0f\x05\x0f\x07").vm.step();
+    let s = &b.vm.state;
+    assert_eq!((s.cpl, s.rip, s.gpr[RCX], s.gpr[11]), (0, CODE + 2, CODE + 2, 5));
+    assert_eq!((s.rflags, s.code_bits()), (0x46, 32));
+    assert_eq!((s.seg[sreg::CS].selector, s.seg[sreg::SS].selector), (8, 0x10));
+    // SYSRET gives IF back and leaves the other flags.
+    b.vm.step();
+    let s = &b.vm.state;
+    assert_eq!((s.cpl, s.rip, s.rflags, s.code_bits()), (3, CODE + 2, 0x246, 32));
+    assert_eq!((s.seg[sreg::CS].selector, s.seg[sreg::SS].selector), (0x1b, 0x23));
+    let mut b = Bench::amd(32);
+    b.bytes(b"\x0f\x05").expect(6, 0, 0);
+    let mut b = Bench::amd(16);
+    b.vm.state.efer |= 1;
+    b.bytes(b"\x0f\x05").vm.step();
+    assert_eq!(b.vm.state.seg[sreg::CS].selector, 0x600, "#UD in real mode");
+}
+
+#[test]
+fn amd_leaves_ss_alone_on_sysret() {
+    let mut b = Bench::amd(64);
+    b.vm.state.msr.star = 0x0010_0008 << 32;
+    b.vm.state.seg[sreg::SS] = crate::interp::memory::null_segment(0);
+    b.vm.state.gpr[RCX] = CODE;
+    b.bytes(b"\x0f\x07").vm.step();
+    let ss = &b.vm.state.seg[sreg::SS];
+    // The selector as it stands in STAR; the segment is no more usable than before.
+    assert_eq!((ss.selector, ss.is_usable(), b.vm.state.cpl), (0x18, false, 3));
+    // A non-canonical target faults there, at level 3.
+    let mut b = Bench::amd(64);
+    b.vm.state.gpr[RCX] = 1 << 47;
+    b.bytes(b"\x48\x0f\x07").vm.step();
+    assert_eq!((b.vm.state.cpl, b.vm.state.rip), (3, 1 << 47));
+}
+
+#[test]
+fn amd_has_no_sysenter_in_long_mode() {
+    let mut b = Bench::amd(64);
+    b.set_level(3);
+    b.vm.state.msr.sysenter_cs = 8;
+    b.bytes(b"\x0f\x34").expect(6, 0, 0);
+    let mut b = Bench::amd(64);
+    b.vm.state.msr.sysenter_cs = 8;
+    b.bytes(b"\x48\x0f\x35").expect(6, 0, 0);
+    let mut b = Bench::amd(64);
+    b.set_level(3);
+    b.vm.state.msr.sysenter_cs = 8;
+    b.bytes(b"\x0f\x35").expect(13, 0, 0);
+    let mut b = Bench::amd(32);
+    b.vm.state.msr.sysenter_cs = 8;
+    b.vm.state.msr.sysenter_eip = CODE + 0x20;
+    b.bytes(b"\x0f\x34").vm.step();
+    assert_eq!(b.vm.state.rip, CODE + 0x20);
+}
+
+#[test]
+fn amd_heeds_an_operand_size_prefix_at_near_branches() {
+    // JMP, CALL and RET.
+    for (bytes, rip, pushed) in [
+        (&b"\x66\xeb\x10"[..], (CODE + 0x13) & 0xffff, 0),
+        (b"\x66\xe8\x10\x00", (CODE + 0x14) & 0xffff, 2),
+        (b"\x66\xc3", 0x1234, -2),
+    ] {
+        let mut b = Bench::amd(64);
+        b.write_u64(STACK, 0x5678_1234);
+        b.bytes(bytes).vm.step();
+        let moved = STACK.wrapping_sub(b.vm.state.gpr[RSP]) as i64;
+        assert_eq!((b.vm.state.rip, moved), (rip, pushed), "{bytes:x?}");
+    }
+    // Intel's take the prefix for nothing.
+    let mut b = Bench::new(64);
+    b.bytes(b"\x66\xeb\x10").vm.step();
+    assert_eq!(b.vm.state.rip, CODE + 0x13);
+    // And REX.W for nothing: a far pointer has 32 bits of offset.
+    let mut b = Bench::amd(64);
+    b.write_u64(DATA, u64::from(KERNEL_CODE) << 32 | (CODE + 0x100));
+    b.vm.state.gpr[RAX] = DATA;
+    b.bytes(b"\x48\xff\x28").vm.step();
+    assert_eq!(b.vm.state.rip, CODE + 0x100);
+}

@@ -3,7 +3,7 @@
 use iced_x86::code_asm::registers as r;
 
 use super::bench::{
-    BIG, Bench, CODE, DATA, FREE, KERNEL_DATA, LDT, TSS_B, descriptor, flat, model,
+    BIG, Bench, CODE, DATA, FREE, KERNEL_DATA, LDT, TSS_B, descriptor, flat, model, model_of,
 };
 use crate::cpuid::Feature;
 use crate::state::reg::{RAX, RBX, RCX, RDX, RSP};
@@ -551,5 +551,55 @@ fn arpl_raises_the_rpl() {
         b.bytes(b"\x63\xc8\xf4").expect_halt();
         assert_eq!(b.vm.state.gpr[RAX], expected.unwrap_or(selector));
         assert_eq!(b.vm.state.rflags & ZF != 0, expected.is_some());
+    }
+}
+
+#[test]
+fn xsetbv_refuses_avx_that_the_model_lacks() {
+    for (spec, vector) in [("x86-64-v3", 0), ("x86-64-v3,-avx", 13)] {
+        let mut b = Bench::with_model(64, model_of(spec));
+        b.vm.state.cr4 |= Cr4::OSXSAVE.bits();
+        b.vm.state.gpr[RAX] = 7;
+        b.bytes(b"\x0f\x01\xd1").vm.step();
+        let caught = if b.vm.state.rip == CODE + 3 { 0 } else { b.frame().vector };
+        assert_eq!(caught, vector, "{spec}");
+    }
+}
+
+/// What RDMSR gives; `None` for #GP.
+fn read_msr(b: &mut Bench, msr: u32) -> Option<u64> {
+    b.vm.state.rip = CODE;
+    b.vm.state.gpr[RCX] = u64::from(msr);
+    b.bytes(b"\x0f\x32").vm.step();
+    let s = &b.vm.state;
+    (s.rip == CODE + 2).then(|| s.gpr[RDX] << 32 | s.gpr[RAX])
+}
+
+#[test]
+fn each_vendor_has_its_own_msrs() {
+    // PLATFORM_ID, FEATURE_CONTROL, SPEC_CTRL, ARCH_CAPABILITIES, MISC_ENABLE.
+    for msr in [0x17, 0x3a, 0x48, 0x10a, 0x1a0] {
+        assert!(read_msr(&mut Bench::new(64), msr).is_some(), "{msr:#x}");
+        assert_eq!(read_msr(&mut Bench::amd(64), msr), None, "{msr:#x}");
+    }
+    // SYSCFG; HWCR: the time stamp counter's frequency is P0's; NB_CFG; DE_CFG: LFENCE serialises.
+    for (msr, value) in
+        [(0xc001_0010, 0), (0xc001_0015, 1 << 24), (0xc001_001f, 0), (0xc001_1029, 1 << 1)]
+    {
+        assert_eq!(read_msr(&mut Bench::amd(64), msr), Some(value), "{msr:#x}");
+        assert_eq!(read_msr(&mut Bench::new(64), msr), None, "{msr:#x}");
+        // Locked: a write is ignored.
+        let mut b = Bench::amd(64);
+        b.vm.state.gpr[RCX] = u64::from(msr);
+        b.vm.state.gpr[RAX] = 0xffff;
+        b.bytes(b"\x0f\x30").vm.step();
+        assert_eq!((b.vm.state.rip, read_msr(&mut b, msr)), (CODE + 2, Some(value)));
+    }
+    // Automatic IBRS is a bit of AMD's EFER.
+    for (mut b, allowed) in [(Bench::new(64), false), (Bench::amd(64), true)] {
+        b.vm.state.gpr[RCX] = 0xc000_0080;
+        b.vm.state.gpr[RAX] = b.vm.state.efer | 1 << 21;
+        b.bytes(b"\x0f\x30").vm.step();
+        assert_eq!(b.vm.state.rip == CODE + 2, allowed);
     }
 }

@@ -13,14 +13,14 @@ use crate::vector::VectorUnit;
 
 const BASE: u64 = 0x1_0000;
 
-struct Bench {
-    unit: VectorUnit,
-    cpu: CpuState,
-    page: Page,
+pub(super) struct Bench {
+    pub unit: VectorUnit,
+    pub cpu: CpuState,
+    pub page: Page,
 }
 
 impl Bench {
-    fn new(bits: u32) -> Self {
+    pub fn new(bits: u32) -> Self {
         install_handlers();
         let mut bench = Self {
             unit: VectorUnit::new(Box::new(TestCode::new(1 << 16))),
@@ -36,13 +36,13 @@ impl Bench {
     }
 
     /// Executes with a memory operand, if any, at `BASE + at`.
-    fn at(&mut self, at: u64, bytes: &[u8]) -> Outcome {
+    pub fn at(&mut self, at: u64, bytes: &[u8]) -> Outcome {
         let insn = self.decode(bytes);
         let op = self.unit.prepare(&insn).expect("one of ours");
         self.unit.execute(&op, &insn, &mut self.cpu, &mut self.page, BASE + at)
     }
 
-    fn run(&mut self, bytes: &[u8]) -> Outcome {
+    pub fn run(&mut self, bytes: &[u8]) -> Outcome {
         self.at(0, bytes)
     }
 }
@@ -58,9 +58,9 @@ const VADDPS: &[u8] = b"\xc5\xf4\x58\xc2";
 const VMOVUPS: &[u8] = b"\xc5\xfc\x10\x07";
 const VMOVAPS: &[u8] = b"\xc5\xfc\x28\x07";
 const DIVPS: &[u8] = b"\x0f\x5e\xc1";
-const FLD1: &[u8] = b"\xd9\xe8";
-const FDIVP: &[u8] = b"\xde\xf9";
-const FLDZ: &[u8] = b"\xd9\xee";
+pub(super) const FLD1: &[u8] = b"\xd9\xe8";
+pub(super) const FDIVP: &[u8] = b"\xde\xf9";
+pub(super) const FLDZ: &[u8] = b"\xd9\xee";
 const FWAIT: &[u8] = b"\x9b";
 const FNSTSW_AX: &[u8] = b"\xdf\xe0";
 const FNCLEX: &[u8] = b"\xdb\xe2";
@@ -348,7 +348,7 @@ fn xcr0_is_checked() {
     }
     assert_eq!(set(&mut bench, 0, 3), Ok(()));
     assert_eq!(bench.cpu.xcr0, 3);
-    bench.unit.set_xcr0_supported(3);
+    bench.unit.set_model(3, false);
     assert_eq!(set(&mut bench, 0, 7), gp);
     bench.cpu.cr4 &= !Cr4::OSXSAVE.bits();
     assert_eq!(set(&mut bench, 0, 3), Err(Trap::ud()));
