@@ -51,6 +51,22 @@ fn fuzzing() {
 }
 
 #[test]
+fn snippets() {
+    names(&["diff"], &["--kernel", "--snippet"]);
+    names(&["diff", "--snippet", "zz"], &["--snippet", "zz", ".asm"]);
+    names(&["diff", "--snippet", ""], &["--snippet"]);
+    names(&["diff", "--snippet", "/nowhere/x.asm"], &["/nowhere/x.asm"]);
+    names(&["diff", "--snippet", "90", "--mode", "8"], &["--mode", "64"]);
+    names(&["diff", "--snippet", "90", "--kernel", "x"], &["--kernel", "--snippet"]);
+    names(&["diff", "--snippet", "90", "--cpu", "none"], &["--cpu", "none"]);
+    let scratch = Scratch::new("snippets");
+    let wrong = scratch.file("wrong.asm", b"frobnicate rax\n");
+    names(&["diff", "--snippet", wrong.to_str().expect("plain")], &["wrong.asm", "1"]);
+    let wrong = scratch.file("in.asm", b"; in: zax=1\nnop\n");
+    names(&["diff", "--snippet", wrong.to_str().expect("plain")], &["in.asm", "zax"]);
+}
+
+#[test]
 fn memory() {
     let scratch = Scratch::new("memory");
     let kernel = scratch.file("kernel", &guest(common::STOP));

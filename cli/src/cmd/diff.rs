@@ -6,6 +6,7 @@ use anyhow::{Result, anyhow};
 use xenolith_machine::Config;
 use xenolith_machine::diff::{self, Against, DiffConfig, Outcome};
 
+use super::snippet;
 use crate::flags::DiffArgs;
 use crate::{status, terminal};
 
@@ -14,11 +15,19 @@ use crate::{status, terminal};
 /// # Errors
 /// The guest can't be loaded, or there is no QEMU.
 pub fn run(args: &DiffArgs) -> Result<u8> {
+    if let Some(text) = &args.snippet {
+        return snippet::run(text, &args.mode, args.cpu.as_deref().unwrap_or("host"));
+    }
+    let Some(kernel) = args.kernel.clone() else {
+        return Err(anyhow!(
+            "diff: nothing to compare: give --kernel FILE, or --snippet FILE.asm|HEX"
+        ));
+    };
     let against = Against::from(args.against);
     // What QEMU's emulator has and we have.
     let cpu = if against == Against::Qemu { "x86-64-v2" } else { "host" };
     let machine = Config {
-        kernel: args.kernel.clone(),
+        kernel,
         initrd: args.initrd.clone(),
         command_line: args.append.clone(),
         memory_bytes: args.memory_bytes,

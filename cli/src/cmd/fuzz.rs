@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
-use xenolith_machine::Engine;
 use xenolith_machine::fuzz::{self, Config, Counts, Finding, Unsteady, file};
+use xenolith_machine::snippet::Who;
 
 use crate::flags::{FuzzArgs, FuzzEngine};
 use crate::{status, terminal};
@@ -22,18 +22,16 @@ pub fn run(args: &FuzzArgs) -> Result<u8> {
     if !args.insns {
         return Err(anyhow!("fuzz: nothing to make up: give --insns"));
     }
-    let mut engines: Vec<Engine> = args
-        .engines
-        .iter()
-        .map(|engine| match engine {
-            FuzzEngine::Interp => Engine::Interp,
-            FuzzEngine::Bt => Engine::Bt,
-        })
-        .collect();
-    if engines.is_empty() {
-        engines = vec![Engine::Interp, Engine::Bt];
+    let mut who = if args.no_host { Vec::new() } else { vec![Who::Host] };
+    who.extend(args.engines.iter().map(|engine| match engine {
+        FuzzEngine::Interp => Who::Interp,
+        FuzzEngine::Bt => Who::Bt,
+        FuzzEngine::Qemu => Who::Qemu,
+    }));
+    if args.engines.is_empty() {
+        who.extend([Who::Interp, Who::Bt]);
     }
-    if args.no_host && engines.len() < 2 {
+    if who.len() < 2 {
         return Err(anyhow!("--no-host leaves nobody to compare with: give two --engine"));
     }
     let seconds = args.seconds.or(args.snippets.is_none().then_some(SECONDS));
@@ -44,8 +42,7 @@ pub fn run(args: &FuzzArgs) -> Result<u8> {
         snippets: args.snippets,
         time: seconds.map(Duration::from_secs),
         cpu: args.cpu.clone(),
-        engines,
-        host: !args.no_host,
+        who,
         folder: Some(args.out.clone()),
         findings_max: usize::try_from(args.findings).unwrap_or(usize::MAX),
         report: Box::new(|finding| {

@@ -4,6 +4,7 @@ pub mod diff;
 pub mod fuzz;
 pub mod guests;
 pub mod run;
+mod snippet;
 
 /// An I/O error in the words of a person.
 pub fn plain(error: &std::io::Error) -> anyhow::Error {

@@ -12,6 +12,8 @@ Examples:
   xenolith diff --kernel bzImage --initrd initrd.img --append console=ttyS0
   xenolith diff --kernel guest.elf --against qemu --steps 10000
   xenolith diff --kernel bzImage --against qemu --until 'Run /init'
+  xenolith diff --snippet '48 0f af c3' --mode 64
+  xenolith diff --snippet test.asm --mode 32
 
 Exit status:
   0              no difference
@@ -23,7 +25,17 @@ Exit status:
 pub struct DiffArgs {
     /// The guest: a Linux bzImage, an ELF with a PVH note, or a multiboot-1 image
     #[arg(long, value_name = "FILE")]
-    pub kernel: PathBuf,
+    pub kernel: Option<PathBuf>,
+
+    /// Instead of a guest: a few instructions of user code, as hexadecimal digits or in a file for NASM, run in
+    /// all engines, in QEMU if it is installed, and on this processor
+    #[arg(long, value_name = "FILE.asm|HEX", conflicts_with = "kernel")]
+    pub snippet: Option<String>,
+
+    /// Code size of the snippet
+    #[arg(long, value_name = "BITS", requires = "snippet", default_value = "64")]
+    #[arg(value_parser = ["16", "32", "64"], hide_default_value = true)]
+    pub mode: String,
 
     /// Initial ramdisk; for a multiboot image, its first module
     #[arg(long, value_name = "FILE")]

@@ -11,6 +11,7 @@ Examples:
   xenolith fuzz --insns                                 a minute of random instructions
   xenolith fuzz --insns --seed 7 --seconds 600
   xenolith fuzz --insns --engine bt                     the translator only
+  xenolith fuzz --insns --engine qemu                   is QEMU right?
   xenolith fuzz --insns --seed 7 --first 1234 --snippets 1    one of them again
 
 Exit status:
@@ -41,7 +42,7 @@ pub struct FuzzArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub first: u64,
 
-    /// Engines to compare; may be given more than once [default: all]
+    /// Whom to compare; may be given more than once [default: interp and bt; qemu is ten times slower]
     #[arg(long = "engine", value_name = "ENGINE", value_enum)]
     pub engines: Vec<FuzzEngine>,
 
@@ -71,4 +72,5 @@ pub struct FuzzArgs {
 pub enum FuzzEngine {
     Interp,
     Bt,
+    Qemu,
 }

@@ -137,6 +137,11 @@ impl Gdb {
         self.command(&format!("z0,{linear:x},1"))
     }
 
+    /// Lets the guest run for ever.
+    pub fn run(&mut self) -> Result<(), DiffError> {
+        self.send("c")
+    }
+
     /// Lets the guest run to a breakpoint, or for `limit`.
     pub fn go(&mut self, limit: Duration) -> Result<Stopped, DiffError> {
         self.send("c")?;

@@ -18,7 +18,7 @@
 //! translator blocks signals on it.
 
 mod compare;
-mod gdb;
+pub(crate) mod gdb;
 mod leader;
 mod memory;
 mod ours;

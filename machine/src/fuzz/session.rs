@@ -16,9 +16,9 @@ use super::shrink::{boundaries, shrink};
 use super::{file, shrink};
 use crate::config;
 use crate::snippet::engine::{self, EngineRunner};
-use crate::snippet::host::Host;
+use crate::snippet::host::has_local_descriptors;
 use crate::snippet::judge::{self, Difference, Excuse, Mask, agree, differences};
-use crate::snippet::{End, Ending, Runner, RunnerError, Snippet};
+use crate::snippet::{End, Ending, Runner, RunnerError, Snippet, Who};
 
 /// Is told something.
 pub type Listener<T> = Box<dyn FnMut(&T)>;
@@ -34,11 +34,10 @@ pub struct Config {
     pub time: Option<Duration>,
     /// CPU model, as for `run`.
     pub cpu: String,
-    pub engines: Vec<config::Engine>,
+    /// Who is compared; the first one is the reference.
+    pub who: Vec<Who>,
     /// How the translator finds memory.
     pub mmu: config::Mmu,
-    /// Whether the host's processor is asked.
-    pub host: bool,
     /// Where failing snippets are written; nowhere if `None`.
     pub folder: Option<PathBuf>,
     /// End after so many different findings.
@@ -57,7 +56,7 @@ impl std::fmt::Debug for Config {
             .field("seed", &self.seed)
             .field("snippets", &self.snippets)
             .field("time", &self.time)
-            .field("engines", &self.engines)
+            .field("who", &self.who)
             .finish_non_exhaustive()
     }
 }
@@ -115,6 +114,8 @@ pub struct Unsteady {
 /// Runners that are compared; the first is the reference.
 struct Bench {
     runners: Vec<Box<dyn Runner>>,
+    /// Those to whom endless snippets are not given.
+    slow: Vec<bool>,
     /// For going through snippets by single instructions.
     tracer: EngineRunner,
     model: Arc<CpuidModel>,
@@ -223,19 +224,17 @@ struct Found {
 impl Bench {
     fn new(config: &Config) -> Result<Self, RunnerError> {
         let model = engine::model(&config.cpu)?;
-        let mut runners: Vec<Box<dyn Runner>> = Vec::new();
-        let mut sixteen = true;
-        if config.host {
-            let host = Host::new()?;
-            sixteen = host.has_local_descriptors();
-            runners.push(Box::new(host));
-        }
-        for &kind in &config.engines {
-            runners.push(Box::new(EngineRunner::new(kind, config.mmu, &model)?));
-        }
+        let runners = config
+            .who
+            .iter()
+            .map(|who| who.runner(config.mmu, &model))
+            .collect::<Result<Vec<_>, _>>()?;
+        let slow = config.who.iter().map(|who| *who == Who::Qemu).collect();
+        // The host's kernel may give no LDT.
+        let sixteen = !config.who.contains(&Who::Host) || has_local_descriptors();
         let tracer = EngineRunner::new(config::Engine::Interp, config.mmu, &model)?;
         let generator = Generator::new(&model, sixteen);
-        Ok(Self { runners, tracer, model, generator })
+        Ok(Self { runners, slow, tracer, model, generator })
     }
 
     /// All endings, by runner.
@@ -243,14 +242,29 @@ impl Bench {
         for runner in &mut self.runners {
             runner.start(batch)?;
         }
+        let mut endings: Vec<Vec<Ending>> = vec![Vec::new(); self.runners.len()];
         // Those that work in this thread first: the other process goes on meanwhile.
-        let mut endings: Vec<_> = self
-            .runners
-            .iter_mut()
-            .rev()
-            .map(|runner| runner.finish(batch))
-            .collect::<Result<_, _>>()?;
-        endings.reverse();
+        for n in (0..self.runners.len()).rev().filter(|&n| !self.slow[n]) {
+            endings[n] = self.runners[n].finish(batch)?;
+        }
+        for n in (0..self.runners.len()).filter(|&n| self.slow[n]) {
+            let known = endings.iter().find(|list| !list.is_empty());
+            let ends: Vec<bool> = (0..batch.len())
+                .map(|at| known.is_none_or(|list| list[at].end != End::Endless))
+                .collect();
+            let part: Vec<Snippet> = batch
+                .iter()
+                .zip(&ends)
+                .filter(|(_, ends)| **ends)
+                .map(|(it, _)| it.clone())
+                .collect();
+            let mut part = self.runners[n].finish(&part)?.into_iter();
+            endings[n] = ends
+                .iter()
+                .map(|ends| ends.then(|| part.next()).flatten())
+                .map(|it| it.unwrap_or_else(|| Ending::only(End::Endless)))
+                .collect();
+        }
         Ok(endings)
     }
 
@@ -355,6 +369,10 @@ impl Bench {
         let insn = Decoder::new(bits, &snippet.code[last..], DecoderOptions::NONE).decode();
         let [a, b] = self.pair(snippet, other)?;
         let list = differences(snippet, &a, &b, &Mask::default());
+        if [&a, &b].iter().any(|it| matches!(it.end, End::Lost(_))) {
+            // One cause, most probably, whatever the instruction.
+            return Ok((other, Code::INVALID, judge::end_text(&b)));
+        }
         let kinds: HashSet<char> = list.iter().filter_map(|it| it.name.chars().next()).collect();
         let mut kinds: Vec<char> = kinds.into_iter().collect();
         kinds.sort_unstable();

@@ -2,13 +2,10 @@
 //!
 //! Problem: an engine runs whole machines, and building one for a snippet would take a thousand times
 //! longer than running it. Scheme: one engine over a small memory of its own, without a board, kept
-//! from snippet to snippet. Memory holds a kernel of one instruction: page tables as a Linux process
-//! sees them (the snippet's pages, nothing else below; the kernel's above), its GDT, the same LDT, and
-//! an IDT whose every gate leads to a HLT of its own, on a stack of its own. So the place of the HLT
-//! is the vector and the frame on the stack the snippet's last state. Invariants: a snippet can change
+//! from snippet to snippet. Memory holds a kernel of one instruction ([`kernel`]): every gate leads to a
+//! HLT of its own. So the place of the HLT is the vector and the frame on the stack the snippet's last state. Invariants: a snippet can change
 //! only its own pages and the registers that each run loads. What runs too long is stopped by a watch
 //! of its own thread. One thread beside the watch.
-//! Source: SDM vol. 3, "4-Level Paging", "IDT Descriptors in 64-Bit Mode", "Interrupt Stack Table".
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -18,45 +15,21 @@ use std::time::Duration;
 
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Env, Refused, attention};
-use xenolith_cpu::state::{
-    Activity, Cr0, Cr4, Efer, Rflags, Segment, Shadow, TableRegister, VectorState, sreg,
-};
+use xenolith_cpu::state::{Segment, VectorState, sreg};
 use xenolith_cpu::{CpuState, Gpa};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
 use super::image::{self, Memory};
-use super::layout::{
-    Area, HIGH_AREAS, HIGH_LEN, HIGH_START, KCODE32, KCODE64, KDATA, LDT_SEL, LOCAL, LOW_AREAS,
-    LOW_LEN, LOW_START, PAGE, TSS_SEL, UCODE32, UCODE64, UDATA, areas, descriptor,
-    local_descriptors,
-};
+use super::kernel::{self, HANDLER_STEP, HANDLERS, KERNEL, RAM_BYTES, has_error_code};
+use super::layout::{HIGH_AREAS, HIGH_LEN, HIGH_START, LOW_AREAS, LOW_LEN, LOW_START, PAGE, areas};
 use super::{Bits, End, Ending, Runner, RunnerError, Snippet};
 use crate::bt::{Options, SharedSlot};
 use crate::builder::EngineParts;
 use crate::config;
 use crate::engine::{Engine, Exit, Stubs};
 
-const RAM_BYTES: u64 = 64 << 20;
 /// Room for translated code.
 const CACHE_BYTES: usize = 16 << 20;
-/// Where supervisor code sees all of RAM.
-const KERNEL: u64 = 0xffff_8000_0000_0000;
-/// Physical places of the kernel's things.
-const GDT: u64 = 0x110_0000;
-const LDT: u64 = 0x110_1000;
-const IDT: u64 = 0x110_2000;
-const TSS: u64 = 0x110_3000;
-const HANDLERS: u64 = 0x110_4000;
-const KERNEL_STACK_TOP: u64 = 0x110_8000;
-const PML4: u64 = 0x118_0000;
-const PDPT: u64 = 0x118_1000;
-const PD: u64 = 0x118_2000;
-const PT_LOW: u64 = 0x118_3000;
-const PT_HIGH: u64 = 0x118_4000;
-const KERNEL_PDPT: u64 = 0x118_5000;
-const KERNEL_PD: u64 = 0x118_6000;
-const HANDLER_STEP: u64 = 16;
-
 /// Instructions that a snippet may run.
 pub const BUDGET: u64 = 20_000;
 /// Host time that it may take, in ticks of the watch.
@@ -220,8 +193,9 @@ impl EngineRunner {
         let word = Arc::new(AtomicU32::new(0));
         let watch =
             Watch::start(Arc::clone(&word)).map_err(|error| refused("start a thread", error))?;
-        build_kernel(&ram);
-        let template = template(model);
+        let halt = |_| [0xf4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        kernel::build(&mut |at, value| put(&ram, at, value), halt);
+        let template = kernel::state(model);
         let parts = EngineParts {
             state: template.clone(),
             mmu: SoftMmu::new(Arc::clone(&ram), model.physical_bits()),
@@ -252,7 +226,7 @@ impl EngineRunner {
             config::Engine::Interp => "interp",
             config::Engine::Bt => "bt",
         };
-        let segments = segments();
+        let segments = kernel::segments();
         Ok(Self {
             name,
             kind,
@@ -275,7 +249,7 @@ impl EngineRunner {
         const END: [u8; 2] = [0x0f, 0x0b];
         let low = snippet.bits == Bits::B16;
         if std::mem::replace(&mut self.low, low) != low {
-            map_piece(&self.ram, low);
+            kernel::map_piece(&mut |at, value| put(&self.ram, at, value), low);
             self.engine.state_changed();
         }
         if snippet.pattern != 0 {
@@ -440,7 +414,7 @@ fn code_bytes(ram: &GuestRam, state: &CpuState, bytes: &mut [u8; 15]) -> usize {
 /// The exception that led to the HLT, from the kernel's stack.
 fn read_frame(ram: &GuestRam, state: &CpuState, ending: &mut Ending) -> End {
     let vector = (state.rip.wrapping_sub(1 + KERNEL + HANDLERS) / HANDLER_STEP) as u8;
-    let has_code = matches!(vector, 8 | 10..=14 | 17 | 21);
+    let has_code = has_error_code(vector);
     let word = |n: u64| {
         let at = state.gpr[4].wrapping_sub(KERNEL) + 8 * n;
         let host = ram.host_ptr(Gpa(at), 8);
@@ -473,115 +447,9 @@ impl Runner for EngineRunner {
     }
 }
 
-/// Selectors that a snippet may start with, with what they load.
-fn segments() -> Vec<(u16, Segment)> {
-    let flat =
-        |selector, access| (selector, Segment { base: 0, limit: u32::MAX, access, selector });
-    let mut all = vec![flat(UCODE32, 0xc0fb), flat(UDATA, 0xc0f3), flat(UCODE64, 0xa0fb)];
-    for (desc, (_, selector, ..)) in local_descriptors().iter().zip(LOCAL) {
-        all.push((selector, Segment::from_descriptor(selector, descriptor(desc))));
-    }
-    all
-}
-
-fn template(model: &CpuidModel) -> CpuState {
-    use xenolith_cpu::cpuid::Feature;
-    let mut state = CpuState::reset(model.signature());
-    state.cr0 = (Cr0::PE | Cr0::MP | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::PG).bits();
-    let mut cr4 = Cr4::PAE | Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::PGE;
-    for (feature, bit) in [
-        (Feature::Xsave, Cr4::OSXSAVE),
-        (Feature::Fsgsbase, Cr4::FSGSBASE),
-        (Feature::Umip, Cr4::UMIP),
-    ] {
-        if model.has(feature) {
-            cr4 |= bit;
-        }
-    }
-    state.cr4 = cr4.bits();
-    state.cr3 = PML4;
-    state.efer = (Efer::SCE | Efer::LME | Efer::LMA | Efer::NXE).bits();
-    state.xcr0 = model.xcr0_mask().max(1);
-    state.cpl = 3;
-    state.activity = Activity::Running;
-    state.shadow = Shadow::None;
-    state.rflags = Rflags::FIXED.bits();
-    state.gdtr = TableRegister { base: KERNEL + GDT, limit: 0x7f };
-    state.idtr = TableRegister { base: KERNEL + IDT, limit: 0xfff };
-    let ldt_limit = (LOCAL.len() as u32 + 1) * 8 - 1;
-    state.ldtr = Segment { base: KERNEL + LDT, limit: ldt_limit, access: 0x82, selector: LDT_SEL };
-    state.tr = Segment { base: KERNEL + TSS, limit: 0x67, access: 0x8b, selector: TSS_SEL };
-    state
-}
-
-/// Bits of table entries: accessed and dirty already, so that nothing in the tables changes.
-const TABLE: u64 = 0x67;
-const LARGE: u64 = 0xe3;
-
 fn put(ram: &GuestRam, at: u64, value: u64) {
     if let Some(host) = ram.host_ptr(Gpa(at), 8) {
         // SAFETY: eight bytes of RAM that stay mapped; no engine runs.
         unsafe { host.cast::<u64>().write_unaligned(value) };
-    }
-}
-
-/// Maps one of the two pieces of memory.
-fn map_piece(ram: &GuestRam, low: bool) {
-    let entry = |table, mapped| if mapped { table | TABLE } else { 0 };
-    put(ram, PD + 8 * (LOW_START >> 21), entry(PT_LOW, low));
-    put(ram, PD + 8 * (HIGH_START >> 21), entry(PT_HIGH, !low));
-}
-
-/// Writes tables and handlers into RAM.
-fn build_kernel(ram: &GuestRam) {
-    let put = |at: u64, value: u64| put(ram, at, value);
-    put(PML4, PDPT | TABLE);
-    put(PDPT, PD | TABLE);
-    map_piece(ram, false);
-    let areas: [&[Area]; 2] = [&HIGH_AREAS, &LOW_AREAS];
-    for area in areas.concat() {
-        for page in (area.start..area.start + area.len).step_by(PAGE as usize) {
-            let table = if area.start < HIGH_START { PT_LOW } else { PT_HIGH };
-            let write = if area.write { 0 } else { 2 };
-            let execute = if area.execute { 0 } else { 1 << 63 };
-            put(table + 8 * (page >> 12 & 511), (page | TABLE | execute) & !write);
-        }
-    }
-    put(PML4 + 8 * (KERNEL >> 39 & 511), KERNEL_PDPT | TABLE);
-    put(KERNEL_PDPT, KERNEL_PD | TABLE);
-    for n in 0..RAM_BYTES >> 21 {
-        put(KERNEL_PD + 8 * n, n << 21 | LARGE);
-    }
-    for (selector, value) in [
-        (KCODE32, 0x00cf_9b00_0000_ffff),
-        (KCODE64, 0x00af_9b00_0000_ffff),
-        (KDATA, 0x00cf_9300_0000_ffff),
-        (UCODE32, 0x00cf_fb00_0000_ffff),
-        (UDATA, 0x00cf_f300_0000_ffff),
-        (UCODE64, 0x00af_fb00_0000_ffff),
-    ] {
-        put(GDT + u64::from(selector & !7), value);
-    }
-    for (desc, (_, selector, ..)) in local_descriptors().iter().zip(LOCAL) {
-        put(LDT + u64::from(selector & !7), descriptor(desc));
-    }
-    // IST 1.
-    put(TSS + 0x24, KERNEL + KERNEL_STACK_TOP);
-    put(TSS + 4, KERNEL + KERNEL_STACK_TOP);
-    // No I/O permission bitmap.
-    put(TSS + 0x60, 0x68 << 48);
-    for vector in 0..256 {
-        let handler = KERNEL + HANDLERS + HANDLER_STEP * vector;
-        // #BP and #OF are the program's to raise.
-        let level: u64 = if matches!(vector, 3 | 4) { 3 } else { 0 };
-        let low = handler & 0xffff
-            | u64::from(KCODE64) << 16
-            | 1 << 32
-            | (0x8e | level << 5) << 40
-            | (handler >> 16 & 0xffff) << 48;
-        put(IDT + 16 * vector, low);
-        put(IDT + 16 * vector + 8, handler >> 32);
-        // HLT.
-        put(HANDLERS + HANDLER_STEP * vector, 0xf4);
     }
 }

@@ -68,6 +68,15 @@ pub struct Tally {
     pub hash: u64,
 }
 
+impl Tally {
+    /// Counts a changed word.
+    pub fn add(&mut self, at: u64, value: u64) {
+        self.changed += 1;
+        let mixed = (self.hash ^ at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.hash = (mixed ^ mixed >> 29 ^ value).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    }
+}
+
 /// The two pieces of memory of a runner, and the model of each.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
@@ -155,10 +164,7 @@ impl Memory {
                         if (tally.changed as usize) < CHANGES_MAX {
                             found(tally.changed as usize, at, value);
                         }
-                        tally.changed += 1;
-                        let mixed = (tally.hash ^ at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                        tally.hash =
-                            (mixed ^ mixed >> 29 ^ value).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                        tally.add(at, value);
                         // SAFETY: as above; the snippet doesn't run.
                         unsafe { place.write(old) };
                     }

@@ -60,7 +60,8 @@ fn end_of(ending: &Ending) -> (u32, u32, u64) {
 }
 
 /// A general register as code of that size sees it.
-fn general(snippet: &Snippet, ending: &Ending, n: usize) -> u64 {
+#[must_use]
+pub fn general(snippet: &Snippet, ending: &Ending, n: usize) -> u64 {
     match snippet.bits {
         Bits::B64 => ending.gpr[n],
         // What a change of mode does to R8 up and to upper halves is undefined (SDM vol. 1, "Address

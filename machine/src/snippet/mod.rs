@@ -13,12 +13,19 @@ pub mod engine;
 pub mod host;
 pub mod image;
 pub mod judge;
+mod kernel;
 pub mod layout;
 pub mod makers;
+pub mod qemu;
+pub mod source;
 pub mod undefined;
 
+use std::sync::Arc;
+
+use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::state::{Rflags, VectorState};
 
+use crate::config::{Engine, Mmu};
 use layout::{CODE, CODE16, STACK_MID, STACK16_SP};
 
 /// Code size. All three are user code under a 64-bit kernel: 64-bit mode and compatibility mode.
@@ -196,6 +203,45 @@ pub enum RunnerError {
     Cpu { model: String, reason: String },
     #[error("QEMU: {0}")]
     Qemu(String),
+    #[error("--snippet {0}")]
+    Source(String),
+}
+
+/// Who can run snippets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    Interp,
+    Bt,
+    Qemu,
+    /// The processor that this program runs on.
+    Host,
+}
+
+impl Who {
+    pub const ALL: [Self; 4] = [Self::Interp, Self::Bt, Self::Qemu, Self::Host];
+
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Interp => "interp",
+            Self::Bt => "bt",
+            Self::Qemu => "qemu",
+            Self::Host => "host",
+        }
+    }
+
+    /// A runner of that kind. The host and QEMU don't look at the model.
+    ///
+    /// # Errors
+    /// The host refuses something, or there is no QEMU.
+    pub fn runner(self, mmu: Mmu, model: &Arc<CpuidModel>) -> Result<Box<dyn Runner>, RunnerError> {
+        Ok(match self {
+            Self::Interp => Box::new(engine::EngineRunner::new(Engine::Interp, mmu, model)?),
+            Self::Bt => Box::new(engine::EngineRunner::new(Engine::Bt, mmu, model)?),
+            Self::Qemu => Box::new(qemu::Qemu::new()?),
+            Self::Host => Box::new(host::Host::new()?),
+        })
+    }
 }
 
 /// Somebody who can run snippets.
