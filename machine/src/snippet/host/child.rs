@@ -204,9 +204,14 @@ fn confine() -> bool {
     const ARCH_X86_64: u32 = 0xc000_003e;
     let op = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let number = |n: i64| n as u32;
+    // A snippet lies below 4 GiB, this program above, unless it was linked otherwise: then a snippet's own exit
+    // ends the child.
+    let below = (on_signal as *const () as u64) >> 32 == 0;
     let mut program = [
         op(LOAD_WORD, 0, 0, 4),
-        op(JUMP_EQUAL, 0, 4, ARCH_X86_64),
+        op(JUMP_EQUAL, 0, 6, ARCH_X86_64),
+        op(LOAD_WORD, 0, 0, 12),
+        op(JUMP_EQUAL, if below { 0 } else { 4 }, 0, 0),
         op(LOAD_WORD, 0, 0, 0),
         op(JUMP_EQUAL, 3, 0, number(libc::SYS_rt_sigreturn)),
         op(JUMP_EQUAL, 2, 0, number(libc::SYS_futex)),
