@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 use std::time::{Duration, Instant};
 
 use vm_memory::{FileOffset, MmapRegion};
@@ -209,10 +209,10 @@ impl Process {
     }
 
     fn put(&self, at: u64, value: u64) {
-        if let Some(pointer) = self.pointer(at, 8) {
-            // SAFETY: inside the mapping. The guest looks at it only when it is told.
-            unsafe { pointer.cast::<u64>().write_volatile(value) };
-        }
+        // It may tell the guest that what was written before is complete.
+        fence(Ordering::SeqCst);
+        self.write(at, &value.to_le_bytes());
+        fence(Ordering::SeqCst);
     }
 
     fn read(&self, at: u64) -> u64 {
