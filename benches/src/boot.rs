@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use xenolith_machine::{Config, End, Handle, Machine};
+use xenolith_machine::{Config, End, Engine, Handle, Machine};
 
 /// The contract of the reference engine.
 const TO_INIT_MAX: Duration = Duration::from_secs(240);
@@ -99,6 +99,7 @@ pub fn run() -> Result<bool> {
     let start = Instant::now();
     let watch = Watch { start, handle: Arc::clone(&handle), text: Vec::new(), seen: seen.clone() };
     let config = Config {
+        engine: Engine::Interp,
         kernel: kernel.clone(),
         initrd: Some(initrd.clone()),
         command_line: COMMAND_LINE.to_owned(),

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use xenolith_machine::{Config, End, Machine};
+use xenolith_machine::{Config, End, Engine, Machine};
 
 use crate::guests::{LOOPS, Loop};
 
@@ -75,7 +75,12 @@ fn cpu_time() -> Duration {
 }
 
 fn here(kernel: &Path) -> Result<Sample> {
-    let config = Config { memory_bytes: 64 << 20, kernel: kernel.to_owned(), ..Config::default() };
+    let config = Config {
+        memory_bytes: 64 << 20,
+        engine: Engine::Interp,
+        kernel: kernel.to_owned(),
+        ..Config::default()
+    };
     let machine = Machine::new(config, Box::new(io::sink()))?;
     let handle = machine.handle();
     let (start, cpu) = (Instant::now(), cpu_time());
