@@ -11,6 +11,7 @@ pub mod fuzz;
 pub mod guest;
 pub mod multiboot;
 pub mod program;
+pub mod report;
 
 pub use console::{Console, Dialogue};
 pub use guest::Guest;

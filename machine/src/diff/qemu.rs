@@ -21,7 +21,7 @@ use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gpa, PAGE_SIZE};
 use xenolith_devices::clock::lock;
 
-use super::compare::{asks_the_machine, decode, differing, undefined_after};
+use super::compare::{asks_the_machine, decode, differing, undefined_after, words_differing};
 use super::leader::{Leader, Plan, Step};
 use super::memory::{Pages, read};
 use super::ours::code_at;
@@ -442,6 +442,11 @@ impl Lockstep {
         let (equal, theirs) = self.state_equal(&ours, undefined)?;
         let mut note = None;
         for &gpn in &done.stored {
+            if self.forgets_accessed(&done, gpn) {
+                self.peer.copy_page(&self.leader.ram, gpn)?;
+                self.allowed += 1;
+                continue;
+            }
             let (word, tolerated) = self.peer.page_differs(&self.leader.ram, gpn);
             self.allowed += tolerated as u64;
             if let Some(word) = word {
@@ -452,6 +457,43 @@ impl Lockstep {
             return Ok(None);
         }
         Ok(Some(self.difference(done, ours, theirs, note)))
+    }
+
+    /// Whether all that differs in a page is the accessed bit of a descriptor that RETF or IRET has loaded. They set
+    /// it (SDM vol. 3, "Segment Descriptors": whenever the processor loads a segment selector); QEMU's don't.
+    fn forgets_accessed(&self, done: &Done, gpn: u64) -> bool {
+        const ACCESSED: u64 = 1 << 40;
+        let returns = matches!(
+            done.insn.mnemonic(),
+            Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+        );
+        let (true, Some(ours), Some(theirs)) =
+            (returns, self.leader.ram.page(gpn), self.peer.page(gpn))
+        else {
+            return false;
+        };
+        let (words, _) = words_differing(ours, theirs);
+        let state = &done.before;
+        !words.is_empty()
+            && words.iter().all(|&word| {
+                let at = |page: &[u8]| {
+                    u64::from_le_bytes(page[word..word + 8].try_into().expect("eight bytes"))
+                };
+                let gpa = gpn * PAGE_SIZE + word as u64;
+                // A store of the leader's to that descriptor, by way of the table.
+                let stored = done.touches.iter().any(|touch| {
+                    let tables = [
+                        (state.gdtr.base, u64::from(state.gdtr.limit)),
+                        (state.ldtr.base, u64::from(state.ldtr.limit)),
+                    ];
+                    touch.write
+                        && touch.gpa & !7 == gpa
+                        && tables
+                            .iter()
+                            .any(|(base, limit)| touch.gva.wrapping_sub(*base) <= *limit)
+                });
+                stored && at(ours) ^ at(theirs) == ACCESSED && at(ours) & ACCESSED != 0
+            })
     }
 
     /// Steps through the iterations of a repeated string instruction, up to where ours stopped.

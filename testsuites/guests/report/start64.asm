@@ -1,0 +1,208 @@
+; Entry of the 64-bit report guest: multiboot, long mode, exceptions that come back to C.
+;
+; Problem: a report wants hundreds of small attempts at something that may fault, at privilege 0 and 3, and must go on
+; behind each. Scheme: run_at() enters code by IRETQ; every exception and INT 0x81 comes to one place, which
+; writes down what happened and returns to run_at()'s caller. Interrupts are off unless an attempt switches them on.
+bits 32
+section .boot
+        align 4
+header: dd 0x1badb002, 0x00010000, -(0x1badb002 + 0x00010000)
+        dd header, __load_start, __load_end, __bss_end, entry32
+
+global entry32
+extern main, __bss_start, __bss_end, __load_start, __load_end
+entry32:
+        cli
+        cld
+        mov esp, stack_top
+        mov edi, __bss_start
+        mov ecx, __bss_end
+        sub ecx, edi
+        xor eax, eax
+        rep stosb
+        ; identity: 1 GiB in 2 MiB pages, supervisor only
+        mov dword [pml4], pdpt + 3
+        mov dword [pdpt], pd + 3
+        mov edi, pd
+        mov eax, 0x83
+.next:  mov [edi], eax
+        add eax, 0x200000
+        add edi, 8
+        cmp edi, pd + 4096
+        jne .next
+        mov eax, cr4
+        or eax, 0x6b0           ; PSE PAE PGE OSFXSR OSXMMEXCPT
+        mov cr4, eax
+        mov eax, pml4
+        mov cr3, eax
+        mov ecx, 0xc0000080
+        rdmsr
+        or eax, 0x901           ; SCE LME NXE
+        wrmsr
+        mov eax, 0x80010033     ; PG WP NE ET MP PE
+        mov cr0, eax
+        lgdt [gdtr]
+        jmp 0x08:entry64
+
+bits 64
+section .text
+entry64:
+        mov eax, 0x10
+        mov ds, eax
+        mov es, eax
+        mov ss, eax
+        xor eax, eax
+        mov fs, eax
+        mov gs, eax
+        mov rsp, stack_top
+        ; TSS
+        mov eax, tss
+        mov [gdt + 0x42], ax
+        shr eax, 16
+        mov [gdt + 0x44], al
+        mov [gdt + 0x47], ah
+        mov qword [tss + 4], kernel_top
+        mov qword [tss + 0x24], ist_top
+        mov eax, 0x40
+        ltr ax
+        ; IDT: gate N leads to vectors + 16 N
+        mov edi, idt
+        mov eax, vectors
+        mov ecx, 256
+.gate:  mov word [rdi], ax
+        mov word [rdi + 2], 0x08
+        mov word [rdi + 4], 0x8e00
+        mov edx, eax
+        shr edx, 16
+        mov word [rdi + 6], dx
+        mov dword [rdi + 8], 0
+        mov dword [rdi + 12], 0
+        add eax, 16
+        add edi, 16
+        dec ecx
+        jnz .gate
+        mov byte [idt + 16 * 0x81 + 5], 0xee
+        lidt [idtr]
+        call main
+        mov dx, 0xf4
+        xor eax, eax
+        out dx, eax
+.stop:  hlt
+        jmp .stop
+
+; int run_at(int cpl, u64 rip, u64 rdi, u64 rsi, u64 rflags, u64 cs, u64 ss, u64 rsp)
+; SysV: edi, rsi, rdx, rcx, r8, r9, [rsp+8], [rsp+16]. The vector that ended it.
+global run_at
+run_at: push rbx
+        push rbp
+        push r12
+        push r13
+        push r14
+        push r15
+        mov [saved_rsp], rsp
+        mov rax, [rsp + 56]     ; ss
+        mov rbx, [rsp + 64]     ; rsp
+        push rax
+        push rbx
+        push r8
+        push r9
+        push rsi
+        mov rdi, rdx
+        mov rsi, rcx
+        xor eax, eax
+        xor ecx, ecx
+        xor edx, edx
+        xor ebx, ebx
+        xor ebp, ebp
+        iretq
+
+; The frame on the stack: vector, error code, RIP, CS, RFLAGS, RSP, SS.
+caught: push rax
+        mov rax, [rsp + 8]
+        mov [event], rax
+        mov rax, [rsp + 16]
+        mov [event + 8], rax
+        mov rax, [rsp + 24]
+        mov [event + 16], rax
+        mov rax, [rsp + 32]
+        mov [event + 24], rax
+        mov rax, [rsp + 40]
+        mov [event + 32], rax
+        mov rax, [rsp + 48]
+        mov [event + 40], rax
+        mov rax, [rsp + 56]
+        mov [event + 48], rax
+        mov rax, cr2
+        mov [event + 56], rax
+        lea rax, [rsp + 64]
+        mov [event + 64], rax   ; stack pointer before the frame was pushed
+        pop rax
+        mov [event + 72], rax
+        mov [event + 80], rcx
+        mov [event + 88], rbx
+        pushfq
+        pop rax
+        mov [event + 96], rax   ; flags in the handler
+        mov eax, 0x10
+        mov ds, eax
+        mov es, eax
+        mov ss, eax
+        cld
+        mov rsp, [saved_rsp]
+        pop r15
+        pop r14
+        pop r13
+        pop r12
+        pop rbp
+        pop rbx
+        mov eax, [event]
+        ret
+
+        align 16
+vectors:
+%assign n 0
+%rep 256
+        align 16
+%if n = 8 || (n >= 10 && n <= 14) || n = 17 || n = 21
+        push qword n
+        jmp caught
+%else
+        push qword 0
+        push qword n
+        jmp caught
+%endif
+%assign n n + 1
+%endrep
+
+section .data
+        align 16
+global gdt, idt, tss, event, pml4, kernel_top, ist_top, gdtr
+gdt:    dq 0
+        dq 0x00af9b000000ffff   ; 08 code64
+        dq 0x00cf93000000ffff   ; 10 data
+        dq 0x00cf9b000000ffff   ; 18 code32
+        dq 0x00affb000000ffff   ; 20 user code64
+        dq 0x00cff3000000ffff   ; 28 user data
+        dq 0x00cffb000000ffff   ; 30 user code32
+        dq 0
+        dq 0x0000890000000067, 0 ; 40 TSS
+        times 40 dq 0           ; 50 and up: free for C
+gdtr:   dw $ - gdt - 1
+        dq gdt
+idtr:   dw 4095
+        dq idt
+section .bss
+        align 4096
+pml4:   resb 4096
+pdpt:   resb 4096
+pd:     resb 4096
+idt:    resb 4096
+tss:    resb 4096
+        resb 8192
+stack_top:
+        resb 8192
+kernel_top:
+        resb 8192
+ist_top:
+saved_rsp: resq 1
+event:  resq 16
