@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds the measuring guest: `build.sh CACHE BUSYBOX` makes CACHE/root (packages unpacked, the static program,
-# its data), CACHE/guest.img (the same as an initramfs) and CACHE/hello-{32,64}.img (an init that says hello). Needs no root; fetches packages once.
-# BUSYBOX is a static one. What is there and made from the same sources is kept.
+# Builds the measuring guest: `build.sh CACHE BUSYBOX` prints the folder below CACHE that it made, or that was there,
+# made from the same sources. In it: root (packages unpacked, the static program, its data), guest.img (the same as
+# an initramfs), hello-32.img and hello-64.img (hello.c). BUSYBOX is a static one. Needs no root; fetches packages once.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=$1 busybox=$2
@@ -21,10 +21,14 @@ exec 9>"$cache/lock"
 flock 9
 
 stamp=$(cat "$here"/*.c "$here"/*.h "$here"/build.sh "$here"/programs/* | sha256sum | cut -c1-16)
-if [ -f "$cache/stamp" ] && [ "$(cat "$cache/stamp")" = "$stamp" ]; then
+finished=$cache/guest-$stamp
+# Others may be in use by other working copies.
+find "$cache" -maxdepth 1 -name 'guest-*' -mtime +2 ! -path "$finished" -exec rm -rf {} +
+if [ -d "$finished" ]; then
+    touch "$finished"
+    echo "$finished"
     exit 0
 fi
-rm -f "$cache/stamp"
 
 # Packages: with the machine's lists, or else with lists of our own, which need no root.
 fetch() {
@@ -49,9 +53,10 @@ if [ ! -d "$packed" ]; then
     mv "$cache/packages.partial" "$packed"
 fi
 
-root=$cache/root
-say "building $root"
-rm -rf "$root"
+folder=$cache/guest.partial
+root=$folder/root
+say "building $finished"
+rm -rf "$folder"
 mkdir -p "$root/data" "$root/programs" "$root"/usr/{bin,sbin,lib,lib64}
 # Packages still have files in the folders of old; all go to /usr, as on installed systems.
 for folder in bin sbin lib lib64; do ln -s "usr/$folder" "$root/$folder"; done
@@ -104,14 +109,17 @@ archive() {
     (cd "$1" && find . | LC_ALL=C sort | "$root/bin/busybox" cpio -o -H newc -R 0:0 2>/dev/null) >"$2.partial"
     mv "$2.partial" "$2"
 }
-archive "$root" "$cache/guest.img"
+archive "$root" "$folder/guest.img"
 for bits in 32 64; do
-    rm -rf "$cache/hello"
-    mkdir -p "$cache/hello"
-    gcc -m$bits -O2 -static -nostdlib -fno-pic -no-pie -fno-stack-protector -Wall -Wextra \
-        -o "$cache/hello/init" "$here/hello.c"
-    archive "$cache/hello" "$cache/hello-$bits.img"
+    rm -rf "$folder/hello"
+    mkdir -p "$folder/hello"
+    for name in init off; do
+        gcc -m$bits -O2 -static -nostdlib -fno-pic -no-pie -fno-stack-protector -Wall -Wextra \
+            $([ $name = init ] || echo -DOFF) -o "$folder/hello/$name" "$here/hello.c"
+    done
+    archive "$folder/hello" "$folder/hello-$bits.img"
 done
-rm -rf "$cache/hello"
-echo "$stamp" >"$cache/stamp"
-say "$(du -m "$cache/guest.img" | cut -f1) MiB in $cache/guest.img"
+rm -rf "$folder/hello"
+mv "$folder" "$finished"
+say "$(du -m "$finished/guest.img" | cut -f1) MiB in $finished/guest.img"
+echo "$finished"

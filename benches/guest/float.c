@@ -180,7 +180,7 @@ const struct workload float_workloads[] = {
     {"fp-fourier", "float", 4500, fourier, 0, 0},
     {"fp-library", "float", 1000000, library, 0, 0},
     {"fp-convert", "float", 5000000, convert, 0, 0},
-    {"x87-registers", "register", 3000000, x87_registers, 0, 0},
+    {"x87-registers", "register", 6000000, x87_registers, 0, 0},
     {"x87-memory", "float", 300000, x87_memory, 0, 0},
     {"x87-bodies", "float", 120000, bodies_x87, 0, 0},
     {"x87-sine", "float", 1000000, x87_sine, 0, 0},

@@ -403,7 +403,7 @@ const struct workload system_workloads[] = {
     {"sys-map-file", "system", 1000, map_file, make_file, 0},
     {"sys-paths", "system", 50000, paths, 0, 0},
     {"code-modified", "system", 200000, self_modifying, map_code, 0},
-    {"code-mixed-page", "system", 200000, mixed_page, map_code, 0},
+    {"code-mixed-page", "system", 1000000, mixed_page, map_code, 0},
     {"code-fresh", "system", 10000, fresh_code, map_code, 0},
     {"code-mappings", "system", 5000, fresh_mappings, map_code, 0},
     {0},

@@ -134,11 +134,11 @@ AVX static uint64_t avx_shuffle(uint64_t count) {
 }
 
 const struct workload vector_workloads[] = {
-    {"sse-registers", "register", 10000000, sse_registers, 0, 0},
-    {"sse-words", "register", 10000000, sse_words, 0, 0},
-    {"avx-registers", "register", 10000000, avx_registers, 0, "avx2"},
-    {"avx-words", "register", 10000000, avx_words, 0, "avx2"},
-    {"fma-registers", "register", 10000000, fma_registers, 0, "fma"},
+    {"sse-registers", "register", 20000000, sse_registers, 0, 0},
+    {"sse-words", "register", 20000000, sse_words, 0, 0},
+    {"avx-registers", "register", 20000000, avx_registers, 0, "avx2"},
+    {"avx-words", "register", 20000000, avx_words, 0, "avx2"},
+    {"fma-registers", "register", 20000000, fma_registers, 0, "fma"},
     {"sse-small", "float", 30000, sse_small, fill_small, 0},
     {"avx-small", "float", 30000, avx_small, fill_small, "avx2"},
     {"fma-small", "float", 30000, fma_small, fill_small, "fma"},

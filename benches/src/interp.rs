@@ -18,20 +18,28 @@ use crate::guests::{LOOPS, Loop};
 /// The contract of the reference engine: the integer loop must not be slower.
 const INTEGER_MIPS_MIN: f64 = 25.0;
 /// Instructions of the short and of the long run.
-const SHORT: u32 = 2_000_000;
+pub const SHORT: u32 = 2_000_000;
 const LONG: u32 = 200_000_000;
 /// Repetitions; the fastest counts, as others only add other people's work.
 const RUNS: u32 = 3;
 
 /// A file that goes when dropped.
-struct Image(PathBuf);
+pub struct Image(PathBuf);
 
 impl Image {
-    fn new(which: &Loop, instructions: u32) -> Result<Self> {
+    /// A loop of about so many instructions.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn new(which: &Loop, instructions: u32) -> Result<Self> {
         let name = format!("xenolith-bench-{}-{}-{instructions}", std::process::id(), which.name);
         let path = std::env::temp_dir().join(name);
         fs::write(&path, which.image(instructions / which.about)?)?;
         Ok(Self(path))
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -108,9 +116,9 @@ fn qemu(kernel: &Path) -> Option<Duration> {
 ///
 /// # Errors
 /// There is no such loop, or it doesn't run.
-pub fn once(name: &str) -> Result<()> {
+pub fn once(name: &str, instructions: u32) -> Result<()> {
     let which = LOOPS.iter().find(|which| which.name == name).context("no such loop")?;
-    let sample = here(&Image::new(which, SHORT)?.0)?;
+    let sample = here(&Image::new(which, instructions)?.0)?;
     println!("{name}: {} instructions", sample.instructions);
     Ok(())
 }

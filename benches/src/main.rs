@@ -4,6 +4,7 @@
 //! cargo run --release -p xenolith-benches -- guest      one guest natively, in QEMU and in Xenolith, against the bars
 //! cargo run --release -p xenolith-benches -- interp     million instructions a second of small guests
 //! cargo run --release -p xenolith-benches -- boot       Debian's kernel from power-on to init and a shell
+//! cargo run --release -p xenolith-benches -- counts     instructions that the host executes, against bounds
 //! xenolith-benches once LOOP                            one short loop, to be counted by callgrind
 //! ```
 //!
@@ -11,6 +12,7 @@
 //! `docs/performance.md`.
 
 mod boot;
+mod counts;
 mod guest;
 mod guests;
 mod interp;
@@ -35,14 +37,20 @@ enum Command {
     Interp,
     /// Debian's kernel on the interpreter, to init and to a shell
     Boot,
-    /// One short loop
-    Once { name: String },
+    /// Host instructions of small guests, against the bounds in benches/counts.txt
+    Counts {
+        /// Write today's counts as bounds
+        #[arg(long)]
+        bless: bool,
+    },
+    /// One short loop on the interpreter
+    Once { name: String, instructions: Option<u32> },
 }
 
 fn main() -> Result<ExitCode> {
     let command = Cli::parse().command;
-    if let Command::Once { name } = &command {
-        interp::once(name)?;
+    if let Command::Once { name, instructions } = &command {
+        interp::once(name, instructions.unwrap_or(interp::SHORT))?;
         return Ok(ExitCode::SUCCESS);
     }
     println!("host: {}", host());
@@ -50,6 +58,7 @@ fn main() -> Result<ExitCode> {
         Command::Guest(args) => guest::run(args)?,
         Command::Interp => interp::run()?,
         Command::Boot => boot::run()?,
+        Command::Counts { bless } => counts::run(*bless)?,
         Command::Once { .. } => true,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

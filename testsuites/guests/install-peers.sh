@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the programs that the tests run beside Xenolith, by apt: QEMU as the peer, NASM and gcc for
-# small guests, e2fsprogs for disk images, iasl and dmidecode for the firmware tables.
+# small guests, e2fsprogs for disk images, iasl and dmidecode for the firmware tables, valgrind to count.
 #
 #   testsuites/guests/install-peers.sh           install what is missing
 #   testsuites/guests/install-peers.sh --check   say what is missing, install nothing; status 1 if any
@@ -23,6 +23,7 @@ peers=(
     "busybox true|busybox-static"
     "script --version|bsdutils"
     "xz --version|xz-utils"
+    "valgrind --version|valgrind"
 )
 
 # mkfs.ext4 and sfdisk live where an ordinary user's PATH does not look.

@@ -20,6 +20,8 @@ pub const COMMAND_LINE: &str =
 pub struct Files {
     cache: PathBuf,
     guests: PathBuf,
+    /// Made by the script.
+    folder: PathBuf,
 }
 
 impl Files {
@@ -35,25 +37,28 @@ impl Files {
                 fetch(name)?;
             }
         }
-        let files = Self { cache: cache.join("bench"), guests };
+        let cache = cache.join("bench");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/build.sh");
-        let status = Command::new(&script)
-            .arg(&files.cache)
-            .arg(files.guests.join("debian/busybox"))
-            .status()
+        let output = Command::new(&script)
+            .arg(&cache)
+            .arg(guests.join("debian/busybox"))
+            .stderr(Stdio::inherit())
+            .output()
             .with_context(|| format!("cannot run {}", script.display()))?;
-        ensure!(status.success(), "the guest can't be built");
+        ensure!(output.status.success(), "the guest can't be built");
+        let folder = PathBuf::from(String::from_utf8(output.stdout)?.trim());
+        let files = Self { cache, guests, folder };
         files.unpack_kernel()?;
         Ok(files)
     }
 
     /// The packages' and the guest's root folder.
     pub fn root(&self) -> PathBuf {
-        self.cache.join("root")
+        self.folder.join("root")
     }
 
     pub fn initrd(&self) -> PathBuf {
-        self.cache.join("guest.img")
+        self.folder.join("guest.img")
     }
 
     /// The unpacked kernel.
@@ -67,7 +72,7 @@ impl Files {
 
     /// An initramfs that says that it runs, for 32 or 64 bits.
     pub fn hello(&self, bits: u32) -> PathBuf {
-        self.cache.join(format!("hello-{bits}.img"))
+        self.folder.join(format!("hello-{bits}.img"))
     }
 
     fn unpack_kernel(&self) -> Result<()> {

@@ -10,7 +10,7 @@
 
 mod bars;
 mod boots;
-mod files;
+pub mod files;
 mod idle;
 mod process;
 mod table;
