@@ -59,7 +59,7 @@ say "building $finished"
 rm -rf "$folder"
 mkdir -p "$root/data" "$root/programs" "$root"/usr/{bin,sbin,lib,lib64}
 # Packages still have files in the folders of old; all go to /usr, as on installed systems.
-for folder in bin sbin lib lib64; do ln -s "usr/$folder" "$root/$folder"; done
+for old in bin sbin lib lib64; do ln -s "usr/$old" "$root/$old"; done
 for deb in "$packed"/*.deb; do
     dpkg-deb --fsys-tarfile "$deb" | tar -x -C "$root" --keep-directory-symlink \
         --exclude='./usr/share' --exclude='./etc' --exclude='./var' --exclude='./usr/lib/x86_64-linux-gnu/gconv'

@@ -1,8 +1,8 @@
 //! Instruction counts that don't depend on how busy the host is, compared with committed bounds.
 //!
 //! Problem: wall time on a shared machine varies more than the changes that one wants to see. Scheme: count what
-//! the host executes. The interpreter runs a small guest under valgrind's callgrind, which counts everything. Valgrind
-//! can't run translated code (it has no FSGSBASE), so there the host's own single-stepping counts: the program
+//! the host executes. The interpreter runs a small guest, and the translator translates, under valgrind's callgrind,
+//! which counts everything. Valgrind can't run translated code (it has no FSGSBASE), so there the host's own single-stepping counts: the program
 //! runs a loop of a known guest, a debugger's stop catches the vCPU's thread, and some hundred thousand steps
 //! show how many host instructions one iteration takes ([`steps`]).
 //!
@@ -20,6 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::guest::files;
 use crate::guests::LOOPS;
 use crate::interp::{self, Image};
+use crate::translate;
 
 /// Compilers of one version still place code differently.
 const ABOVE_MAX: f64 = 1.03;
@@ -36,7 +37,8 @@ pub fn run(bless: bool) -> Result<bool> {
     let bounds = bounds()?;
     let mut passed = true;
     let mut blessed = String::from(
-        "# Host instructions: whole runs of the interpreter, one iteration of a loop in translated code.\n\
+        "# Host instructions: whole runs of the interpreter, the translator for one guest instruction, one\n\
+         # iteration of a loop in translated code.\n\
          # Written by `xenolith-benches counts --bless`; see benches/src/counts.rs.\n",
     );
     let mut check = |name: &str, count: f64| {
@@ -57,6 +59,9 @@ pub fn run(bless: bool) -> Result<bool> {
     };
     for which in LOOPS {
         check(&format!("interp-{}", which.name), callgrind(which.name)?);
+    }
+    for corpus in translate::corpora()? {
+        check(&format!("translate-{}", corpus.name), translation(&corpus)?);
     }
     let program = files::program()?;
     for which in LOOPS {
@@ -91,16 +96,25 @@ fn bounds() -> Result<Vec<(String, f64)>> {
 
 /// Instructions of this program that runs a loop on the interpreter, beyond those of a shorter run.
 fn callgrind(name: &str) -> Result<f64> {
-    let long = collected(name, interp::SHORT)?;
-    let short = collected(name, interp::SHORT / 2)?;
-    Ok(long - short)
+    let (long, short) = (interp::SHORT, interp::SHORT / 2);
+    Ok(collected(&["once", name, &long.to_string()])?.0
+        - collected(&["once", name, &short.to_string()])?.0)
 }
 
-fn collected(name: &str, instructions: u32) -> Result<f64> {
+/// Instructions of the translator for each of the guest's.
+fn translation(corpus: &translate::Corpus) -> Result<f64> {
+    let path = corpus.path().display().to_string();
+    let once = |part| collected(&["translate", "--once", &path, corpus.name, part]);
+    let ((long, all), (short, some)) = (once("16")?, once("4")?);
+    Ok((long - short) / (all.parse::<f64>()? - some.parse::<f64>()?))
+}
+
+/// Instructions of a run of this program under callgrind, and what it printed.
+fn collected(arguments: &[&str]) -> Result<(f64, String)> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(std::env::current_exe()?)
-        .args(["once", name, &instructions.to_string()])
+        .args(arguments)
         .stdin(Stdio::null())
         .output()
         .context("cannot run valgrind")?;
@@ -109,7 +123,8 @@ fn collected(name: &str, instructions: u32) -> Result<f64> {
     // "==PID== Collected : N"
     for line in text.lines() {
         if let Some((_, count)) = line.split_once("Collected : ") {
-            return Ok(count.trim().parse()?);
+            let printed = String::from_utf8(output.stdout)?.trim().to_owned();
+            return Ok((count.trim().parse()?, printed));
         }
     }
     bail!("valgrind collected nothing: {text}")

@@ -4,6 +4,7 @@
 //! cargo run --release -p xenolith-benches -- guest      one guest natively, in QEMU and in Xenolith, against the bars
 //! cargo run --release -p xenolith-benches -- interp     million instructions a second of small guests
 //! cargo run --release -p xenolith-benches -- boot       Debian's kernel from power-on to init and a shell
+//! cargo run --release -p xenolith-benches -- translate  what translating costs by itself
 //! cargo run --release -p xenolith-benches -- counts     instructions that the host executes, against bounds
 //! xenolith-benches once LOOP                            one short loop, to be counted by callgrind
 //! ```
@@ -16,7 +17,9 @@ mod counts;
 mod guest;
 mod guests;
 mod interp;
+mod translate;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -43,22 +46,44 @@ enum Command {
         #[arg(long)]
         bless: bool,
     },
+    /// What translating costs by itself
+    Translate {
+        /// Only once, this part of 16 of a file's code, as a tool counts
+        #[arg(long, num_args = 3, value_names = ["FILE", "KIND", "PART"])]
+        once: Option<Vec<String>>,
+    },
     /// One short loop on the interpreter
     Once { name: String, instructions: Option<u32> },
 }
 
-fn main() -> Result<ExitCode> {
-    let command = Cli::parse().command;
-    if let Command::Once { name, instructions } = &command {
+fn main() -> ExitCode {
+    match run(&Cli::parse().command) {
+        Ok(status) => status,
+        Err(error) => {
+            eprintln!("xenolith-benches: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<ExitCode> {
+    if let Command::Once { name, instructions } = command {
         interp::once(name, instructions.unwrap_or(interp::SHORT))?;
         return Ok(ExitCode::SUCCESS);
     }
+    if let Command::Translate { once: Some(words) } = command
+        && let [path, kind, part] = &words[..]
+    {
+        translate::once(Path::new(path), kind, part.parse()?)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     println!("host: {}", host());
-    let passed = match &command {
+    let passed = match command {
         Command::Guest(args) => guest::run(args)?,
         Command::Interp => interp::run()?,
         Command::Boot => boot::run()?,
         Command::Counts { bless } => counts::run(*bless)?,
+        Command::Translate { .. } => translate::run().map(|()| true)?,
         Command::Once { .. } => true,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -21,6 +21,9 @@ const REGISTER_NATIVE: f64 = 1.2;
 
 pub const IDLE_SHARE_MAX: f64 = 0.02;
 pub const MEMORY_BEYOND_MAX: u64 = 150 << 20;
+/// Over a boot, by the translator's own count.
+pub const INTERPRETED_SHARE_MAX: f64 = 0.001;
+pub const NS_AN_INSTRUCTION_MAX: f64 = 400.0;
 
 pub fn of(group: &str) -> Bar {
     match group {

@@ -26,8 +26,8 @@ const BOOT_MAX: Duration = Duration::from_secs(600);
 #[derive(Debug)]
 pub struct Boot {
     pub name: &'static str,
-    guest: &'static str,
-    bits: u32,
+    pub guest: &'static str,
+    pub bits: u32,
 }
 
 pub const BOOTS: [Boot; 2] = [

@@ -13,6 +13,7 @@ mod boots;
 pub mod files;
 mod idle;
 mod process;
+mod stats;
 mod table;
 mod target;
 
@@ -29,7 +30,7 @@ use target::{Column, Sample, Target};
 #[derive(Args, Debug)]
 pub struct GuestArgs {
     /// Only these: names, groups (integer, memory, crypto, float, register, program, system, boot,
-    /// idle) or beginnings of names, separated by commas
+    /// idle, stats) or beginnings of names, separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     only: Vec<String>,
 
@@ -144,7 +145,9 @@ pub fn run(args: &GuestArgs) -> Result<bool> {
         for Workload { name, group } in &workloads {
             println!("{group:<10} {name}");
         }
-        println!("boot       boot-amd64\nboot       boot-i386\nidle       idle, memory");
+        println!("boot       boot-amd64\nboot       boot-i386");
+        println!("idle       processor and memory of an idle guest");
+        println!("stats      what the translator counts over a boot");
         return Ok(true);
     }
     let columns = args.columns()?;
@@ -170,6 +173,9 @@ pub fn run(args: &GuestArgs) -> Result<bool> {
     let idle = args.wants("idle", "idle");
     if idle {
         idle::measure(&files, &columns, &mut table)?;
+    }
+    if args.wants("stats", "stats") {
+        stats::measure(&files, &columns, &mut table)?;
     }
     if !wanted.is_empty() {
         let mut targets = start(&columns, &files, args)?;

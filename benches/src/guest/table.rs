@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use super::bars::{self, Bar};
+use super::stats::Stats;
 use super::target::Column;
 
 /// One workload's times, a list a column.
@@ -66,6 +67,7 @@ pub struct Table {
     ours: Vec<usize>,
     rows: Vec<Row>,
     idle: Vec<(usize, f64, Option<u64>)>,
+    stats: Vec<(usize, String, Stats)>,
     out: Option<File>,
 }
 
@@ -84,6 +86,7 @@ impl Table {
             ours: (0..columns.len()).filter(|&at| ours(&columns[at])).collect(),
             rows: Vec::new(),
             idle: Vec::new(),
+            stats: Vec::new(),
             out: None,
         };
         if let Some(path) = out {
@@ -109,7 +112,7 @@ impl Table {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty() && self.idle.is_empty()
+        self.rows.is_empty() && self.idle.is_empty() && self.stats.is_empty()
     }
 
     /// Prints a row and keeps it.
@@ -160,6 +163,11 @@ impl Table {
         self.idle.push((column, share, memory));
     }
 
+    /// What a translator of ours counted over a boot.
+    pub fn stats(&mut self, column: usize, boot: &str, stats: Stats) {
+        self.stats.push((column, boot.to_owned(), stats));
+    }
+
     /// The bars that a row misses, for this workspace's first engine; nothing if there is nothing to compare.
     fn judge(&self, row: &Row) -> Vec<String> {
         let Some(&first) = self.ours.first() else { return Vec::new() };
@@ -207,6 +215,20 @@ impl Table {
                 if ours { verdict(!memory_bad) } else { "" },
             );
             passed &= !ours || !(memory_bad || share_bad);
+        }
+        for (column, boot, stats) in &self.stats {
+            let ours = self.ours.first() == Some(column);
+            let share_bad = stats.interpreted_share > bars::INTERPRETED_SHARE_MAX;
+            let speed_bad = stats.ns_an_instruction > bars::NS_AN_INSTRUCTION_MAX;
+            println!(
+                "{:<8} {boot}: {:.3} % interpreted{}; {:.0} ns to translate an instruction{}",
+                self.names[*column],
+                stats.interpreted_share * 100.0,
+                if ours { verdict(!share_bad) } else { "" },
+                stats.ns_an_instruction,
+                if ours { verdict(!speed_bad) } else { "" },
+            );
+            passed &= !ours || !(share_bad || speed_bad);
         }
         let missed: Vec<_> = self.rows.iter().filter(|row| !self.judge(row).is_empty()).collect();
         let broken =

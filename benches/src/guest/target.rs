@@ -71,6 +71,11 @@ impl Column {
         }
     }
 
+    /// Whether it is a translator of ours.
+    pub fn counts(&self) -> bool {
+        matches!(self, Self::Xenolith { engine, .. } if engine == "bt")
+    }
+
     /// A command that boots `kernel`, its console on standard input and output. Natively there is none.
     pub fn boot(
         &self,
