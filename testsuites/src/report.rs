@@ -19,15 +19,18 @@ use crate::asm::assemble::{INSTALL_HINT, Scratch};
 pub enum ReportGuest {
     /// Long mode.
     Long,
+    /// Protected mode, virtual-8086 mode, tasks, and the way through all modes.
+    Protected,
 }
 
 impl ReportGuest {
-    pub const ALL: [Self; 1] = [Self::Long];
+    pub const ALL: [Self; 2] = [Self::Long, Self::Protected];
 
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Long => "64",
+            Self::Protected => "32",
         }
     }
 }
@@ -59,8 +62,14 @@ const SHADOW: &str = "QEMU breaks behind MOV SS; code breakpoints there are held
 const DETECT: &str = "QEMU pushes RF clear; a fault pushes it set, but for instruction breakpoints (SDM vol. 3, \
                       Instruction-Breakpoint Exception Condition)";
 
+const LIMIT: &str = "QEMU checks neither limits nor kinds of data segments; the processor does (SDM vol. 3, Limit \
+                     Checking, Type Checking)";
+const GATE: &str = "QEMU enters a conforming segment at its DPL and on another stack; the privilege stays (SDM vol. 2, \
+                    CALL, CALL-GATE)";
+const TRAP: &str = "QEMU ignores a task's trap bit (SDM vol. 3, Task-Switch Exception Condition)";
+
 /// Every difference between QEMU 10.0 and our engines.
-pub const DIFFERENCES: [Explained; 16] = [
+pub const DIFFERENCES: [Explained; 24] = [
     ours("rights level=4 reserved ", RESERVED),
     ours("rights level=4 reserved,no-execute ", RESERVED),
     ours("rights level=3 reserved ", RESERVED),
@@ -77,10 +86,22 @@ pub const DIFFERENCES: [Explained; 16] = [
     ours("canonical at=ffff7fffffffffff access=2 ", JUMP),
     ours(" break behind mov ss:", SHADOW),
     ours(" general detect:", DETECT),
+    ours_32("limit ", LIMIT),
+    ours_32("task null ds ", LIMIT),
+    ours_32("call gate conforming=1 bits=20 ", GATE),
+    ours_32("call gate conforming=1 bits=10 ", GATE),
+    ours_32("task with the trap bit ", TRAP),
+    ours_32("pae level=2 reserved ", RESERVED),
+    ours_32("pae level=1 reserved ", RESERVED),
+    ours_32("pae large level=2 reserved ", RESERVED),
 ];
 
 const fn ours(lines: &'static str, why: &'static str) -> Explained {
     Explained { guest: ReportGuest::Long, lines, right: Right::Ours, why }
+}
+
+const fn ours_32(lines: &'static str, why: &'static str) -> Explained {
+    Explained { guest: ReportGuest::Protected, lines, right: Right::Ours, why }
 }
 
 fn sources() -> PathBuf {
@@ -111,6 +132,7 @@ pub fn build(guest: ReportGuest) -> Result<Vec<u8>> {
     let made = |name: &str| scratch.path().join(name).display().to_string();
     let (bits, machine, format, emulation) = match guest {
         ReportGuest::Long => ("64", "-m64", "elf64", "elf_x86_64"),
+        ReportGuest::Protected => ("32", "-m32", "elf32", "elf_i386"),
     };
     let start = source(format!("start{bits}.asm"));
     run("nasm", &["-f", format, "-o", &made("start.o"), &start])?;

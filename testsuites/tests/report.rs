@@ -33,3 +33,8 @@ fn reports_agree(guest: ReportGuest) {
 fn long_mode_does_as_qemu_does_or_the_manual_says_who_is_right() {
     reports_agree(ReportGuest::Long);
 }
+
+#[test]
+fn protected_mode_does_as_qemu_does_or_the_manual_says_who_is_right() {
+    reports_agree(ReportGuest::Protected);
+}
