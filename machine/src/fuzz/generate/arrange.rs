@@ -164,7 +164,7 @@ fn stack(draft: &mut Draft, bytes: &[u8]) {
         return;
     }
     let base = if draft.snippet.bits == Bits::B16 { STACK16 } else { 0 };
-    let at = base + draft.registers.initial[4];
+    let at = base.wrapping_add(draft.registers.initial[4]);
     draft.snippet.memory.push(Piece { at, bytes: bytes.to_vec() });
 }
 
