@@ -156,8 +156,9 @@ fn by_mnemonic(insn: &Instruction) -> Class {
         {
             Class::Same
         }
+        // With a REX.B it is XCHG on some processors; the interpreter knows.
+        N::Pause if insn.len() == 2 => Class::Same,
         N::Nop
-        | N::Pause
         | N::Endbr32
         | N::Endbr64
         | N::Prefetchnta

@@ -1,9 +1,10 @@
 //! Near jumps, calls and returns.
 //!
-//! Problem: a branch out of the code segment faults at the branch, before anything is pushed or
-//! popped. Scheme: every transfer goes through [`Interp::near_target`], which checks; then the stack;
-//! then RIP. Invariants: unconditional ones end a block, so no handler needs to report the change;
-//! conditional ones stand in its middle too, and report it when they are taken ([`Interp::branch`]).
+//! Problem: a branch out of the code segment faults at the branch, with the stack pointer where it was.
+//! Scheme: every transfer goes through [`Interp::near_target`], which checks; then the stack; then RIP
+//! ([`call_to`] for what CALL does first). Invariants: unconditional ones end a block, so no handler needs to
+//! report the change; conditional ones stand in its middle too, and report it when they are taken
+//! ([`Interp::branch`]).
 //! Source: SDM vol. 2, "JMP", "CALL", "RET", "LOOP", "Jcc".
 
 use iced_x86::{Code, Instruction, OpKind};
@@ -31,11 +32,16 @@ impl<M: Memory> Interp<M> {
         if inside { Ok(target) } else { Err(Trap::gp0()) }
     }
 
-    /// Target of a relative branch of operand size `W`.
+    /// Target of a relative branch of operand size `W`, not checked.
+    #[inline(always)]
+    fn relative_target<W: Width>(&self, i: &Insn<M>) -> u64 {
+        W::from_u64(self.state.rip.wrapping_add(i.imm)).to_u64() & self.mode.ip_mask
+    }
+
+    /// The same, checked.
     #[inline(always)]
     fn relative<W: Width>(&self, i: &Insn<M>) -> Outcome<u64> {
-        let target = self.state.rip.wrapping_add(i.imm);
-        self.near_target(W::from_u64(target).to_u64() & self.mode.ip_mask)
+        self.near_target(self.relative_target::<W>(i))
     }
 
     /// Takes a conditional branch.
@@ -111,20 +117,33 @@ pub(super) fn call<M: Memory>(raw: &Instruction) -> Handler<M> {
     }
 }
 
+/// Intel's processors store the return address before they look at the target: a bad stack comes before a
+/// bad target, and after that one's #GP the word below the stack is written though RSP hasn't moved.
 fn call_to<M: Memory, W: Width>(vm: &mut Interp<M>, target: u64) -> Outcome {
+    if vm.amd {
+        vm.near_target(target)?;
+    }
+    let sp = vm.state.gpr[RSP];
     vm.push(W::from_u64(vm.state.rip))?;
-    vm.state.rip = target;
-    Ok(())
+    match vm.near_target(target) {
+        Ok(target) => {
+            vm.state.rip = target;
+            Ok(())
+        }
+        Err(trap) => {
+            vm.state.gpr[RSP] = sp;
+            Err(trap)
+        }
+    }
 }
 
 fn call_relative<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
-    let target = vm.relative::<W>(i)?;
+    let target = vm.relative_target::<W>(i);
     call_to::<M, W>(vm, target)
 }
 
 fn call_indirect<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     let target = alu::source::<M, W>(vm, i)?.to_u64();
-    let target = vm.near_target(target)?;
     call_to::<M, W>(vm, target)
 }
 

@@ -277,7 +277,9 @@ impl<M: Memory> Interp<M> {
                 length += raw.len().max(1);
                 break;
             }
-            let raw = exchange_behind_pause(&raw, &bytes[length..]).unwrap_or(raw);
+            let exchange =
+                if self.amd { exchange_behind_pause(&raw, &bytes[length..]) } else { None };
+            let raw = exchange.unwrap_or(raw);
             length += raw.len();
             let vector = self.vector.prepare(&raw);
             let ends = single
@@ -294,7 +296,8 @@ impl<M: Memory> Interp<M> {
     }
 }
 
-/// F3 90 is PAUSE, but F3 REX.B 90 is XCHG with R8, as measured; the decoder makes PAUSE of both.
+/// F3 90 is PAUSE, but F3 REX.B 90 is XCHG with R8 for AMD's processors, as measured; Intel's and the decoder
+/// make PAUSE of both.
 fn exchange_behind_pause(raw: &Instruction, bytes: &[u8]) -> Option<Instruction> {
     if raw.code() != Code::Pause || raw.code_size() != CodeSize::Code64 {
         return None;

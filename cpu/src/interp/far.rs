@@ -218,6 +218,17 @@ impl<M: Memory> Interp<M> {
             let mut target = self.direct_target(descriptor)?;
             let offset = truncate(pointer.offset, pointer.bytes);
             let mut frame = self.current_frame(pointer.bytes as u64);
+            if self.state.long_mode() && !self.amd {
+                // As measured, Intel's processors push as the target's mode does.
+                let stack = &self.state.seg[sreg::SS];
+                frame.set_mask(if target.segment().access & Segment::LONG != 0 {
+                    u64::MAX
+                } else if stack.is_big() {
+                    0xffff_ffff
+                } else {
+                    0xffff
+                });
+            }
             frame.push(self, u64::from(self.state.seg[sreg::CS].selector))?;
             frame.push(self, self.state.rip)?;
             self.check_offset(&target.segment(), offset)?;

@@ -29,6 +29,8 @@ const ES: u8 = sreg::ES as u8;
 trait StringOp {
     /// ZF ends the repetition (CMPS, SCAS).
     const COMPARES: bool = false;
+    /// Writes at ES:RDI.
+    const STORES: bool = false;
     /// Index registers that a 32-bit address size truncates at the start of the repetition (as it does
     /// the count), even if nothing is done: so do Intel's processors. AMD's truncate what an iteration
     /// moves.
@@ -100,6 +102,7 @@ impl<M: Memory> Interp<M> {
 }
 
 impl StringOp for Movs {
+    const STORES: bool = true;
     const TRUNCATES: &[usize] = &[RSI, RDI];
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         let value = vm.load::<W>(i.seg, vm.state.gpr[RSI] & i.addr_mask)?;
@@ -134,6 +137,7 @@ impl StringOp for Movs {
 }
 
 impl StringOp for Stos {
+    const STORES: bool = true;
     const TRUNCATES: &[usize] = &[RDI];
     fn once<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         let value = W::get(&vm.state, RAX as u8);
@@ -195,6 +199,7 @@ impl StringOp for Scas {
 }
 
 impl StringOp for Ins {
+    const STORES: bool = true;
     fn may<M: Memory, W: Width>(vm: &mut Interp<M>) -> Outcome {
         vm.check_io(vm.state.gpr[RDX] as u16, W::BYTES)
     }
@@ -228,6 +233,24 @@ impl StringOp for Outs {
     }
 }
 
+/// Iterations, of `count`, before one stores over the instruction itself, as far as linear addresses tell
+/// (SDM vol. 3, "Handling Self- and Cross-Modifying Code").
+fn before_itself<M: Memory, W: Width>(vm: &Interp<M>, i: &Insn<M>, count: u64) -> u64 {
+    let len = u64::from(i.len);
+    let base = |n: usize| if vm.mode.long64 { 0 } else { vm.state.seg[n].base };
+    let code = base(sreg::CS).wrapping_add(vm.state.rip).wrapping_sub(len);
+    let to = base(sreg::ES).wrapping_add(vm.state.gpr[RDI] & i.addr_mask);
+    // Bytes from the first store's end to the code, or from the code's end down to it.
+    let (gap, overlaps) = if vm.state.flag(Rflags::DF) {
+        let end = code.wrapping_add(len);
+        (to.wrapping_sub(end), to < end && to.wrapping_add(W::BYTES) > code)
+    } else {
+        let end = to.wrapping_add(W::BYTES);
+        (code.wrapping_sub(end), code < end && code.wrapping_add(len) > to)
+    };
+    if overlaps { 0 } else { count.min((gap / W::BYTES).saturating_add(1)) }
+}
+
 fn single<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     O::once::<M, W>(vm, i)
 }
@@ -247,7 +270,11 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
         if count == 0 {
             return Ok(());
         }
-        let done = if vm.mode.careful { 0 } else { O::many::<M, W>(vm, i, count) };
+        // As measured, Intel's processors fetch the instruction again once it has stored over itself.
+        let several =
+            if O::STORES && !vm.amd { before_itself::<M, W>(vm, i, count) } else { count };
+        let done =
+            if vm.mode.careful || several == 0 { 0 } else { O::many::<M, W>(vm, i, several) };
         if done != 0 {
             advance(vm, RCX, done.wrapping_neg(), mask);
         } else {
@@ -267,7 +294,8 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
         if vm.state.gpr[RCX] & mask == 0 {
             return Ok(());
         }
-        if vm.mode.careful || vm.leave || vm.attention.load(Ordering::Relaxed) != 0 {
+        if vm.mode.careful || several == 0 || vm.leave || vm.attention.load(Ordering::Relaxed) != 0
+        {
             break;
         }
     }

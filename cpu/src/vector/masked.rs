@@ -141,6 +141,17 @@ impl Iterator for Runs<'_> {
 
 fn store(operand: &mut Operand<'_>, value: &[u8], mask: &[u8; 32], element: usize) -> Outcome {
     let mask = &mask[..value.len()];
+    // As measured, Intel's processors try the first selected byte and then the last one: these are in CR2.
+    if !operand.amd && element > 1 {
+        let mut ends = Runs::of(mask, element);
+        if let Some(first) = ends.next() {
+            let last = ends.last().map_or(first.end, |run| run.end) - 1;
+            for byte in [first.start, last] {
+                let at = operand.address.wrapping_add(byte as u64);
+                operand.mem.probe_write(operand.cpu, operand.segment, at, 1)?;
+            }
+        }
+    }
     // One run needs no probe: a write that fails writes nothing.
     if Runs::of(mask, element).nth(1).is_some() {
         for run in Runs::of(mask, element) {

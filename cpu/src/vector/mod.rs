@@ -41,7 +41,7 @@ mod xsave;
 use std::collections::HashMap;
 use std::fmt;
 
-use iced_x86::{Code, CpuidFeature, Instruction, Register};
+use iced_x86::{Code, CpuidFeature, Instruction, Mnemonic as M, Register};
 
 use crate::exception::{Outcome, Trap};
 use crate::host_code::HostCode;
@@ -319,7 +319,10 @@ impl VectorUnit {
         let aligned = matches!(len, 16 | 32)
             && !(self.amd && is_sha(insn))
             && classify::alignment(insn.mnemonic(), vex, len as u8) > 1;
-        if !matches!(prepared.action, Action::Masked(_)) && !aligned {
+        // Intel's do not report #AC here (SDM vol. 2, "VCVTPH2PS", "VCVTPS2PH", Other Exceptions).
+        let half = matches!(insn.mnemonic(), M::Vcvtph2ps | M::Vcvtps2ph);
+        let exempt = aligned || half && !self.amd;
+        if !matches!(prepared.action, Action::Masked(_)) && !exempt {
             let write = matches!(prepared.action, Action::Stub(StubOp { writes_memory: true, .. }))
                 || matches!(prepared.action, Action::Native(moves::Native::Store { .. }));
             operand.check_for_ac(len, write)?;

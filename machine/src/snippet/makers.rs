@@ -165,7 +165,11 @@ pub fn note(insn: &Instruction, bytes: &[u8], state: &CpuState, mut kind: impl F
     if matches!(insn.mnemonic(), M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq) {
         kind(Kind::CompareOrder, none);
     }
-    if insn.op0_register().is_segment_register() || insn.stack_pointer_increment() >= 4 {
+    let far_pointer = matches!(insn.mnemonic(), M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss);
+    if far_pointer
+        || insn.op0_register().is_segment_register()
+        || insn.stack_pointer_increment() >= 4
+    {
         kind(Kind::HostSelector, none);
     }
     if insn.memory_index().is_vector_register() {
@@ -216,9 +220,8 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
         End::Exception { vector, .. } => vector,
         _ => u8::MAX,
     });
-    let one = |wanted: &[u8]| {
-        vectors[0] != vectors[1] && vectors.iter().any(|vector| wanted.contains(vector))
-    };
+    let elsewhere = vectors[0] != vectors[1] || endings[0].rip != endings[1].rip;
+    let one = |wanted: &[u8]| elsewhere && vectors.iter().any(|vector| wanted.contains(vector));
     let both_page_faults = || match endings.map(|it| &it.end) {
         [
             End::Exception { vector: 14, error: a, cr2: x },
@@ -242,7 +245,6 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
             _ => false,
         })
     };
-    let elsewhere = vectors[0] != vectors[1] || endings[0].rip != endings[1].rip;
     let holds = |kind: &Kind| match kind {
         Kind::WideAlignment => elsewhere && vectors.contains(&17),
         Kind::MaskedStore => elsewhere || vectors == [14, 14],

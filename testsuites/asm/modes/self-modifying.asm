@@ -133,3 +133,15 @@
 ; out-mem: RWX = b0 01 c3
 ; out-mem: SUP = b0 02 c3
 ; out-mem: STACK+0xff8 = 1e 00 00 01
+
+; case: repeated-store-over-itself
+; vendor: intel
+; The instruction is fetched again after the iteration that changed it (measured).
+; qemu-differs: goes on to the last iteration; SDM vol. 3, "Handling Self- and Cross-Modifying Code"
+; mode: long64 cpl=3
+; in: rcx=8 rdi=RWX rax=0x90
+; in-mem: RWX = f3 aa 90 c3
+        call rdi
+; out: rcx=7 rdi=RWX+0x2
+; out-mem: RWX = 90 90
+; out-mem: STACK+0xff8 = 02 00 00 01

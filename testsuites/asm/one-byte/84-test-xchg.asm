@@ -27,6 +27,19 @@
         pause
 ; out: unchanged
 
+; case: pause-with-rex-b
+; vendor: intel
+; qemu-differs: exchanges, as AMD's processors do; SDM vol. 2B, "PAUSE": F3 90, and Intel's heed no REX.B (measured)
+; in: rax=0x1111111122222222 r8=0x5555555566666666
+        db 0xf3, 0x41, 0x90
+; out: unchanged
+
+; case: pause-with-rex-b-exchanges
+; vendor: amd
+; in: rax=0x1111111122222222 r8=0x5555555566666666
+        db 0xf3, 0x41, 0x90
+; out: rax=0x66666666 r8=0x22222222
+
 ; case: memory
 ; in: rax=0x1122334455667788 rdi=DATA2-4
 ; in-mem: DATA2-4 = u64:0x0102030405060708

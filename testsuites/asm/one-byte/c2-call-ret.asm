@@ -58,12 +58,27 @@
 ; out: cr2=0x101fff8
 
 ; case: call-to-noncanonical-leaves-rsp
-; whether the return address is already in memory is not architectural
-; undef-mem: STACK_MID-8 8
-; qemu-differs: pushes, then faults at the target; SDM vol. 2A, "CALL": #GP(0) before the push
+; Intel's processors store the return address first all the same (measured); SDM vol. 2A, "CALL", has it behind the check.
+; vendor: intel
+; qemu-differs: moves RSP, then faults at the target; SDM vol. 2A, "CALL": #GP(0) before the push
 ; in: rax=0x8000000000000000
 .here:  call rax
 ; fault: #GP(0) at .here
+; out-mem: STACK+0xff8 = 02 00 00 01
+
+; case: call-to-noncanonical-stores-nothing
+; vendor: amd
+; qemu-differs: pushes, then faults at the target; APM vol. 3, "CALL (Near)": #GP if the target isn't canonical
+; in: rax=0x8000000000000000
+.here:  call rax
+; fault: #GP(0) at .here
+
+; case: call-to-noncanonical-with-absent-stack
+; vendor: intel
+; in: rax=0x8000000000000000 rsp=STACK
+.here:  call rax
+; fault: #PF(6) at .here
+; out: cr2=0x101fff8
 
 ; case: ret-to-noncanonical-faults-at-ret
 ; qemu-differs: pops, then faults at the target; SDM vol. 2B, "RET": #GP(0) if the return IP is not canonical

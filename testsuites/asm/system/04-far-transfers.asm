@@ -390,3 +390,15 @@ bits 64
 .here:  jmp far dword [DATA]
 ; fault: #GP(0x110) at .here
 ; out-mem: DATA+0x4 = 10 01
+
+; case: far-call-from-16-bit-to-64-bit-code-pushes-on-a-flat-stack
+; vendor: intel
+; The target's mode counts for the stack (measured).
+; qemu-differs: pushes with the old mode's base and width; SDM vol. 2A, "CALL": the stack of the new code segment
+; mode: compat16 cpl=3
+; in-mem: DATA16 = u32:ABSENT,UCODE64
+        mov esp, EXTRA16 + 0x100
+        call far dword [0]
+; fault: #PF(0x14) at 0x1012000
+; out: esp=0xf8 cs=0x33 cr2=ABSENT
+; out-mem: EXTRA16+0xf8 = 0b 00 00 00 4f

@@ -240,6 +240,19 @@
 .here:  jmp far [esi]
 ; fault: #AC(0) at .here
 
+; case: half-precision-load-at-4
+; vendor: intel
+; needs: f16c
+.here:  vcvtph2ps xmm0, [DATA + 4]
+; out: unchanged
+
+; case: half-precision-load-at-4-on-amd
+; vendor: amd
+; needs: f16c
+; qemu-differs: TCG makes no alignment checks; APM vol. 2, "#AC-Alignment-Check Exception (Vector 17)"
+.here:  vcvtph2ps xmm0, [DATA + 4]
+; fault: #AC(0) at .here
+
 ; case: movups-at-8-on-amd
 ; vendor: amd
 ; qemu-differs: TCG makes no alignment checks; APM vol. 2, "#AC-Alignment-Check Exception (Vector 17)"
