@@ -15,7 +15,7 @@ use super::width::Width;
 use crate::env::Memory;
 use crate::exception::{Outcome, Trap};
 use crate::state::reg::{RAX, RBX, RCX, RDX};
-use crate::state::{CpuState, Rflags};
+use crate::state::{CpuState, Rflags, sreg};
 
 pub(super) fn mov<M: Memory>(raw: &Instruction) -> Handler<M> {
     by_width!(operand_bytes(raw), M, mov_sized, raw;)
@@ -214,10 +214,12 @@ pub(super) fn cmpxchg8b<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
 
 pub(super) fn cmpxchg16b<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     let offset = vm.address(i);
-    let la = vm.linear(i.seg, offset, 16, true)?;
-    if la & 15 != 0 {
+    // Alignment comes first, as measured: also before SS's #SS for an address that isn't canonical.
+    let base = if i.seg >= sreg::FS as u8 { vm.state.seg[usize::from(i.seg)].base } else { 0 };
+    if base.wrapping_add(offset) & 15 != 0 {
         return Err(Trap::gp0());
     }
+    let la = vm.linear(i.seg, offset, 16, true)?;
     let expected = u128::from(vm.state.gpr[RDX]) << 64 | u128::from(vm.state.gpr[RAX]);
     let new = u128::from(vm.state.gpr[RCX]) << 64 | u128::from(vm.state.gpr[RBX]);
     let old = vm.compare_exchange_16(la, expected, new)?;

@@ -154,6 +154,14 @@ impl Operand<'_> {
     pub fn check_alignment(&self, align: u64) -> Outcome {
         if align > 1 && self.linear() & (align - 1) != 0 { Err(Trap::gp0()) } else { Ok(()) }
     }
+    /// The same for the areas of FXSAVE and XSAVE. As measured, Intel's processors look first whether the segment
+    /// has the first byte.
+    pub fn check_area(&self, align: u64) -> Outcome {
+        if !self.amd {
+            self.mem.check_segment(self.cpu, self.segment, self.address, 1, false)?;
+        }
+        self.check_alignment(align)
+    }
     /// #AC for an unaligned operand of `len` bytes where CR0.AM, EFLAGS.AC and CPL ask for it (SDM vol. 3,
     /// table "Alignment Requirements by Data Type"). As measured, Intel's processors don't check operands of
     /// 16 bytes and more, AMD's want them at multiples of 16; the lanes of masked moves and gathers are

@@ -142,7 +142,7 @@ fn check_mxcsr(value: u32) -> Outcome {
 }
 
 fn fxsave(operand: &mut Operand<'_>, wide: bool) -> Outcome {
-    operand.check_alignment(16)?;
+    operand.check_area(16)?;
     operand.probe(512)?;
     let len = registers_len(operand.cpu);
     let mut image = [0; 160 + 256];
@@ -152,7 +152,7 @@ fn fxsave(operand: &mut Operand<'_>, wide: bool) -> Outcome {
 }
 
 fn fxrstor(operand: &mut Operand<'_>, wide: bool) -> Outcome {
-    operand.check_alignment(16)?;
+    operand.check_area(16)?;
     let mut image = [0; 512];
     operand.read(0, &mut image)?;
     let mxcsr = mxcsr_of(&image);
@@ -200,7 +200,7 @@ fn store_components(operand: &mut Operand<'_>, saved: u64, mxcsr: bool, wide: bo
 
 /// XSAVE, and XSAVEOPT (`optimise`: leave out what is in its initial configuration).
 fn xsave(operand: &mut Operand<'_>, wide: bool, optimise: bool) -> Outcome {
-    operand.check_alignment(64)?;
+    operand.check_area(64)?;
     let wanted = requested(operand.cpu);
     operand.probe(area_len(wanted))?;
     let mut old = [0; 8];
@@ -213,7 +213,7 @@ fn xsave(operand: &mut Operand<'_>, wide: bool, optimise: bool) -> Outcome {
 }
 
 fn xsavec(operand: &mut Operand<'_>, wide: bool) -> Outcome {
-    operand.check_alignment(64)?;
+    operand.check_area(64)?;
     let wanted = requested(operand.cpu);
     operand.probe(area_len(wanted))?;
     let saved = in_use_with_mxcsr(&operand.cpu.vector, operand.amd) & wanted;
@@ -225,7 +225,7 @@ fn xsavec(operand: &mut Operand<'_>, wide: bool) -> Outcome {
 }
 
 fn xrstor(operand: &mut Operand<'_>, wide: bool) -> Outcome {
-    operand.check_alignment(64)?;
+    operand.check_area(64)?;
     let wanted = requested(operand.cpu);
     let mut image = [0; EXTENDED + AVX_LEN];
     operand.read(0, &mut image[..EXTENDED])?;

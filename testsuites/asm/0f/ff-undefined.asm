@@ -76,3 +76,21 @@
         db 0xf3, 0xc3
 .out:
 ; out-mem: STACK+0xff8 = 05 00 00 01
+
+; case: undefined-opcode-at-a-page-end-fetches-nothing-more
+; vendor: intel
+; (measured)
+; mode: long64 cpl=3
+; in-mem: RWX+0xfff = 06
+        jmp RWX + 0xfff
+; fault: #UD at RWX+0xfff
+
+; case: undefined-member-of-a-group-fetches-its-immediate
+; vendor: intel
+; (measured)
+; qemu-differs: #UD before the immediate; which one isn't said in SDM vol. 3, "Priority Among Concurrent Events", but Intel's do so
+; mode: long64 cpl=3
+; in-mem: RWX+0xffd = 0f ba c0
+        jmp RWX + 0xffd
+; fault: #PF(0x14) at RWX+0xffd
+; out: cr2=RWX+0x1000
