@@ -7,6 +7,7 @@
 pub mod code;
 #[cfg(test)]
 mod oracle;
+mod pages;
 pub mod ram;
 pub mod shadow;
 pub mod tlb;

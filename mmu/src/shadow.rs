@@ -13,8 +13,6 @@
 //! for each process. One per vCPU, on its thread.
 //! Source: SDM vol. 3, "Caching Translation Information"; mmap(2), vm.max_map_count.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,6 +21,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap, mmap_anonymous, mprotect, munmap};
 use xenolith_cpu::PAGE_SIZE;
 
+use crate::pages::PageMap;
 use crate::ram::GuestRam;
 
 /// Guest addresses of one window.
@@ -40,27 +39,6 @@ const MAPPINGS_SPARED: usize = 16 << 10;
 
 /// Mappings in all windows of the process, at most.
 static MAPPED: AtomicUsize = AtomicUsize::new(0);
-
-/// Hashes page numbers by one multiplication.
-#[derive(Clone, Copy, Debug, Default)]
-struct PageHasher(u64);
-
-impl Hasher for PageHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.write_u64(u64::from(byte));
-        }
-    }
-    fn write_u64(&mut self, number: u64) {
-        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ mixed >> 32;
-    }
-}
-
-type Map<K, V> = HashMap<K, V, BuildHasherDefault<PageHasher>>;
 
 /// A region's number, and what is added to its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +96,7 @@ struct Space {
     era: u64,
     regions: Vec<(u16, Reservation)>,
     /// By linear page number.
-    pages: Map<u64, Page>,
+    pages: PageMap<u64, Page>,
     /// Mappings at most: a run is one, and a page taken out of a run makes two more.
     mappings: usize,
     used_at: u64,
@@ -159,7 +137,7 @@ pub struct Shadow {
     active: Option<usize>,
     budget: usize,
     /// Which spaces (by era) and linear pages may map a guest page for writing.
-    writers: Map<u64, Vec<(u64, u64)>>,
+    writers: PageMap<u64, Vec<(u64, u64)>>,
     nowhere: Reservation,
     clock: u64,
 }
@@ -184,7 +162,7 @@ impl Shadow {
             spaces: Vec::new(),
             active: None,
             budget: limit.saturating_sub(MAPPINGS_SPARED),
-            writers: Map::default(),
+            writers: PageMap::default(),
             nowhere: Reservation::new()?,
             clock: 0,
         })
@@ -236,7 +214,7 @@ impl Shadow {
         self.spaces.push(Space {
             era,
             regions: Vec::new(),
-            pages: Map::default(),
+            pages: PageMap::default(),
             mappings: 0,
             used_at,
         });
@@ -349,21 +327,25 @@ impl Shadow {
         Ok(())
     }
 
-    /// Drops one page of an era's space.
-    pub fn unmap(&mut self, era: u64, page: u64) {
+    /// Drops pages of an era's space: `count` from `first` on, a power of two and a multiple of it.
+    pub fn unmap(&mut self, era: u64, first: u64, count: u64) {
         let Some(space) = self.spaces.iter_mut().find(|space| space.era == era) else { return };
-        if space.pages.remove(&page).is_none() {
+        let known = space.pages.len();
+        for page in first..first + count {
+            space.pages.remove(&page);
+        }
+        if space.pages.len() == known {
             return;
         }
         space.add_mappings(2);
-        let la = page << 12;
+        let la = first << 12;
         let Some(window) = space.window(la) else { return };
         let at = window.wrapping_add((la & (REGION_BYTES as u64 - 1)) as usize);
+        let len = (count * PAGE_SIZE) as usize;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: a page of a window of ours; what was mapped there is no longer used.
-        let unmapped =
-            unsafe { mmap_anonymous(at.cast(), PAGE_SIZE as usize, ProtFlags::empty(), flags) };
-        assert!(unmapped.is_ok(), "the host does not take back a page of a window");
+        // SAFETY: pages of a window of ours; what was mapped there is no longer used.
+        let unmapped = unsafe { mmap_anonymous(at.cast(), len, ProtFlags::empty(), flags) };
+        assert!(unmapped.is_ok(), "the host does not take back pages of a window");
     }
 
     /// Lets a guest page be written through no window any more: it is watched for code now.

@@ -13,7 +13,7 @@
 //!   To flush is to draw a new number. Eras below `floor` are void whatever the table says, which
 //!   flushes all PCIDs at once.
 //! - *Large pages* are entered by 4 KiB fragments. INVLPG of any address in a large page must drop all
-//!   its fragments. `large` remembers, hashed, which regions have any, so that the common INVLPG of a
+//!   its fragments. `large` remembers which those pages are, so that the common INVLPG of a
 //!   small page looks at one entry only.
 //!
 //! Other vCPUs' changes to page tables are seen after a flush by this vCPU, as on hardware. Changes of
@@ -31,13 +31,14 @@ use xenolith_cpu::env::{Access, Memory, PageFault, Place, Privilege};
 use xenolith_cpu::state::Cr4;
 use xenolith_cpu::{CpuState, Gpa, Gva, PAGE_SIZE};
 
+use crate::pages::PageSet;
 use crate::ram::GuestRam;
 use crate::walk::{Paging, Translation, load_pdptes, peek, walk};
 
 /// Entries in the table.
 const ENTRIES: usize = 4096;
-/// Bits in each filter of `large`.
-const FILTER_BITS: u64 = 4096;
+/// Large pages of one size that are told apart.
+const LARGE_MAX: usize = 1 << 16;
 const PCIDS: usize = 4096;
 
 const PAGE_MASK: u64 = !(PAGE_SIZE - 1);
@@ -99,6 +100,27 @@ pub struct Peeked {
     pub shift: u8,
 }
 
+/// Pages of one size, by the address bits above their offsets.
+#[derive(Debug, Default)]
+struct Large {
+    pages: PageSet,
+    /// There were too many to tell them apart.
+    all: bool,
+}
+
+impl Large {
+    fn note(&mut self, page: u64) {
+        self.all |= self.pages.len() >= LARGE_MAX;
+        if !self.all {
+            self.pages.insert(page);
+        }
+    }
+
+    fn may_have(&self, page: u64) -> bool {
+        self.all || self.pages.contains(&page)
+    }
+}
+
 /// Guest memory as one vCPU sees it.
 #[derive(Debug)]
 pub struct SoftMmu {
@@ -112,8 +134,8 @@ pub struct SoftMmu {
     pcid: u16,
     /// Era of each PCID, the current one included.
     eras: Box<[u64; PCIDS]>,
-    /// For each size class from 1, the regions that may have fragments in the table, hashed.
-    large: Box<[[u64; (FILTER_BITS / 64) as usize]; LARGE_SHIFTS.len()]>,
+    /// For each size class from 1, the pages that may have fragments in the table.
+    large: [Large; LARGE_SHIFTS.len()],
     ram: Arc<GuestRam>,
     physical_bits: u8,
     gigabyte_pages: bool,
@@ -138,7 +160,7 @@ impl SoftMmu {
             floor: 1,
             pcid: 0,
             eras,
-            large: Box::new([[0; (FILTER_BITS / 64) as usize]; LARGE_SHIFTS.len()]),
+            large: Default::default(),
             ram,
             physical_bits,
             gigabyte_pages: true,
@@ -170,14 +192,13 @@ impl SoftMmu {
         self.walks
     }
 
-    /// Whether a cached translation of `gva` may come from a large page: then more than its 4 KiB page
-    /// goes when it is flushed.
+    /// The shift of the largest page that a cached translation of `gva` may come from: all of that page
+    /// goes when `gva`'s is flushed.
     #[must_use]
-    pub fn may_be_large(&self, gva: Gva) -> bool {
-        LARGE_SHIFTS.iter().zip(self.large.iter()).any(|(&shift, filter)| {
-            let bit = (gva.0 >> shift) % FILTER_BITS;
-            filter[(bit / 64) as usize] & 1 << (bit % 64) != 0
-        })
+    pub fn page_shift(&self, gva: Gva) -> u8 {
+        let classes = LARGE_SHIFTS.iter().zip(&self.large).rev();
+        let mut large = classes.filter(|(shift, large)| large.may_have(gva.0 >> **shift));
+        large.next().map_or(12, |(&shift, _)| shift)
     }
 
     /// What is cached of `gva`'s page, if anything: without a walk.
@@ -288,8 +309,7 @@ impl SoftMmu {
         let shift = translation.page_shift;
         let large = LARGE_SHIFTS.iter().position(|&large| large == shift);
         if let Some(class) = large {
-            let bit = (gva.0 >> shift) % FILTER_BITS;
-            self.large[class][(bit / 64) as usize] |= 1 << (bit % 64);
+            self.large[class].note(gva.0 >> shift);
         }
         let size_class = large.map_or(0, |class| class as u64 + 1);
         let entry = Entry {
@@ -318,8 +338,7 @@ impl SoftMmu {
         let class = slot.size_class();
         drop_slot(slot, class, 12);
         for (index, &shift) in LARGE_SHIFTS.iter().enumerate() {
-            let bit = (gva >> shift) % FILTER_BITS;
-            if self.large[index][(bit / 64) as usize] & 1 << (bit % 64) == 0 {
+            if !self.large[index].may_have(gva >> shift) {
                 continue;
             }
             let base = gva & (u64::MAX << shift);
@@ -398,7 +417,7 @@ impl Memory for SoftMmu {
 
     fn flush_all(&mut self) {
         self.global_era = self.draw_era();
-        self.large.fill([0; (FILTER_BITS / 64) as usize]);
+        self.large = Default::default();
         self.flush_context(None);
     }
 

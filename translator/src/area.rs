@@ -362,22 +362,28 @@ impl AreaBox {
         }
     }
 
-    /// Drops one page: `la` is its address.
-    pub fn flush_page(&mut self, la: u64) {
-        let slot = tlb_slot(la);
-        for table in &mut self.area_mut().tlb {
-            table.read[slot] = nobody(slot);
-            table.write[slot] = nobody(slot);
+    /// Drops `count` pages, the first of which is at `la`.
+    pub fn flush_pages(&mut self, la: u64, count: u64) {
+        let pages = (0..count).map(|n| la.wrapping_add(n << 12));
+        let area = self.area_mut();
+        for at in pages.clone() {
+            let slot = tlb_slot(at);
+            for table in &mut area.tlb {
+                table.read[slot] = nobody(slot);
+                table.write[slot] = nobody(slot);
+            }
+            area.exec[exec_slot(at)] = 0;
         }
-        self.area_mut().exec[exec_slot(la)] = 0;
-        let page = la >> 12;
-        if !self.jump_pages.iter().any(|pages| pages.may_have(page)) {
+        let known = |page: u64| self.jump_pages.iter().any(|pages| pages.may_have(page));
+        if !pages.map(|at| at >> 12).any(known) {
             return;
         }
+        let first = la >> 12;
         for (ledger, cache) in self.jumps.iter().zip(self.jumps_of_all()) {
             ledger.each(JUMP_ENTRIES, |slot| {
                 let jump = &cache[slot].minus_rip;
-                if jump.load(Ordering::Relaxed).wrapping_neg() >> 12 == page {
+                let page = jump.load(Ordering::Relaxed).wrapping_neg() >> 12;
+                if page.wrapping_sub(first) < count {
                     jump.store(nowhere(slot), Ordering::Relaxed);
                 }
             });

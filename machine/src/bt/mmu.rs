@@ -22,17 +22,26 @@ pub enum Flushed {
     All,
 }
 
+/// Translations of one era, or of global pages, that were dropped: `count` pages from `page` on.
+#[derive(Clone, Copy, Debug)]
+pub struct FlushedPages {
+    pub era: u64,
+    pub page: u64,
+    pub count: u64,
+}
+
+/// Pages that are dropped one by one: those of the smaller large pages.
+const FLUSHED_COUNT_MAX: u64 = 1024;
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct NotingMmu {
     pub soft: SoftMmu,
     pub flushed: Flushed,
     /// Pages whose translations were dropped.
-    pub flushed_pages: Vec<u64>,
-    /// Era and page of translations that were dropped, for shadow windows.
-    pub flushed_shadows: Vec<(u64, u64)>,
-    /// A page that may be part of a large one was dropped.
-    pub flushed_large: bool,
+    pub flushed_pages: Vec<FlushedPages>,
+    /// Too many for `flushed_pages` were dropped.
+    pub flushed_huge: bool,
     /// Guest pages that have become watched: nothing may be written to them unseen.
     pub newly_watched: Vec<u64>,
     /// A store went to a watched page: the block that is being left may be stale.
@@ -47,8 +56,7 @@ impl NotingMmu {
             soft,
             flushed: Flushed::Nothing,
             flushed_pages: Vec::new(),
-            flushed_shadows: Vec::new(),
-            flushed_large: false,
+            flushed_huge: false,
             newly_watched: Vec::new(),
             stored_to_code: false,
             shared,
@@ -60,13 +68,16 @@ impl NotingMmu {
         self.flushed = self.flushed.max(flushed);
     }
 
+    /// All of what may be one large page goes with any part of it.
     fn note_page(&mut self, era: u64, gva: Gva) {
-        self.flushed_shadows.push((era, gva.0 >> 12));
-        if self.soft.may_be_large(gva) {
+        let shift = self.soft.page_shift(gva);
+        let page = gva.0 >> shift << (shift - 12);
+        let count = 1 << (shift - 12);
+        if count > FLUSHED_COUNT_MAX {
             self.flushed = Flushed::All;
-            self.flushed_large = true;
+            self.flushed_huge = true;
         } else {
-            self.flushed_pages.push(gva.page_base().0);
+            self.flushed_pages.push(FlushedPages { era, page, count });
         }
     }
 }

@@ -232,7 +232,6 @@ impl Bt {
         let flushed = std::mem::replace(&mut mem.flushed, Flushed::Nothing);
         let quiet = flushed == Flushed::Nothing
             && mem.flushed_pages.is_empty()
-            && mem.flushed_shadows.is_empty()
             && mem.newly_watched.is_empty()
             && !mem.stored_to_code;
         if quiet {
@@ -245,12 +244,12 @@ impl Bt {
             self.stats.flushes += 1;
         }
         // A local flush may come with single pages, which may be global ones.
-        for page in mem.flushed_pages.drain(..) {
-            if !many {
-                self.area.flush_page(page);
-                self.stats.page_flushes += 1;
+        if !many {
+            for flushed in &mem.flushed_pages {
+                self.area.flush_pages(flushed.page << 12, flushed.count);
             }
         }
+        self.stats.page_flushes += mem.flushed_pages.len() as u64;
         for gpn in mem.newly_watched.drain(..) {
             if let Some(host) = mem.soft.guest_ram().host_ptr(xenolith_cpu::Gpa(gpn << 12), 1) {
                 self.area.forbid_writes(host.addr() as u64);

@@ -23,6 +23,7 @@ use xenolith_translator::emit::MapEntry;
 use xenolith_translator::mode::Mode;
 
 use super::Bt;
+use super::mmu::FlushedPages;
 use crate::config::Mmu;
 
 /// Interrupts that must find an address space's user code at work before it gets windows.
@@ -155,28 +156,31 @@ impl Bt {
     pub(super) fn settle_windows(&mut self) {
         let mem = &mut self.interp.mem;
         let global_era = mem.soft.global_era();
-        if std::mem::take(&mut mem.flushed_large) {
+        if std::mem::take(&mut mem.flushed_huge) {
             for windows in &mut self.windows {
                 windows.shadow.drop_active();
                 windows.era = 0;
             }
         }
-        for (era, page) in std::mem::take(&mut mem.flushed_shadows) {
-            if !self.may_stay(0, page) {
-                self.windows[0].shadow.unmap(era, page);
+        let mut flushed = std::mem::take(&mut mem.flushed_pages);
+        for FlushedPages { era, page, count } in flushed.drain(..) {
+            if !self.may_stay(0, page, count) {
+                self.windows[0].shadow.unmap(era, page, count);
             }
-            if !self.may_stay(1, page) {
-                self.windows[1].shadow.unmap(era, page);
-                self.windows[1].shadow.unmap(global_era, page);
+            if !self.may_stay(1, page, count) {
+                self.windows[1].shadow.unmap(era, page, count);
+                self.windows[1].shadow.unmap(global_era, page, count);
             }
         }
+        self.interp.mem.flushed_pages = flushed;
     }
 
     /// A page that was flushed is mapped as the guest's tables still say: the next access would only
     /// bring it back.
-    fn may_stay(&self, privilege: u8, page: u64) -> bool {
+    fn may_stay(&self, privilege: u8, page: u64, count: u64) -> bool {
         let shadow = &self.windows[usize::from(privilege)].shadow;
-        if shadow.active_era() != Some(self.window_era(usize::from(privilege))) {
+        let era = self.window_era(usize::from(privilege));
+        if count > 1 || shadow.active_era() != Some(era) {
             return false;
         }
         let Some((gpn, writable)) = shadow.mapped(page) else { return false };
