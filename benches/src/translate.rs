@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use iced_x86::{DecoderOptions, Instruction, InstructionInfoFactory};
 use xenolith_translator::emit::{self, Frame, Page};
-use xenolith_translator::mode::Mode;
+use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
 
 use crate::guest::files::Files;
@@ -40,7 +40,18 @@ fn mode(name: &str) -> Result<Mode> {
         "program" => (3, 2, true),
         _ => bail!("no such code: {name}"),
     };
-    Ok(Mode { bits: 64, privilege, extra_segments: 0, vector, shadow })
+    Ok(Mode {
+        bits: 64,
+        privilege,
+        extra_segments: 0,
+        vector,
+        shadow,
+        ring0: name == "kernel",
+        segmented: false,
+        stack16: false,
+        expands_down: false,
+        loads: Loads::Descriptor,
+    })
 }
 
 /// What translating a corpus gave.
@@ -120,6 +131,7 @@ fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
         windows: true,
         counts: false,
         looks_up: &|_: &Instruction| false,
+        code_limit: u64::MAX,
     };
     let mut work = Work::default();
     let mut at = 0;
@@ -136,6 +148,7 @@ fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
             rip,
             page: Page { la: rip - rip % PAGE, id: 1 },
             second: None,
+            code_base: 0,
         };
         match emit::translate(frame, bytes, &limits, &mut info)? {
             Some(block) => {

@@ -18,6 +18,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use xenolith_codecache::span::Span;
+use xenolith_cpu::state::Segment;
 
 /// Entries of each table of the inline TLB; a power of two.
 pub const TLB_ENTRIES: usize = 1 << 16;
@@ -29,6 +30,9 @@ pub const EXEC_ENTRIES: usize = 1024;
 pub const REGIONS: usize = 1 << 16;
 /// Addends that one block can keep.
 pub const WINDOWS_MAX: usize = 16;
+/// Numbers of code segments begin with this and are below half as much more: with a RIP added they are no
+/// canonical addresses, so they aren't the RIPs of code that isn't segmented.
+pub const SEGMENTED_CODE: u64 = 1 << 63;
 /// Privileges, as [`xenolith_cpu::env::Privilege`] numbers them.
 const PRIVILEGES: usize = 3;
 
@@ -44,11 +48,56 @@ pub struct Tlb {
     pub addend: [u64; TLB_ENTRIES],
 }
 
+/// What offsets into a segment are checked against, so that a violation shows in the sign of a sum.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Plus the last byte's offset: negative if that isn't in the segment, or the segment may not be read,
+    /// or written; then the same for accesses that must end below 64 KiB.
+    pub above: [u64; 4],
+    /// Plus the first byte's offset: negative if that is below the segment.
+    pub below: u64,
+}
+
+impl Bounds {
+    /// Of a segment in protected mode, or in real or virtual-8086 mode, which ignore rights. They are
+    /// those of the interpreter: a segment of 4 GiB lets an access wrap around its end.
+    #[must_use]
+    pub fn of(segment: &Segment, protected: bool) -> Self {
+        const SIGN: u64 = 1 << 63;
+        let usable = !protected || segment.is_usable() && segment.is_present();
+        let (last, first) = if segment.is_expand_down() {
+            let top = if segment.is_big() { 0xffff_ffff } else { 0xffff };
+            (top, u64::from(segment.limit) + 1)
+        } else if segment.limit == u32::MAX {
+            (u64::MAX >> 2, 0)
+        } else {
+            (u64::from(segment.limit), 0)
+        };
+        let above = |allowed: bool, last: u64| {
+            if usable && allowed { SIGN - 1 - last } else { SIGN }
+        };
+        let readable = !protected || segment.is_readable();
+        let writable = !protected || segment.is_writable();
+        let narrow = last.min(0xffff);
+        Self {
+            above: [
+                above(readable, last),
+                above(writable, last),
+                above(readable, narrow),
+                above(writable, narrow),
+            ],
+            below: first.wrapping_neg(),
+        }
+    }
+}
+
 /// Where an indirect branch leads: a slot of the jump cache.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Jump {
-    /// Minus the guest RIP. Other threads may make it void.
+    /// Minus the guest RIP, with the code segment's number added where code is segmented
+    /// ([`SEGMENTED_CODE`]). Other threads may make it void.
     pub minus_rip: AtomicU64,
     pub host: u64,
 }
@@ -71,8 +120,10 @@ pub struct Area {
     pub windows: [u64; WINDOWS_MAX],
     /// Segment bases.
     pub seg_base: [u64; 6],
-    /// Segments' last valid offsets.
-    pub seg_last: [u64; 6],
+    /// Where code is segmented: what offsets are checked against, by segment.
+    pub bounds: [Bounds; 6],
+    /// Where code is segmented: what is added to a RIP to look it up in the jump cache.
+    pub code_number: u64,
     /// The attention word.
     pub attention: *const u32,
     /// PEXT mask of the attention bits that the guest can be stopped for now.
@@ -341,6 +392,13 @@ impl AreaBox {
         self.area.as_ptr()
     }
 
+    /// Whether a host address is in the reserved space behind the record, where what must stop loads from.
+    #[must_use]
+    pub fn is_behind(&self, address: u64) -> bool {
+        let end = self.area.as_ptr().addr() + size_of::<Area>();
+        address.wrapping_sub(end as u64) < BEHIND_BYTES as u64
+    }
+
     /// Empties all tables, or those parts that are not of global pages.
     pub fn flush(&mut self, global_too: bool) {
         // SAFETY: mapped while `self` lives; the borrow of the ledgers beside it is of other memory.
@@ -382,8 +440,10 @@ impl AreaBox {
         for (ledger, cache) in self.jumps.iter().zip(self.jumps_of_all()) {
             ledger.each(JUMP_ENTRIES, |slot| {
                 let jump = &cache[slot].minus_rip;
-                let page = jump.load(Ordering::Relaxed).wrapping_neg() >> 12;
-                if page.wrapping_sub(first) < count {
+                let rip = jump.load(Ordering::Relaxed).wrapping_neg();
+                // Of segmented code only the engine knows the linear addresses.
+                let is_segmented = rip >> 62 == SEGMENTED_CODE >> 62;
+                if is_segmented || (rip >> 12).wrapping_sub(first) < count {
                     jump.store(nowhere(slot), Ordering::Relaxed);
                 }
             });
@@ -442,11 +502,11 @@ impl AreaBox {
         }
     }
 
-    /// Remembers where the block at `rip` is.
-    pub fn remember(&mut self, privilege: usize, rip: u64, host: u64, global: bool) {
+    /// Remembers where the block at `rip` is, with its code segment's number and in the page of `la`.
+    pub fn remember(&mut self, privilege: usize, rip: u64, la: u64, host: u64, global: bool) {
         let slot = jump_slot(rip);
         self.jumps[privilege].note(slot, global, JUMP_ENTRIES);
-        self.jump_pages[usize::from(global)].note(rip >> 12);
+        self.jump_pages[usize::from(global)].note(la >> 12);
         let jump = &mut self.area_mut().jumps[privilege][slot];
         jump.host = host;
         jump.minus_rip.store(rip.wrapping_neg(), Ordering::Release);
@@ -478,7 +538,7 @@ pub struct Rights {
 
 /// Offsets of the fields from GS.
 pub mod offset {
-    use super::{Area, JUMP_ENTRIES, TLB_ENTRIES};
+    use super::{Area, Bounds, JUMP_ENTRIES, TLB_ENTRIES};
     use std::mem::offset_of;
 
     const fn at(offset: usize) -> i32 {
@@ -505,10 +565,17 @@ pub mod offset {
     pub const SYSTEM_FLAGS: i32 = at(offset_of!(Area, system_flags));
     pub const INTERRUPT_FLAG: i32 = at(offset_of!(Area, interrupt_flag));
     pub const STATUS: i32 = at(offset_of!(Area, status));
+    /// The bound above of accesses to a segment that write or not, and stay within 64 KiB or not.
     #[must_use]
-    pub const fn seg_last(segment: usize) -> i32 {
-        at(offset_of!(Area, seg_last) + 8 * segment)
+    pub const fn above(segment: usize, write: bool, narrow: bool) -> i32 {
+        let field = write as usize + 2 * narrow as usize;
+        at(offset_of!(Area, bounds) + size_of::<Bounds>() * segment + 8 * field)
     }
+    #[must_use]
+    pub const fn below(segment: usize) -> i32 {
+        at(offset_of!(Area, bounds) + size_of::<Bounds>() * segment + offset_of!(Bounds, below))
+    }
+    pub const CODE_NUMBER: i32 = at(offset_of!(Area, code_number));
     #[must_use]
     pub const fn window(n: usize) -> i32 {
         at(offset_of!(Area, windows) + 8 * n)

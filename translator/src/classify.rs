@@ -46,6 +46,12 @@ pub enum Class {
 }
 
 impl Class {
+    /// A transfer to a target that the instruction names.
+    #[must_use]
+    pub fn is_relative(self) -> bool {
+        matches!(self, Self::Jump | Self::Branch | Self::Call | Self::Count)
+    }
+
     /// Nothing of the block can follow.
     #[must_use]
     pub fn ends_block(self, insn: &Instruction) -> bool {
@@ -71,7 +77,7 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
     }
     let class = by_mnemonic(insn);
     let system = matches!(class, Class::PushFlags | Class::ClearInterrupts | Class::SetInterrupts);
-    if system && mode.privilege == 0 {
+    if system && !mode.ring0 {
         return Class::HandOver;
     }
     let segment_fits = mode.bits == 64 || mode.fits(insn.memory_segment());
@@ -167,26 +173,26 @@ fn by_mnemonic(insn: &Instruction) -> Class {
         | N::Prefetcht2
         | N::Prefetchw => Class::Same,
         N::Div if divides_natively(insn) => Class::Divide,
-        N::Pushfd | N::Pushfq => Class::PushFlags,
+        N::Pushf | N::Pushfd | N::Pushfq => Class::PushFlags,
         N::Cli => Class::ClearInterrupts,
         N::Sti => Class::SetInterrupts,
         N::Push => Class::Push,
         N::Pop => Class::Pop,
         N::Leave => Class::Leave,
         N::Jmp => match insn.op0_kind() {
-            OpKind::NearBranch32 | OpKind::NearBranch64 => Class::Jump,
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => Class::Jump,
             OpKind::Register => Class::JumpIndirect,
             OpKind::Memory if !insn.is_jmp_far_indirect() => Class::JumpIndirect,
             _ => Class::HandOver,
         },
         N::Call => match insn.op0_kind() {
-            OpKind::NearBranch32 | OpKind::NearBranch64 => Class::Call,
+            OpKind::NearBranch16 | OpKind::NearBranch32 | OpKind::NearBranch64 => Class::Call,
             OpKind::Register => Class::CallIndirect,
             OpKind::Memory if !insn.is_call_far_indirect() => Class::CallIndirect,
             _ => Class::HandOver,
         },
         N::Ret => Class::Return,
-        N::Loop | N::Jecxz | N::Jrcxz => Class::Count,
+        N::Loop | N::Loope | N::Loopne | N::Jcxz | N::Jecxz | N::Jrcxz => Class::Count,
         _ if insn.is_jcc_short_or_near() => Class::Branch,
         _ if is_cmov_or_setcc(insn) => Class::Same,
         _ => Class::HandOver,
@@ -222,27 +228,21 @@ fn operands_fit(insn: &Instruction, bits: u8, class: Class) -> bool {
     if !general_registers_only(insn) {
         return false;
     }
-    // Stack operations and transfers in the mode's own width only.
-    let width = i32::from(bits / 8);
-    let code = |wide: &[Code], narrow: &[Code]| {
-        (if bits == 64 { wide } else { narrow }).contains(&insn.code())
-    };
-    let own_width = match class {
-        Class::Push | Class::Pop | Class::Call | Class::CallIndirect | Class::PushFlags => {
-            insn.stack_pointer_increment().abs() == width
-        }
-        Class::Return => code(&[Code::Retnq, Code::Retnq_imm16], &[Code::Retnd, Code::Retnd_imm16]),
-        Class::Leave => code(&[Code::Leaveq], &[Code::Leaved]),
-        Class::Count => code(
-            &[Code::Loop_rel8_64_RCX, Code::Jrcxz_rel8_64],
-            &[Code::Loop_rel8_32_ECX, Code::Jecxz_rel8_32],
-        ),
-        Class::JumpIndirect => code(&[Code::Jmp_rm64], &[Code::Jmp_rm32]),
-        Class::Jump | Class::Branch => {
-            insn.op0_kind() == if bits == 64 { OpKind::NearBranch64 } else { OpKind::NearBranch32 }
-        }
-        _ => true,
-    };
+    // In 64-bit code stack operations and transfers of 64 bits only; elsewhere of 16 and 32.
+    let own_width = bits < 64
+        || match class {
+            Class::Push
+            | Class::Pop
+            | Class::Call
+            | Class::CallIndirect
+            | Class::PushFlags
+            | Class::Return
+            | Class::Leave => slot_bytes(insn) == 8,
+            Class::Count => insn.op0_kind() == OpKind::NearBranch64,
+            Class::JumpIndirect => insn.code() == Code::Jmp_rm64,
+            Class::Jump | Class::Branch => insn.op0_kind() == OpKind::NearBranch64,
+            _ => true,
+        };
     if !own_width {
         return false;
     }
@@ -252,26 +252,35 @@ fn operands_fit(insn: &Instruction, bits: u8, class: Class) -> bool {
     memory_fits(insn, bits)
 }
 
+/// Bytes of the stack slot that an instruction pushes or pops.
+#[must_use]
+pub fn slot_bytes(insn: &Instruction) -> u8 {
+    match insn.code() {
+        Code::Retnw | Code::Retnw_imm16 | Code::Leavew => 2,
+        Code::Retnd | Code::Retnd_imm16 | Code::Leaved => 4,
+        Code::Retnq | Code::Retnq_imm16 | Code::Leaveq => 8,
+        _ => insn.stack_pointer_increment().unsigned_abs() as u8,
+    }
+}
+
 /// No segment, control or debug registers among the operands.
 fn general_registers_only(insn: &Instruction) -> bool {
     (0..insn.op_count())
         .all(|n| insn.op_kind(n) != OpKind::Register || insn.op_register(n).is_gpr())
 }
 
-/// Addresses of the mode's own size, or of 32 bits in 64-bit code; not those that vary by segment.
+/// In 64-bit code addresses of 64 or 32 bits, elsewhere of 32 or 16; not those that vary by segment.
 fn memory_fits(insn: &Instruction, bits: u8) -> bool {
     if !(0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory) {
         return true;
     }
+    let sizes: &[usize] = if bits == 64 { &[8, 4] } else { &[4, 2] };
     let registers = [insn.memory_base(), insn.memory_index()];
-    let size = usize::from(bits / 8);
     let fits = |r: Register| {
-        let of_size = r.is_gpr() && (r.size() == size || r.size() == 4);
-        r == Register::None || r == Register::RIP || of_size
+        r == Register::None || r == Register::RIP || r.is_gpr() && sizes.contains(&r.size())
     };
     let address = registers.iter().all(|&r| fits(r));
-    // An absolute address of another size than the mode's.
-    let absolute = registers == [Register::None; 2];
-    let displacement = insn.memory_displ_size() as usize;
-    address && (!absolute || displacement == size)
+    // In 64-bit code no absolute address of another size than the mode's.
+    let absolute = bits == 64 && registers == [Register::None; 2];
+    address && (!absolute || insn.memory_displ_size() == 8)
 }

@@ -1,8 +1,12 @@
 //! What a block is specialised on.
 //!
 //! Problem: the same bytes mean different things in different modes, and checks that the mode decides
-//! once need not be done at every access. Scheme: the mode is part of a block's key. Invariant: a mode
-//! exists only for states in which plain data accesses need no segment check.
+//! once need not be done at every access. Scheme: the mode is part of a block's key. Two kinds of modes
+//! differ in what is between an offset and a linear address: nothing in 64-bit code and flat 32-bit
+//! code; a base, a limit and rights in the others, which are *segmented*: their blocks look at the
+//! area's copy of the segment registers at every access ([`crate::area::Bounds`]), so that
+//! the registers may change without the mode. Invariant: a mode that isn't segmented exists only for
+//! states in which plain data accesses need no segment check.
 
 use iced_x86::Register;
 use xenolith_cpu::CpuState;
@@ -12,7 +16,7 @@ use xenolith_cpu::state::{Cr0, Cr4, Rflags, Segment, Shadow, sreg};
 /// Part of a block's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mode {
-    /// Code size: 32 or 64.
+    /// Code size: 16, 32 or 64.
     pub bits: u8,
     /// As a number: see [`Privilege`].
     pub privilege: u8,
@@ -22,6 +26,27 @@ pub struct Mode {
     pub vector: u8,
     /// Memory operands go through shadow windows.
     pub shadow: bool,
+    /// CPL 0: CLI and STI may be done.
+    pub ring0: bool,
+    /// Offsets are checked against segments, and their bases added.
+    pub segmented: bool,
+    /// What follows is for segmented modes only. The stack pointer is SP.
+    pub stack16: bool,
+    /// Some segment expands down: offsets are checked on both sides.
+    pub expands_down: bool,
+    /// How a segment register is loaded.
+    pub loads: Loads,
+}
+
+/// What a load of ES, SS, DS, FS or GS does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Loads {
+    /// It reads a descriptor.
+    Descriptor = 0,
+    /// The base is made of the selector, and nothing else changes: in real mode, and in virtual-8086
+    /// mode, where limit and rights are always the same. All segments may be read and written up to
+    /// 0xffff, so an access of one byte by a 16-bit address needs no check.
+    Base = 1,
 }
 
 /// MXCSR's exception masks.
@@ -40,10 +65,11 @@ fn is_flat(segment: &Segment, code: bool) -> bool {
 }
 
 impl Mode {
-    /// Whether accesses through `segment` need no check.
+    /// Whether accesses through `segment` can be translated.
     #[must_use]
     pub fn fits(&self, segment: Register) -> bool {
         match segment {
+            _ if self.segmented => true,
             Register::FS => self.extra_segments & 1 != 0,
             Register::GS => self.extra_segments & 2 != 0,
             // CS is readable, but not writable.
@@ -55,11 +81,17 @@ impl Mode {
     /// The mode as a number below 2^20, another one for each.
     #[must_use]
     pub fn number(&self) -> u32 {
-        u32::from(self.bits)
-            | u32::from(self.privilege) << 8
-            | u32::from(self.extra_segments) << 10
-            | u32::from(self.vector) << 12
-            | u32::from(self.shadow) << 14
+        // 16, 32 and 64 become 1, 2 and 4.
+        u32::from(self.bits) >> 4
+            | u32::from(self.privilege) << 3
+            | u32::from(self.extra_segments) << 5
+            | u32::from(self.vector) << 7
+            | u32::from(self.shadow) << 9
+            | u32::from(self.ring0) << 10
+            | u32::from(self.segmented) << 11
+            | u32::from(self.stack16) << 12
+            | u32::from(self.expands_down) << 13
+            | (self.loads as u32) << 14
     }
 
     /// While such code runs the vector registers are always the guest's.
@@ -73,7 +105,7 @@ impl Mode {
     pub fn of(state: &CpuState) -> Option<Self> {
         let plain = state.shadow == Shadow::None
             && state.pending_debug == 0
-            && state.rflags & (Rflags::TF | Rflags::RF | Rflags::VM | Rflags::DF).bits() == 0
+            && state.rflags & (Rflags::TF | Rflags::RF | Rflags::DF).bits() == 0
             && state.dr[7] & 0xff == 0;
         let align_check = state.cpl == 3 && state.cr0(Cr0::AM) && state.flag(Rflags::AC);
         if !plain || align_check {
@@ -81,14 +113,13 @@ impl Mode {
         }
         let bits = state.code_bits() as u8;
         let seg = &state.seg;
-        match bits {
-            64 => {}
-            32 if state.protected()
+        let flat = bits == 64
+            || bits == 32
+                && state.protected()
+                && !state.flag(Rflags::VM)
                 && is_flat(&seg[sreg::CS], true)
                 && seg[sreg::SS].is_big()
-                && [sreg::SS, sreg::DS, sreg::ES].iter().all(|&s| is_flat(&seg[s], false)) => {}
-            _ => return None,
-        }
+                && [sreg::SS, sreg::DS, sreg::ES].iter().all(|&s| is_flat(&seg[s], false));
         let privilege = if state.cpl == 3 {
             Privilege::User
         } else if state.flag(Rflags::AC) {
@@ -99,13 +130,44 @@ impl Mode {
         let extra = |register: usize| {
             u8::from(bits == 64 || is_flat(&Segment { base: 0, ..seg[register] }, false))
         };
-        let extra_segments = extra(sreg::FS) | extra(sreg::GS) << 1;
+        let extra_segments = if flat { extra(sreg::FS) | extra(sreg::GS) << 1 } else { 0 };
         let sse = !state.cr0(Cr0::EM)
             && !state.cr0(Cr0::TS)
             && state.cr4(Cr4::OSFXSR)
             && state.vector.mxcsr() & MXCSR_MASKS == MXCSR_MASKS;
         let avx = sse && state.cr4(Cr4::OSXSAVE) && state.xcr0 & 6 == 6;
         let vector = u8::from(sse) + u8::from(avx);
-        Some(Self { bits, privilege: privilege as u8, extra_segments, vector, shadow: false })
+        Some(Self {
+            bits,
+            privilege: privilege as u8,
+            extra_segments,
+            vector,
+            shadow: false,
+            ring0: state.cpl == 0,
+            segmented: !flat,
+            stack16: !flat && !seg[sreg::SS].is_big(),
+            expands_down: !flat && seg.iter().any(Segment::is_expand_down),
+            loads: if !flat && loads_bases(state) { Loads::Base } else { Loads::Descriptor },
+        })
     }
 }
+
+/// See [`Loads::Base`].
+fn loads_bases(state: &CpuState) -> bool {
+    const RIGHTS: u32 = Segment::PRESENT | Segment::S;
+    let v86 = state.v86();
+    state.real_or_v86()
+        && state.seg.iter().enumerate().all(|(register, segment)| {
+            let limit = if v86 { segment.limit == 0xffff } else { segment.limit >= 0xffff };
+            let rights = if v86 {
+                segment.access == V86_ACCESS || register == sreg::CS
+            } else {
+                segment.is_usable() && segment.access & RIGHTS == RIGHTS
+            };
+            limit && rights && !segment.is_expand_down()
+        })
+}
+
+/// A data segment's access rights in virtual-8086 mode: present, DPL 3, writable, accessed (SDM vol. 3,
+/// "Virtual-8086 Mode").
+const V86_ACCESS: u32 = 0xf3;

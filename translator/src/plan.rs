@@ -14,11 +14,11 @@ use iced_x86::{
 };
 
 use crate::area::WINDOWS_MAX;
-use crate::classify::{Class, classify};
+use crate::classify::{Class, classify, slot_bytes};
 use crate::mode::Mode;
 
-/// Bytes that a window spans at most: few where it must lie within a page, many where only the region
-/// counts and leaving it faults.
+/// Bytes that a window spans at most: few where it must lie within a page or a segment, many where only
+/// the region counts and leaving it faults.
 const WINDOW_BYTES_MAX: i64 = 256;
 const SHADOW_WINDOW_BYTES_MAX: i64 = 1 << 20;
 
@@ -135,6 +135,8 @@ pub struct Limits<'a> {
     pub windows: bool,
     /// Blocks count the instructions they run.
     pub counts: bool,
+    /// The code segment's limit.
+    pub code_limit: u64,
     /// Whether an instruction had better not go through shadow windows: it faults too often there.
     pub looks_up: &'a dyn Fn(&Instruction) -> bool,
 }
@@ -165,7 +167,11 @@ pub fn plan(
             break;
         }
         let allowed = (limits.allowed)(&insn);
-        let class = if allowed { classify(&insn, mode) } else { Class::HandOver };
+        let mut class = if allowed { classify(&insn, mode) } else { Class::HandOver };
+        if class.is_relative() && insn.near_branch_target() > limits.code_limit {
+            // The branch itself faults when it is taken.
+            class = Class::HandOver;
+        }
         done += insn.len();
         ends = class.ends_block(&insn);
         let uses = uses(&insn, info);
@@ -178,8 +184,9 @@ pub fn plan(
         steps[last].class = Class::HandOver;
     }
     let vector = steps.iter().any(|step| matches!(step.class, Class::Vector(_)));
-    // In 32-bit code with shadow windows an address's delta is a constant: nothing is to be kept.
-    let keeps = limits.windows && !(mode.shadow && mode.bits < 64);
+    // In flat 32-bit code with shadow windows an address's delta is a constant: nothing is to be kept.
+    let constant = mode.shadow && mode.bits < 64 && !mode.segmented;
+    let keeps = limits.windows && !constant && !mode.expands_down;
     let windows = if keeps { gather(mode, &mut steps) } else { Vec::new() };
     Plan { steps, windows, bytes: done, ends, vector }
 }
@@ -246,7 +253,8 @@ fn gather(mode: Mode, steps: &mut [Step]) -> Vec<Window> {
     let mut values = Values::new();
     let mut open: Vec<Draft> = Vec::new();
     let mut closed: Vec<Draft> = Vec::new();
-    let bytes_max = if mode.shadow { SHADOW_WINDOW_BYTES_MAX } else { WINDOW_BYTES_MAX };
+    let by_region = mode.shadow && !mode.segmented;
+    let bytes_max = if by_region { SHADOW_WINDOW_BYTES_MAX } else { WINDOW_BYTES_MAX };
     for (number, step) in steps.iter().enumerate() {
         if step.class == Class::HandOver {
             closed.append(&mut open);
@@ -296,12 +304,13 @@ fn gather(mode: Mode, steps: &mut [Step]) -> Vec<Window> {
 
 /// The one access of a step that can be part of a window: its address, segment, bytes, whether it writes.
 fn access(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register, i64, bool)> {
-    let slot = i64::from(mode.bits / 8);
     let insn = &step.insn;
+    let slot = i64::from(slot_bytes(insn));
+    let segment = if mode.segmented { Register::SS } else { Register::None };
     let stack = |by: i64, write: bool| {
         let sp = values.registers[RSP];
         let value = Value { offset: sp.offset.wrapping_add(by), ..sp };
-        Some((value, Register::None, slot, write))
+        follows_stack(mode).then_some((value, segment, slot, write))
     };
     match step.class {
         Class::Push if insn.op0_kind() != OpKind::Memory => stack(-slot, true),
@@ -310,7 +319,7 @@ fn access(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register, 
         Class::Return => stack(0, false),
         Class::Leave => {
             let value = values.registers[RBP];
-            Some((value, Register::None, slot, false))
+            follows_stack(mode).then_some((value, segment, slot, false))
         }
         Class::Same | Class::Vector(_) => explicit(mode, step, values),
         _ => None,
@@ -327,33 +336,52 @@ fn explicit(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register
     }
     let bytes = insn.memory_size().size().max(1) as i64;
     let segment = match insn.memory_segment() {
+        segment if mode.segmented => segment,
         segment @ (Register::FS | Register::GS) => segment,
         _ => Register::None,
     };
     let base = insn.memory_base();
     let value = if base == Register::None || insn.is_ip_rel_memory_operand() {
         let root = if insn.is_ip_rel_memory_operand() { BESIDE_CODE } else { ABSOLUTE };
+        if mode.segmented && insn.memory_displ_size() != u32::from(mode.bits / 8) {
+            return None;
+        }
         Value { root, offset: insn.memory_displacement64() as i64 }
     } else {
         if base.size() != usize::from(mode.bits / 8) {
             return None;
         }
         let value = values.registers[base.full_register().number()];
-        let displacement = insn.memory_displacement64() as i64;
-        // A 32-bit displacement is signed, also where iced shows it zero-extended.
-        let displacement =
-            if base.size() == 4 { i64::from(displacement as i32) } else { displacement };
+        let displacement = signed(insn.memory_displacement64(), base.size());
         Value { offset: value.offset.wrapping_add(displacement), ..value }
     };
     Some((value, segment, bytes, step.uses.stores))
 }
 
-/// Follows what a step does to the values of registers.
+/// A number of `width` bytes as a signed one, also where iced shows it zero-extended.
+fn signed(number: u64, width: usize) -> i64 {
+    match width {
+        2 => i64::from(number as i16),
+        4 => i64::from(number as i32),
+        _ => number as i64,
+    }
+}
+
+/// The stack pointer is as wide as the addresses that are followed, which are the code's.
+fn follows_stack(mode: Mode) -> bool {
+    !mode.segmented || mode.stack16 == (mode.bits == 16)
+}
+
+/// Follows what a step does to the values of registers: as many of their bits as the code's addresses
+/// have.
 fn follow(mode: Mode, step: &Step, values: &mut Values) {
     let insn = &step.insn;
-    let slot = i64::from(mode.bits / 8);
+    let slot = i64::from(slot_bytes(insn));
     let width = usize::from(mode.bits / 8);
     match step.class {
+        Class::Push | Class::Pop | Class::Leave | Class::PushFlags if !follows_stack(mode) => {
+            values.forget(RSP);
+        }
         Class::Push => return values.shift(RSP, -slot),
         Class::Pop => {
             values.shift(RSP, slot);
@@ -377,11 +405,11 @@ fn follow(mode: Mode, step: &Step, values: &mut Values) {
     let plain = insn.op_count() == 2
         && insn.op0_kind() == OpKind::Register
         && target.is_gpr()
-        && target.size() == width
+        && target.size() >= width
         && !insn.has_lock_prefix();
     if plain {
         let number = target.full_register().number();
-        let immediate = || insn.immediate(1) as i64;
+        let immediate = || signed(insn.immediate(1), width);
         let constant = !matches!(insn.op1_kind(), OpKind::Register | OpKind::Memory);
         match insn.mnemonic() {
             Mnemonic::Cmp | Mnemonic::Test => return,
@@ -396,11 +424,9 @@ fn follow(mode: Mode, step: &Step, values: &mut Values) {
             }
             Mnemonic::Lea if insn.memory_index() == Register::None => {
                 let base = insn.memory_base();
-                if base.is_gpr() && base.size() == width {
+                if base.is_gpr() && base.size() >= width {
                     let value = values.registers[base.full_register().number()];
-                    let displacement = insn.memory_displacement64() as i64;
-                    let displacement =
-                        if width == 4 { i64::from(displacement as i32) } else { displacement };
+                    let displacement = signed(insn.memory_displacement64(), width);
                     let offset = value.offset.wrapping_add(displacement);
                     return values.set(number, Value { offset, ..value });
                 }

@@ -12,6 +12,7 @@
 
 mod common;
 mod mmu;
+mod segments;
 mod shared;
 mod stats;
 mod vector;
@@ -39,6 +40,7 @@ use xenolith_translator::plan::Limits;
 use crate::engine::{Engine, Exit};
 use crate::signal;
 use mmu::{Flushed, NotingMmu};
+use segments::{Codes, Spot};
 use shared::{PageKey, Peer};
 use stats::Stats;
 use vector::Home;
@@ -78,6 +80,8 @@ pub struct Bt {
     home: Home,
     /// The thread is prepared: signals are blocked, faults are understood.
     prepared: bool,
+    /// Numbers of code segments.
+    codes: Codes,
     /// Blocks are run one at a time: nothing is chained or remembered.
     stepping: bool,
     /// How often blocks had to be left because a window lay across pages or the like, by key.
@@ -163,6 +167,7 @@ impl Bt {
             jump_owner: [None; 3],
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             home: Home::State,
+            codes: Codes::default(),
             prepared: false,
             stepping: false,
             unlucky: HashMap::new(),
@@ -263,7 +268,7 @@ impl Bt {
     }
 
     fn page_id(&mut self, page: PageKey) -> u32 {
-        let slot = (page.la >> 12) as usize & (PAGE_IDS - 1);
+        let slot = (page.la >> 12 ^ page.code) as usize & (PAGE_IDS - 1);
         if let Some((known, id)) = self.page_ids[slot]
             && known == page
         {
@@ -283,41 +288,40 @@ impl Bt {
         let Place::Ram { hva, gpa } = place else { return None };
         let global = interp.mem.soft.cached(Gva(la), privilege).is_some_and(|page| page.global);
         let page_la = la & !(PAGE_SIZE - 1);
-        let id = self.page_id(PageKey { la: page_la, gpn: gpa.gpn(), base: 0, user });
+        let id = self.page_id(PageKey { la: page_la, gpn: gpa.gpn(), code: 0, user });
         self.area.vouch(la, id, global);
         Some((hva.cast_const(), Page { la: page_la, id }, gpa.gpn()))
     }
 
     /// The block for the present state; `None` when the interpreter must do what comes.
     fn find(&mut self, mode: Mode) -> Option<Found> {
-        let rip = self.interp.state.rip;
-        if mode.bits == 64 && !is_canonical(rip) {
-            return None;
-        }
-        let (hva, page, gpn) = self.fetch(rip, mode)?;
-        let in_page = (PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize;
+        let number = self.code_number(mode);
+        let at = Spot::of(&self.interp.state, mode, number)?;
+        let (hva, page, gpn) = self.fetch(at.la, mode)?;
+        let in_page = (PAGE_SIZE - (at.la & (PAGE_SIZE - 1))) as usize;
         // An instruction may lie across the page's end: its block is vouched for by both pages.
-        let next_page = rip.wrapping_add(in_page as u64);
+        let next_page = at.la.wrapping_add(in_page as u64);
         let crosses = in_page < INSN_BYTES_MAX && (mode.bits == 64 || next_page >> 32 == 0);
         let second = if crosses { self.fetch(next_page, mode) } else { None };
-        let key = key_of(page.id, mode, rip);
+        let key = self.key_of(page, gpn, mode, &at);
         let (found, epoch) = {
             let cache = self.shared.cache();
             (cache.find(key), self.shared.epoch())
         };
         let found = match found {
             Some(entries) => Found { entries, key, epoch },
-            None => self.make(mode, key, rip, (hva, page, gpn), second)?,
+            None => self.make(mode, key, at, (hva, page, gpn), second)?,
         };
         self.settle();
         if !self.stepping {
             self.own_jumps(mode);
-            let global = self.page_is_global(rip, mode);
+            let global = self.page_is_global(at.la, mode);
             let polled = found.entries.polled as u64;
             let cache = self.shared.cache();
             // Under the lock: whoever drops the block from now on makes this jump cache forget it.
             if cache.find(key) == Some(found.entries) {
-                self.area.remember(usize::from(mode.privilege), rip, polled, global);
+                let privilege = usize::from(mode.privilege);
+                self.area.remember(privilege, at.tag(), at.la, polled, global);
             }
         }
         Some(found)
@@ -327,7 +331,8 @@ impl Bt {
     fn go_on(&mut self, mode: Mode) -> Option<(usize, u64)> {
         let epoch = self.shared.epoch();
         self.own_jumps(mode);
-        match self.area.jump(usize::from(mode.privilege), self.interp.state.rip) {
+        let tag = self.code_number(mode).wrapping_add(self.interp.state.rip);
+        match self.area.jump(usize::from(mode.privilege), tag) {
             Some(host) => Some((host as usize, epoch)),
             None => self.find(mode).map(|found| (found.entries.polled, found.epoch)),
         }
@@ -352,36 +357,39 @@ impl Bt {
         &mut self,
         mode: Mode,
         key: Key,
-        rip: u64,
+        at: Spot,
         first: (*const u8, Page, u64),
         second: Option<(*const u8, Page, u64)>,
     ) -> Option<Found> {
         let (hva, page, gpn) = first;
         let gpa = xenolith_cpu::Gpa(gpn << 12);
-        let in_page = (PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize;
+        let in_page = (PAGE_SIZE - (at.la & (PAGE_SIZE - 1))) as usize;
+        // Code ends where its segment does.
+        let in_segment = usize::try_from(at.limit - at.rip).unwrap_or(usize::MAX).saturating_add(1);
         let mut room = [0; LENGTH_MAX * INSN_BYTES_MAX];
         for _ in 0..4 {
             let version = self.interp.mem.watch_code(gpa);
-            let len = in_page.min(room.len());
+            let len = in_page.min(in_segment).min(room.len());
             // SAFETY: `len` bytes are no more than what is left of the page that `hva` lies in.
             unsafe { interp::copy_in(hva, &mut room[..len]) };
             let mut across = None;
             let mut bytes = len;
             if let Some((tail, tail_page, tail_gpn)) = second
-                && self.is_cut(mode, rip, &room[..len])
+                && in_segment > len
+                && self.is_cut(mode, at.rip, &room[..len])
             {
                 let tail_gpa = xenolith_cpu::Gpa(tail_gpn << 12);
                 let tail_version = self.interp.mem.watch_code(tail_gpa);
-                bytes = len + INSN_BYTES_MAX;
+                bytes = len + INSN_BYTES_MAX.min(in_segment - len);
                 // SAFETY: the second page's beginning.
                 unsafe { interp::copy_in(tail, &mut room[len..bytes]) };
                 across = Some((tail_page, tail_gpn, tail_gpa, tail_version));
             }
             let code = &room[..bytes];
             let second_page = across.map(|(page, ..)| page);
-            let made = self.translate(mode, key, rip, page, second_page, code, |used| {
+            let made = self.translate(mode, key, at, page, second_page, code, |used| {
                 let first_len = used.min(len);
-                let offset = (rip & (PAGE_SIZE - 1)) as u16;
+                let offset = (at.la & (PAGE_SIZE - 1)) as u16;
                 let one = Source { gpn, offset, len: first_len as u16 };
                 let two = across.map(|(_, gpn, ..)| Source {
                     gpn,
@@ -416,12 +424,13 @@ impl Bt {
         &mut self,
         mode: Mode,
         key: Key,
-        rip: u64,
+        at: Spot,
         page: Page,
         second: Option<Page>,
         code: &[u8],
         sources: impl Fn(usize) -> (Source, Option<Source>),
     ) -> Option<Found> {
+        let rip = at.rip;
         let cpuid = Arc::clone(&self.cpuid);
         let allowed = |insn: &Instruction| insn.cpuid_features().iter().all(|&f| cpuid.allows(f));
         let with_windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
@@ -434,6 +443,7 @@ impl Bt {
             decoder_options: self.cpuid.decoder_options(),
             windows: with_windows,
             counts: self.shared.options.counts,
+            code_limit: at.limit,
         };
         for _ in 0..2 {
             {
@@ -444,11 +454,22 @@ impl Bt {
                 }
                 let (base, first_site) = cache.next();
                 let (exit, load_vector) = (self.shared.exit, self.shared.load_vector);
-                let frame = Frame { base, exit, load_vector, first_site, mode, rip, page, second };
+                let frame = Frame {
+                    base,
+                    exit,
+                    load_vector,
+                    first_site,
+                    mode,
+                    rip,
+                    page,
+                    second,
+                    code_base: at.la.wrapping_sub(rip),
+                };
                 // SAFETY: the time stamp counter may be read by any program here.
                 let start = unsafe { std::arch::x86_64::_rdtsc() };
                 // User code is at home in many address spaces.
-                let source = (mode.privilege == Privilege::User as u8 && with_windows)
+                let user = mode.privilege == Privilege::User as u8;
+                let source = (user && with_windows && !mode.segmented)
                     .then(|| sources(1).0.gpn << 32 | key & 0xffff_ffff);
                 let again = source.and_then(|source| {
                     let templates = self.shared.templates();
@@ -504,7 +525,7 @@ impl Bt {
                     bytes: &code[..translation.bytes],
                     sources: &both[..1 + usize::from(two.is_some())],
                     instructions: translation.instructions as u32,
-                    tag: rip,
+                    tag: at.tag(),
                 };
                 let inserted = cache.insert(&new);
                 // SAFETY: as above.
@@ -525,7 +546,7 @@ impl Bt {
     fn run_from(&mut self, found: Found, mode: Mode) -> Option<Exit> {
         let mut mode = mode;
         self.own_jumps(mode);
-        self.load();
+        self.load(mode);
         let mut target = found.entries.plain;
         let mut epoch = found.epoch;
         let mut live = mode.keeps_vector();
@@ -586,8 +607,9 @@ impl Bt {
                     }
                     self.stats.misses_interpreted += 1;
                     let (ea, size) = (self.area.ea & (PAGE_SIZE - 1), u64::from(size));
+                    let wraps = mode.segmented && self.area.ea >> 32 != 0;
                     self.stats.misses_across += u64::from(ea + size > PAGE_SIZE);
-                    self.note_unlucky(&record, ea + size > PAGE_SIZE);
+                    self.note_unlucky(&record, ea + size > PAGE_SIZE || wraps);
                     self.unload(rip);
                     return self.interpret(1, vectors);
                 }
@@ -614,12 +636,19 @@ impl Bt {
                 Site::Indirect { rip, moved } => {
                     self.count(0);
                     self.stats.indirect_misses += 1;
-                    let to = self.area.rip;
-                    if mode.bits == 64 && !is_canonical(to) {
+                    let to =
+                        if mode.segmented { self.area.rip & 0xffff_ffff } else { self.area.rip };
+                    let limit = u64::from(self.interp.state.seg[sreg::CS].limit);
+                    if mode.bits == 64 && !is_canonical(to) || mode.segmented && to > limit {
                         // The branch itself faults.
                         self.unload(rip);
                         let rsp = &mut self.interp.state.gpr[4];
-                        *rsp = rsp.wrapping_sub(moved as u64);
+                        let before = rsp.wrapping_sub(moved as u64);
+                        *rsp = match () {
+                            () if mode.stack16 => *rsp & !0xffff | before & 0xffff,
+                            () if mode.bits < 64 => before & 0xffff_ffff,
+                            () => before,
+                        };
                         return self.interpret(1, false);
                     }
                     self.unload(to);
@@ -668,14 +697,14 @@ impl Bt {
                         && self.interp.quick(quick, next)
                     {
                         if resume != 0 && !quick.changes_mode() {
-                            self.load();
+                            self.load(mode);
                             target = record.code + resume as usize;
                             live = vectors;
                             continue;
                         }
                         mode = self.mode()?;
                         (target, epoch) = self.go_on(mode)?;
-                        self.load();
+                        self.load(mode);
                         live = mode.keeps_vector();
                         continue;
                     }
@@ -691,7 +720,7 @@ impl Bt {
                         return None;
                     }
                     self.uncount(u64::from(again));
-                    self.load();
+                    self.load(mode);
                     target = record.code + resume as usize;
                     live = vectors;
                     continue;
@@ -722,25 +751,31 @@ impl Bt {
         if !across {
             return;
         }
-        let mut cache = self.shared.cache();
+        let cache = self.shared.cache();
         if !cache.is_live(record.block) {
             return;
         }
         let key = cache.key_of(record.block);
-        let rip = cache.tag_of(record.block);
+        let tag = cache.tag_of(record.block);
+        drop(cache);
+        self.note_unlucky_block(key, tag);
+    }
+
+    /// The same by the block's key and tag.
+    fn note_unlucky_block(&mut self, key: Key, tag: u64) {
         let times = self.unlucky.entry(key).or_insert(0);
         *times += 1;
         if *times == UNLUCKY_MAX {
-            cache.remove(key);
-            drop(cache);
-            self.shared.forget_jumps(&[(key, rip)]);
+            self.shared.cache().remove(key);
+            self.shared.forget_jumps(&[(key, tag)]);
         }
     }
 
     /// Gives the inline TLB the page that missed; false when the interpreter must do the access.
     fn refill(&mut self, mode: Mode, write: bool, writes: bool, size: u16, align: u8) -> bool {
         let ea = self.area.ea;
-        let crosses = (ea & (PAGE_SIZE - 1)) + u64::from(size) > PAGE_SIZE;
+        let crosses =
+            (ea & (PAGE_SIZE - 1)) + u64::from(size) > PAGE_SIZE || mode.bits < 64 && ea >> 32 != 0;
         let misaligned = align > 1 && ea & (u64::from(align) - 1) != 0;
         if crosses || misaligned || mode.bits == 64 && !is_canonical(ea) {
             return false;
@@ -769,7 +804,10 @@ impl Bt {
     }
 
     /// Registers from the state to the area.
-    fn load(&mut self) {
+    fn load(&mut self, mode: Mode) {
+        if mode.segmented {
+            self.load_segments(mode);
+        }
         self.area.attention_mask = self.deliverable();
         let state = &self.interp.state;
         let (status, interrupt) = (Rflags::STATUS.bits(), Rflags::IF.bits());
@@ -812,11 +850,6 @@ impl Bt {
             signal::watch_translated_code(self.shared.code.clone());
         }
     }
-}
-
-/// What a block is kept under.
-fn key_of(page: u32, mode: Mode, rip: u64) -> Key {
-    u64::from(page) << 32 | u64::from(mode.number()) << 12 | rip & (PAGE_SIZE - 1)
 }
 
 impl Engine for Bt {

@@ -51,8 +51,8 @@ pub struct PageKey {
     /// Linear address of the page.
     pub la: u64,
     pub gpn: u64,
-    /// CS base: RIP is the linear address minus it.
-    pub base: u64,
+    /// The code segment's number, where code is segmented: RIP is the linear address minus its base.
+    pub code: u64,
     /// Fetched with user rights.
     pub user: bool,
 }
@@ -84,9 +84,36 @@ impl Templates {
     }
 }
 
-#[derive(Debug, Default)]
-struct Pages {
-    ids: HashMap<PageKey, u32>,
+/// Numbers for things that are the same for ever. When there are too many, all are forgotten, and the same
+/// thing gets another number when it comes again.
+#[derive(Debug)]
+struct Numbers<T> {
+    known: HashMap<T, u32>,
+    last: u32,
+}
+
+impl<T> Default for Numbers<T> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), last: 0 }
+    }
+}
+
+/// Things whose numbers are known at most.
+const NUMBERS_MAX: usize = 1 << 20;
+
+impl<T: Eq + std::hash::Hash> Numbers<T> {
+    /// The number of a thing, never 0.
+    fn of(&mut self, thing: T) -> u32 {
+        if let Some(&number) = self.known.get(&thing) {
+            return number;
+        }
+        if self.known.len() >= NUMBERS_MAX {
+            self.known.clear();
+        }
+        self.last += 1;
+        self.known.insert(thing, self.last);
+        self.last
+    }
 }
 
 /// What a person asked of the engine.
@@ -107,7 +134,9 @@ pub struct Options {
 pub struct Shared {
     cache: Mutex<Cache<Site>>,
     sites: Arc<Sites<Site>>,
-    pages: Mutex<Pages>,
+    pages: Mutex<Numbers<PageKey>>,
+    /// Base and limit of code segments.
+    codes: Mutex<Numbers<(u64, u32)>>,
     templates: Mutex<Templates>,
     peers: Mutex<Vec<Arc<Peer>>>,
     /// One at a time pauses the others.
@@ -147,6 +176,7 @@ impl Shared {
             load_vector,
             cache: Mutex::new(cache),
             pages: Mutex::default(),
+            codes: Mutex::default(),
             templates: Mutex::default(),
             peers: Mutex::default(),
             pausing: Mutex::new(()),
@@ -180,11 +210,14 @@ impl Shared {
         &self.sites
     }
 
-    /// The number of a page, never 0 and the same for ever.
+    /// The number of a page, never 0.
     pub fn page_id(&self, key: PageKey) -> u32 {
-        let mut pages = lock(&self.pages);
-        let next = pages.ids.len() as u32 + 1;
-        *pages.ids.entry(key).or_insert(next)
+        lock(&self.pages).of(key)
+    }
+
+    /// The number of a code segment, never 0.
+    pub fn code_number(&self, base: u64, limit: u32) -> u32 {
+        lock(&self.codes).of((base, limit))
     }
 
     /// Registers a vCPU. `area` must stay until [`Self::leave`].
@@ -231,7 +264,7 @@ impl Shared {
         }
     }
 
-    /// Makes every vCPU's jump cache forget blocks. A block's tag is its RIP; the privilege is in its key.
+    /// Makes every vCPU's jump cache forget blocks. A block's tag is what it is looked up by.
     pub fn forget_jumps(&self, gone: &[(Key, u64)]) {
         for peer in lock(&self.peers).iter() {
             let area = peer.area.load(Ordering::Acquire) as usize as *const Area;

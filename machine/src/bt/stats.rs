@@ -42,6 +42,8 @@ pub struct Stats {
     pub window_pages: u64,
     pub window_misses: u64,
     pub promotions: u64,
+    /// Accesses left to the interpreter because of a segment's limit or rights.
+    pub segment_misses: u64,
     /// Guest instructions in all, where blocks count.
     pub retired: u64,
     /// Blocks copied from templates.
@@ -73,6 +75,7 @@ impl Default for Stats {
             window_pages: 0,
             window_misses: 0,
             promotions: 0,
+            segment_misses: 0,
             retired: 0,
             instances: 0,
             translating_ticks: 0,
@@ -106,6 +109,7 @@ impl Stats {
             (&mut self.window_pages, other.window_pages),
             (&mut self.window_misses, other.window_misses),
             (&mut self.promotions, other.promotions),
+            (&mut self.segment_misses, other.segment_misses),
             (&mut self.retired, other.retired),
             (&mut self.instances, other.instances),
             (&mut self.translating_ticks, other.translating_ticks),
@@ -190,6 +194,7 @@ impl fmt::Display for Report {
             ("exits: window filled", stats.window_fills),
             ("  pages mapped", stats.window_pages),
             ("exits: window of no use", stats.window_misses),
+            ("exits: outside the segment", stats.segment_misses),
             ("exits: instruction handed over", stats.handed_over),
         ];
         for (name, value) in rows {

@@ -24,6 +24,7 @@ use xenolith_translator::mode::Mode;
 
 use super::Bt;
 use super::mmu::FlushedPages;
+use super::segments::rip_of;
 use crate::config::Mmu;
 
 /// Interrupts that must find an address space's user code at work before it gets windows.
@@ -91,7 +92,7 @@ impl Windows {
 
 /// Whether a mode is one that may have windows.
 fn may_have_windows(mode: Mode) -> bool {
-    mode.bits >= 32 && mode.privilege != Privilege::SupervisorAc as u8
+    mode.privilege != Privilege::SupervisorAc as u8
 }
 
 fn privilege_of(privilege: u8) -> Privilege {
@@ -201,7 +202,7 @@ impl Bt {
                 self.area.gpr[usize::from(register)] = self.area.spill[1 + n];
             }
         }
-        self.interp.state.rip = at.tag.wrapping_add(at.word & 0xffff);
+        self.interp.state.rip = rip_of(at.tag).wrapping_add(at.word & 0xffff);
         self.count(at.word >> 32 & 0xff);
         let write = self.area.fault_error & WRITE != 0;
         let address = self.area.fault_address;
@@ -217,9 +218,15 @@ impl Bt {
             self.uncount(at.word >> 32 & 0xff);
             return Some((at.host, at.word & LIVE != 0));
         }
-        self.stats.window_misses += 1;
-        if !helped {
-            self.note_fault(&at);
+        if self.area.is_behind(address) {
+            // An offset that isn't in its segment, or one of a window that the segment hasn't all of.
+            self.stats.segment_misses += 1;
+            self.note_unlucky_block(at.key, at.tag);
+        } else {
+            self.stats.window_misses += 1;
+            if !helped {
+                self.note_fault(&at);
+            }
         }
         None
     }

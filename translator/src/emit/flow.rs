@@ -8,8 +8,8 @@
 //! attention word moves into reserved space, so it costs loads only and touches no flag; when it
 //! faults, the signal handler finds the site's number in the NOP behind it.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, Mnemonic, OpKind};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use xenolith_cpu::interp::Quick;
 
 use super::names::scratch_number;
@@ -22,6 +22,27 @@ use crate::plan::{Plan, Step};
 pub const POLL_NOP: [u8; 3] = [0x0f, 0x1f, 0x80];
 /// Bytes of a poll's last load.
 pub const POLL_LOAD_BYTES: usize = 9;
+
+/// Bytes of the register that LOOP and its like count by.
+fn count_bytes(insn: &Instruction) -> u8 {
+    use Code as C;
+    match insn.code() {
+        C::Loop_rel8_16_CX
+        | C::Loop_rel8_32_CX
+        | C::Loope_rel8_16_CX
+        | C::Loope_rel8_32_CX
+        | C::Loopne_rel8_16_CX
+        | C::Loopne_rel8_32_CX
+        | C::Jcxz_rel8_16
+        | C::Jcxz_rel8_32 => 2,
+        C::Loop_rel8_64_RCX
+        | C::Loope_rel8_64_RCX
+        | C::Loopne_rel8_64_RCX
+        | C::Jrcxz_rel8_16
+        | C::Jrcxz_rel8_64 => 8,
+        _ => 4,
+    }
+}
 
 impl Emitter<'_> {
     /// Leaves unless the table of executable pages has the page's identifier.
@@ -86,7 +107,7 @@ impl Emitter<'_> {
     /// How a transfer from this block to `target` is linked.
     fn link(&self, target: u64) -> Link {
         let frame = &self.frame;
-        if target >> 12 != frame.rip >> 12 || frame.second.is_some() {
+        if frame.linear(target) >> 12 != frame.linear(frame.rip) >> 12 || frame.second.is_some() {
             Link::Guarded
         } else if target <= frame.rip {
             Link::Polled
@@ -96,7 +117,7 @@ impl Emitter<'_> {
     }
 
     /// The exit of a direct transfer whose displacement ends here.
-    fn chained(&mut self, target: u64, label: dynasmrt::DynamicLabel, from: u64) {
+    fn chained(&mut self, target: u64, label: DynamicLabel, from: u64) {
         let patch = self.offset() as u32 - 4;
         let mut link = self.link(target);
         if link == Link::Plain && target <= from {
@@ -144,31 +165,82 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// LOOP and JRCXZ with the mode's own count register: neither touches a flag.
+    /// LOOP, LOOPE, LOOPNE and JRCXZ: none touches a flag.
     pub(super) fn count(&mut self, insn: &Instruction) {
         let bits = self.frame.mode.bits;
         let target = mask(insn.near_branch_target(), bits);
-        let zero = self.asm.new_dynamic_label();
+        let done = self.asm.new_dynamic_label();
         let taken = self.asm.new_dynamic_label();
-        let go_on = self.asm.new_dynamic_label();
-        if insn.mnemonic() == Mnemonic::Loop {
-            if self.wide() {
-                dynasm!(self.asm ; .arch x64 ; lea rcx, [rcx - 1] ; jrcxz =>zero);
-            } else {
-                dynasm!(self.asm ; .arch x64 ; lea ecx, [rcx - 1] ; jrcxz =>zero);
+        let counts = !matches!(insn.mnemonic(), Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz);
+        match count_bytes(insn) {
+            2 => {
+                let zero = self.asm.new_dynamic_label();
+                // The bits above stay.
+                if counts {
+                    dynasm!(self.asm ; .arch x64 ; lea r11d, [rcx - 1] ; mov cx, r11w);
+                }
+                dynasm!(self.asm ; .arch x64
+                    ; gs mov [offset::spill(0)], rcx
+                    ; movzx ecx, cx
+                    ; jrcxz =>zero
+                    ; gs mov rcx, [offset::spill(0)]
+                );
+                if counts {
+                    self.loop_taken(insn, target, taken, done);
+                    dynasm!(self.asm ; .arch x64
+                        ; =>zero
+                        ; gs mov rcx, [offset::spill(0)]
+                        ; =>done
+                    );
+                } else {
+                    dynasm!(self.asm ; .arch x64
+                        ; jmp =>done
+                        ; =>zero
+                        ; gs mov rcx, [offset::spill(0)]
+                    );
+                    self.loop_taken(insn, target, taken, done);
+                    dynasm!(self.asm ; .arch x64 ; =>done);
+                }
             }
-            self.keep_in_line(1);
-            dynasm!(self.asm ; .arch x64 ; jmp =>taken);
-            self.chained(target, taken, mask(insn.ip(), bits));
-            dynasm!(self.asm ; .arch x64 ; =>zero);
-        } else {
-            // In 32-bit code the upper half of RCX is zero.
-            dynasm!(self.asm ; .arch x64 ; jrcxz =>zero ; jmp =>go_on ; =>zero);
-            self.keep_in_line(1);
-            dynasm!(self.asm ; .arch x64 ; jmp =>taken);
-            self.chained(target, taken, mask(insn.ip(), bits));
-            dynasm!(self.asm ; .arch x64 ; =>go_on);
+            size if counts => {
+                if size == 4 {
+                    dynasm!(self.asm ; .arch x64 ; lea ecx, [rcx - 1] ; jrcxz =>done);
+                } else {
+                    dynasm!(self.asm ; .arch x64 ; lea rcx, [rcx - 1] ; jrcxz =>done);
+                }
+                self.loop_taken(insn, target, taken, done);
+                dynasm!(self.asm ; .arch x64 ; =>done);
+            }
+            size => {
+                let zero = self.asm.new_dynamic_label();
+                if size == 4 {
+                    dynasm!(self.asm ; .arch x64 ; jecxz =>zero);
+                } else {
+                    dynasm!(self.asm ; .arch x64 ; jrcxz =>zero);
+                }
+                dynasm!(self.asm ; .arch x64 ; jmp =>done ; =>zero);
+                self.loop_taken(insn, target, taken, done);
+                dynasm!(self.asm ; .arch x64 ; =>done);
+            }
         }
+    }
+
+    /// The counter allows the transfer of `insn`; goes to `done` if ZF doesn't.
+    fn loop_taken(
+        &mut self,
+        insn: &Instruction,
+        target: u64,
+        taken: DynamicLabel,
+        done: DynamicLabel,
+    ) {
+        match insn.mnemonic() {
+            Mnemonic::Loope => dynasm!(self.asm ; .arch x64 ; jne =>done),
+            Mnemonic::Loopne => dynasm!(self.asm ; .arch x64 ; je =>done),
+            _ => {}
+        }
+        self.keep_in_line(1);
+        dynasm!(self.asm ; .arch x64 ; jmp =>taken);
+        self.chained(target, taken, mask(insn.ip(), self.frame.mode.bits));
     }
 
     /// Loads the target of an indirect transfer into r10.
@@ -180,20 +252,27 @@ impl Emitter<'_> {
             if scratch_number(register).is_some() {
                 let at = offset::gpr(usize::from(number));
                 dynasm!(self.asm ; .arch x64 ; gs mov r10, [at]);
-            } else if self.wide() {
-                dynasm!(self.asm ; .arch x64 ; mov r10, Rq(number));
             } else {
-                dynasm!(self.asm ; .arch x64 ; mov r10d, Rd(number));
+                match insn.op0_register().size() {
+                    2 => dynasm!(self.asm ; .arch x64 ; movzx r10d, Rw(number)),
+                    4 => dynasm!(self.asm ; .arch x64 ; mov r10d, Rd(number)),
+                    _ => dynasm!(self.asm ; .arch x64 ; mov r10, Rq(number)),
+                }
             }
             return Ok(());
         }
-        let slot = self.slot() as u8;
-        self.load_operand(step, R10, slot)
+        self.load_operand(step, R10, insn.memory_size().size() as u8)
     }
 
     /// Looks for the address in r10 in the jump cache: after it r11 is the slot, to be scaled by 8. Leaves
-    /// by `site` if it isn't there.
+    /// by `site` if it isn't there. In segmented code the segment's number is part of what is looked for.
     fn look_up_jump(&mut self, site: Site) {
+        if self.segmented() {
+            dynasm!(self.asm ; .arch x64
+                ; gs mov r11, [offset::CODE_NUMBER]
+                ; lea r10, [r10 + r11]
+            );
+        }
         let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
         let hit = self.asm.new_dynamic_label();
         let out = self.asm.new_dynamic_label();

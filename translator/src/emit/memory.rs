@@ -14,6 +14,7 @@ use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
 
 use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
+use super::place::{Spot, is_narrow};
 use super::template::Kind;
 use super::{EmitError, Emitter, R10, R11, Restore, Site, Stub, has_memory};
 use crate::area::offset;
@@ -49,18 +50,21 @@ pub(super) struct Check {
     pub start: usize,
     /// By the inline TLB, not by shadow windows.
     pub looks_up: bool,
+    /// What the address is.
+    pub spot: Spot,
 }
 
 impl Check {
     /// Of a lone access.
-    pub fn one(step: &Step, rip: u64, write: bool, size: u8, start: usize) -> Self {
+    pub fn one(step: &Step, rip: u64, write: bool, size: u8, start: usize, spot: Spot) -> Self {
         let looks_up = step.looks_up;
-        Self { rip, write, writes: write, size: u16::from(size), align: 0, start, looks_up }
+        Self { rip, write, writes: write, size: u16::from(size), align: 0, start, looks_up, spot }
     }
 }
 
 impl Emitter<'_> {
-    /// Computes the linear address of `insn`'s memory operand into `address`; `other` is free too.
+    /// Computes the address of `insn`'s memory operand into `address`; `other` is free too. It is linear, or
+    /// in segmented code an offset: see [`Self::spot`].
     pub(super) fn effective_address(
         &mut self,
         insn: &Instruction,
@@ -68,7 +72,11 @@ impl Emitter<'_> {
         other: u8,
     ) -> Result<(), EmitError> {
         if let Some(at) = constant_address(insn) {
-            dynasm!(self.asm ; .arch x64 ; mov Rq(address), QWORD at as i64);
+            if self.wide() {
+                dynasm!(self.asm ; .arch x64 ; mov Rq(address), QWORD at as i64);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; mov Rd(address), at as i32);
+            }
             if insn.is_ip_rel_memory_operand() && insn.memory_base() == Register::RIP {
                 self.depends(Kind::Guest64);
             } else if insn.is_ip_rel_memory_operand() {
@@ -115,6 +123,12 @@ impl Emitter<'_> {
             let lea = Instruction::with2(code, target, operand)
                 .map_err(|error| EmitError::Encode(format!("{insn}: {error}")))?;
             self.encode(&lea)?;
+            if is_narrow(insn) {
+                dynasm!(self.asm ; .arch x64 ; movzx Rd(address), Rw(address));
+            }
+        }
+        if self.segmented() {
+            return Ok(());
         }
         let segment = insn.memory_segment();
         if matches!(segment, Register::FS | Register::GS) {
@@ -148,9 +162,17 @@ impl Emitter<'_> {
     /// The inline TLB lookup, or the shadow window's delta. On entry the address is in `b.address`; after it `[address + addend]` is
     /// the host's. Leaves by a stub on a miss; RCX is whole again after it.
     pub(super) fn check(&mut self, b: Borrowed, check: Check) {
-        if !check.looks_up {
-            return self.delta(b.addend, b.address);
+        self.linearize(b, &check, false);
+        if check.looks_up {
+            self.look_up(b, check, None);
+        } else {
+            self.delta(b.addend, b.address);
         }
+    }
+
+    /// The inline TLB lookup of a linear address. `keep`: slot of a window, and the segment that its
+    /// offsets are into: what is to be added to them is stored.
+    fn look_up(&mut self, b: Borrowed, check: Check, keep: Option<(i32, u8)>) {
         let Check { rip, write, writes, size, align, start, .. } = check;
         // An aligned operand doesn't cross a page: its first byte is looked at, else its last.
         let (page, last) = match align {
@@ -172,12 +194,40 @@ impl Emitter<'_> {
             ; jrcxz =>hit
             ; jmp =>slow
             ; =>hit
-            ; gs mov rcx, [offset::spill(0)]
             ; gs mov Rq(addend), [Rq(addend) * 8 + offset::tlb_addend(privilege)]
         );
+        if let Some((slot, segment)) = keep {
+            self.keep_addend(addend, slot, segment);
+        }
+        dynasm!(self.asm ; .arch x64 ; gs mov rcx, [offset::spill(0)]);
         let (resume, live, done) = (start as u32, self.vector_live, self.uncounted);
         let site = self.site(Site::Miss { rip, write, writes, size, align, resume, live, done });
         self.stubs.push(Stub { label: slow, site, restore: Restore::Access(b) });
+    }
+
+    /// Keeps what is to be added to offsets into a segment; RCX is free.
+    fn keep_addend(&mut self, addend: u8, slot: i32, segment: u8) {
+        let base = offset::seg_base(usize::from(segment));
+        dynasm!(self.asm ; .arch x64
+            ; gs mov rcx, [base]
+            ; lea rcx, [rcx + Rq(addend)]
+            ; gs mov [slot], rcx
+        );
+    }
+
+    /// The first access of a window of offsets.
+    fn open_window(&mut self, b: Borrowed, check: Check, slot: i32, below: i32, segment: u8) {
+        if below != 0 {
+            self.shift_address(b.address, below, check.spot);
+        }
+        self.linearize(b, &check, true);
+        if check.looks_up {
+            return self.look_up(b, check, Some((slot, segment)));
+        }
+        self.delta(b.addend, b.address);
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
+        self.keep_addend(b.addend, slot, segment);
+        dynasm!(self.asm ; .arch x64 ; gs mov rcx, [offset::spill(0)]);
     }
 
     /// Makes an access part of its window, or checks it alone: the address is in `b.address`, after it
@@ -196,6 +246,15 @@ impl Emitter<'_> {
         };
         let slot = offset::window(usize::from(number));
         let window = plan.windows[usize::from(number)];
+        if let Spot::Offset { segment, .. } = check.spot {
+            if !first {
+                dynasm!(self.asm ; .arch x64 ; gs mov Rq(b.addend), [slot]);
+                return 0;
+            }
+            let check = Check { writes: window.write, size: window.bytes as u16, ..check };
+            self.open_window(b, check, slot, window.below, segment);
+            return -window.below;
+        }
         if !check.looks_up {
             if first {
                 self.delta(b.addend, b.address);
@@ -210,13 +269,7 @@ impl Emitter<'_> {
             return 0;
         }
         if window.below != 0 {
-            if self.wide() {
-                dynasm!(self.asm ; .arch x64
-                    ; lea Rq(b.address), [Rq(b.address) + window.below]);
-            } else {
-                dynasm!(self.asm ; .arch x64
-                    ; lea Rd(b.address), [Rq(b.address) + window.below]);
-            }
+            self.shift_address(b.address, window.below, check.spot);
         }
         self.check(b, Check { writes: window.write, size: window.bytes as u16, ..check });
         dynasm!(self.asm ; .arch x64 ; gs mov [slot], Rq(b.addend));
@@ -285,7 +338,8 @@ impl Emitter<'_> {
         let start = self.offset();
         let borrowed = self.borrow(insn, uses.any | address_bits(insn));
         self.effective_address(insn, borrowed.address, borrowed.addend)?;
-        let check = Check { align, ..Check::one(step, rip, uses.stores, size, start) };
+        let spot = self.spot(insn);
+        let check = Check { align, ..Check::one(step, rip, uses.stores, size, start, spot) };
         let displacement = self.reach(borrowed, check, step.part, plan);
         redirected.set_memory_base(full(borrowed.address));
         redirected.set_memory_index(full(borrowed.addend));
@@ -309,7 +363,7 @@ impl Emitter<'_> {
             && !matches!(insn.memory_segment(), Register::FS | Register::GS)
     }
 
-    /// Loads an operand of `size` bytes into `into`, a scratch register.
+    /// Loads an operand of `size` bytes into `into`, a scratch register, zero-extended.
     pub(super) fn load_operand(
         &mut self,
         step: &Step,
@@ -321,11 +375,12 @@ impl Emitter<'_> {
         let start = self.offset();
         let b = Borrowed::SCRATCH;
         self.effective_address(insn, b.address, b.addend)?;
-        self.check(b, Check::one(step, rip, false, size, start));
-        if size == 8 {
-            dynasm!(self.asm ; .arch x64 ; mov Rq(into), [r10 + r11]);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; mov Rd(into), [r10 + r11]);
+        self.check(b, Check::one(step, rip, false, size, start, self.spot(insn)));
+        match size {
+            1 => dynasm!(self.asm ; .arch x64 ; movzx Rd(into), BYTE [r10 + r11]),
+            2 => dynasm!(self.asm ; .arch x64 ; movzx Rd(into), WORD [r10 + r11]),
+            4 => dynasm!(self.asm ; .arch x64 ; mov Rd(into), [r10 + r11]),
+            _ => dynasm!(self.asm ; .arch x64 ; mov Rq(into), [r10 + r11]),
         }
         Ok(())
     }

@@ -28,6 +28,7 @@
 mod flow;
 mod memory;
 mod names;
+mod place;
 mod stack;
 mod system;
 mod template;
@@ -40,7 +41,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, R
 use xenolith_cpu::interp::Quick;
 
 use crate::area::offset;
-use crate::classify::Class;
+use crate::classify::{Class, slot_bytes};
 use crate::mode::Mode;
 use crate::plan::{Limits, Plan, Step, Uses, is_hint, plan};
 pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
@@ -48,6 +49,7 @@ pub use template::Template;
 
 use memory::Borrowed;
 use names::{constant_address, scratch_number, wide_form};
+use place::is_narrow;
 use template::{Kind, Place};
 
 const R10: u8 = 10;
@@ -185,6 +187,15 @@ pub struct Frame {
     pub page: Page,
     /// The second page of a block that is one instruction across a page's end.
     pub second: Option<Page>,
+    /// The code segment's base, in segmented code.
+    pub code_base: u64,
+}
+
+impl Frame {
+    /// The linear address of code.
+    fn linear(&self, rip: u64) -> u64 {
+        mask(self.code_base.wrapping_add(rip), self.mode.bits)
+    }
 }
 
 /// Assembles one block.
@@ -348,11 +359,6 @@ impl<'a> Emitter<'a> {
         self.frame.mode.bits == 64
     }
 
-    /// Bytes of a stack slot.
-    fn slot(&self) -> i32 {
-        i32::from(self.frame.mode.bits / 8)
-    }
-
     fn offset(&self) -> usize {
         self.asm.offset().0
     }
@@ -379,8 +385,9 @@ impl<'a> Emitter<'a> {
             }
             Class::Return => {
                 let released = if insn.op_count() == 0 { 0 } else { i32::from(insn.immediate16()) };
-                let slot = self.slot();
-                self.stack_load(R10, 0, step, plan);
+                let size = slot_bytes(insn);
+                let slot = i32::from(size);
+                self.stack_load(R10, 0, size, step, plan);
                 self.move_stack(slot + released);
                 self.indirect(rip, i64::from(slot + released));
             }
@@ -502,7 +509,19 @@ impl<'a> Emitter<'a> {
         }
         let mut plain = *insn;
         plain.set_segment_prefix(Register::None);
+        let narrow = is_narrow(insn);
+        if narrow {
+            let displacement = insn.memory_displacement64() as i16;
+            plain.set_memory_base(insn.memory_base().full_register());
+            plain.set_memory_index(insn.memory_index().full_register());
+            plain.set_memory_displacement64(i64::from(displacement) as u64);
+            plain.set_memory_displ_size(if displacement == 0 { 0 } else { 8 });
+        }
         self.encode(&plain)?;
+        if narrow && target.size() == 4 {
+            let number = target.number() as u8;
+            dynasm!(self.asm ; .arch x64 ; movzx Rd(number), Rw(number));
+        }
         if let Some(number) = scratch_number(target) {
             self.store_guest(number);
         }

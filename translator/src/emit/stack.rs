@@ -8,14 +8,16 @@ use super::names::scratch_number;
 use super::template::Kind;
 use super::{EmitError, Emitter, R10, R11, RBP, RSP, mask};
 use crate::area::offset;
+use crate::classify::slot_bytes;
 use crate::plan::{Part, Plan, Step};
 
 impl Emitter<'_> {
-    /// Makes the stack slot at RSP + `displacement` reachable: the host address is then the host
-    /// register that comes back plus r11 plus the displacement that comes back.
+    /// Makes the stack slot of `size` bytes at RSP + `displacement` reachable: the host address is then the
+    /// host register that comes back plus r11 plus the displacement that comes back.
     fn stack_access(
         &mut self,
         displacement: i32,
+        size: u8,
         write: bool,
         step: &Step,
         plan: &Plan,
@@ -37,66 +39,70 @@ impl Emitter<'_> {
         }
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let start = self.offset();
-        if self.wide() {
-            dynasm!(self.asm ; .arch x64 ; lea r10, [rsp + displacement]);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; lea r10d, [rsp + displacement]);
-        }
-        let check = Check::one(step, rip, write, self.slot() as u8, start);
+        self.slot_address(R10, RSP, displacement);
+        let check = Check::one(step, rip, write, size, start, self.stack_spot());
         (R10, self.reach(Borrowed::SCRATCH, check, step.part, plan))
     }
 
     /// Moves the stack pointer.
     pub(super) fn move_stack(&mut self, by: i32) {
-        if self.wide() {
-            dynasm!(self.asm ; .arch x64 ; lea rsp, [rsp + by]);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; lea esp, [rsp + by]);
-        }
+        self.set_stack(RSP, by);
     }
 
-    /// Loads the slot at RSP + `displacement`.
-    pub(super) fn stack_load(&mut self, into: u8, displacement: i32, step: &Step, plan: &Plan) {
-        let (base, at) = self.stack_access(displacement, false, step, plan);
-        if self.wide() {
-            dynasm!(self.asm ; .arch x64 ; mov Rq(into), [Rq(base) + r11 + at]);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; mov Rd(into), [Rq(base) + r11 + at]);
+    /// Loads the slot of `size` bytes at RSP + `displacement` into a scratch register, zero-extended.
+    pub(super) fn stack_load(
+        &mut self,
+        into: u8,
+        displacement: i32,
+        size: u8,
+        step: &Step,
+        plan: &Plan,
+    ) {
+        let (base, at) = self.stack_access(displacement, size, false, step, plan);
+        match size {
+            2 => dynasm!(self.asm ; .arch x64 ; movzx Rd(into), WORD [Rq(base) + r11 + at]),
+            4 => dynasm!(self.asm ; .arch x64 ; mov Rd(into), [Rq(base) + r11 + at]),
+            _ => dynasm!(self.asm ; .arch x64 ; mov Rq(into), [Rq(base) + r11 + at]),
         }
     }
 
     /// Pushes a host register; if it is r11, what is in spill slot 3.
-    fn push_value(&mut self, from: u8, step: &Step, plan: &Plan) {
-        let slot = self.slot();
-        let (base, at) = self.stack_access(-slot, true, step, plan);
+    pub(super) fn push_value(&mut self, from: u8, step: &Step, plan: &Plan) {
+        let size = slot_bytes(&step.insn);
+        let slot = i32::from(size);
+        let (base, at) = self.stack_access(-slot, size, true, step, plan);
         if from == R11 {
             dynasm!(self.asm ; .arch x64
                 ; lea r10, [Rq(base) + r11 + at]
                 ; gs mov r11, [offset::spill(3)]
             );
-            self.store_at_r10();
-        } else if self.wide() {
-            dynasm!(self.asm ; .arch x64 ; mov [Rq(base) + r11 + at], Rq(from));
-        } else {
-            dynasm!(self.asm ; .arch x64 ; mov [Rq(base) + r11 + at], Rd(from));
+            match size {
+                2 => dynasm!(self.asm ; .arch x64 ; mov [r10], r11w),
+                4 => dynasm!(self.asm ; .arch x64 ; mov [r10], r11d),
+                _ => dynasm!(self.asm ; .arch x64 ; mov [r10], r11),
+            }
+            return self.move_stack(-slot);
+        }
+        match size {
+            2 => dynasm!(self.asm ; .arch x64 ; mov [Rq(base) + r11 + at], Rw(from)),
+            4 => dynasm!(self.asm ; .arch x64 ; mov [Rq(base) + r11 + at], Rd(from)),
+            _ => dynasm!(self.asm ; .arch x64 ; mov [Rq(base) + r11 + at], Rq(from)),
         }
         self.move_stack(-slot);
     }
 
-    fn store_at_r10(&mut self) {
-        if self.wide() {
-            dynasm!(self.asm ; .arch x64 ; mov [r10], r11);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; mov [r10], r11d);
-        }
-    }
-
     /// Pushes a constant: a return address (`code`) or an immediate.
     pub(super) fn push_constant(&mut self, value: u64, code: bool, step: &Step, plan: &Plan) {
-        let slot = self.slot();
-        let (base, at) = self.stack_access(-slot, true, step, plan);
+        let size = slot_bytes(&step.insn);
+        let slot = i32::from(size);
+        let (base, at) = self.stack_access(-slot, size, true, step, plan);
         let narrow = value as i64 == i64::from(value as i32);
-        if !self.wide() {
+        if size == 2 {
+            dynasm!(self.asm ; .arch x64 ; mov WORD [Rq(base) + r11 + at], value as i16);
+            if code {
+                self.stays();
+            }
+        } else if size == 4 {
             dynasm!(self.asm ; .arch x64 ; mov DWORD [Rq(base) + r11 + at], value as i32);
             if code {
                 self.depends(Kind::Guest32);
@@ -137,8 +143,7 @@ impl Emitter<'_> {
                 }
             }
             OpKind::Memory => {
-                let slot = self.slot() as u8;
-                self.load_operand(step, R10, slot)?;
+                self.load_operand(step, R10, slot_bytes(insn))?;
                 dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(3)], r10);
                 self.push_value(R11, step, plan);
             }
@@ -150,13 +155,19 @@ impl Emitter<'_> {
     pub(super) fn pop(&mut self, step: &Step, plan: &Plan) {
         let register = step.insn.op0_register().full_register();
         let number = register.number() as u8;
-        let slot = self.slot();
+        let size = slot_bytes(&step.insn);
+        let slot = i32::from(size);
         if scratch_number(register).is_some() {
-            self.stack_load(R10, 0, step, plan);
+            self.stack_load(R10, 0, size, step, plan);
             dynasm!(self.asm ; .arch x64 ; gs mov [offset::gpr(usize::from(number))], r10);
             self.move_stack(slot);
+        } else if size == 2 {
+            // The register's upper part stays. POP SP: the popped value does.
+            self.stack_load(R10, 0, size, step, plan);
+            self.move_stack(slot);
+            dynasm!(self.asm ; .arch x64 ; mov Rw(number), r10w);
         } else {
-            self.stack_load(number, 0, step, plan);
+            self.stack_load(number, 0, size, step, plan);
             // POP RSP: the popped value stays.
             if number != RSP {
                 self.move_stack(slot);
@@ -165,28 +176,22 @@ impl Emitter<'_> {
     }
 
     pub(super) fn leave(&mut self, step: &Step, plan: &Plan) {
-        let slot = self.slot();
+        let size = slot_bytes(&step.insn);
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let start = self.offset();
-        if self.wide() {
-            dynasm!(self.asm ; .arch x64 ; mov r10, rbp);
-        } else {
-            dynasm!(self.asm ; .arch x64 ; mov r10d, ebp);
-        }
-        let check = Check::one(step, rip, false, slot as u8, start);
+        self.slot_address(R10, RBP, 0);
+        let check = Check::one(step, rip, false, size, start, self.stack_spot());
         let at = self.reach(Borrowed::SCRATCH, check, step.part, plan);
-        if self.wide() {
-            dynasm!(self.asm ; .arch x64
-                ; mov r11, [r10 + r11 + at]
-                ; lea rsp, [rbp + slot]
-                ; mov Rq(RBP), r11
-            );
-        } else {
-            dynasm!(self.asm ; .arch x64
-                ; mov r11d, [r10 + r11 + at]
-                ; lea esp, [rbp + slot]
-                ; mov Rd(RBP), r11d
-            );
+        match size {
+            2 => dynasm!(self.asm ; .arch x64 ; movzx r10d, WORD [r10 + r11 + at]),
+            4 => dynasm!(self.asm ; .arch x64 ; mov r10d, [r10 + r11 + at]),
+            _ => dynasm!(self.asm ; .arch x64 ; mov r10, [r10 + r11 + at]),
+        }
+        self.set_stack(RBP, i32::from(size));
+        match size {
+            2 => dynasm!(self.asm ; .arch x64 ; mov Rw(RBP), r10w),
+            4 => dynasm!(self.asm ; .arch x64 ; mov Rd(RBP), r10d),
+            _ => dynasm!(self.asm ; .arch x64 ; mov Rq(RBP), r10),
         }
     }
 

@@ -1,0 +1,122 @@
+//! Segment registers, for the engine: which code a RIP means, and what translated code must know.
+//!
+//! Problem: outside 64-bit and flat 32-bit code a RIP is an offset, and the same one means another place
+//! under another CS. Scheme: each pair of base and limit that CS has had has a number; the number is
+//! part of the keys of blocks and pages and of what the jump cache looks for. Blocks are made for one base and
+//! limit of CS; of the other segments they find bases and bounds in the area. Invariants: a
+//! number means the same base and limit for ever; the area's copy is made anew whenever Rust may have
+//! changed a register. One per vCPU, on its thread.
+
+use xenolith_codecache::cache::Key;
+use xenolith_cpu::CpuState;
+use xenolith_cpu::PAGE_SIZE;
+use xenolith_cpu::interp::is_canonical;
+use xenolith_cpu::state::{Segment, sreg};
+use xenolith_translator::area::{Bounds, SEGMENTED_CODE};
+use xenolith_translator::emit::Page;
+use xenolith_translator::mode::Mode;
+
+use super::Bt;
+use super::shared::PageKey;
+
+/// Pairs that one vCPU remembers the numbers of; a power of two.
+const CODES: usize = 64;
+
+/// Numbers that this vCPU has asked for, and what it has told translated code.
+#[derive(Debug)]
+pub(super) struct Codes {
+    known: [Option<(u64, u32, u64)>; CODES],
+    /// The registers that the area has bounds of, and whether it was in protected mode.
+    told: Option<([Segment; 6], bool)>,
+}
+
+impl Default for Codes {
+    fn default() -> Self {
+        Self { known: [None; CODES], told: None }
+    }
+}
+
+/// Where code is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Spot {
+    pub rip: u64,
+    /// Its linear address.
+    pub la: u64,
+    /// Last RIP of its segment.
+    pub limit: u64,
+    /// See [`SEGMENTED_CODE`]; 0 where code isn't segmented.
+    number: u64,
+}
+
+impl Spot {
+    /// Of the instruction that comes next; nothing if fetching it faults. `number`: see
+    /// [`Bt::code_number`].
+    pub fn of(state: &CpuState, mode: Mode, number: u64) -> Option<Self> {
+        let rip = state.rip;
+        if mode.bits == 64 {
+            return is_canonical(rip).then_some(Self { rip, la: rip, limit: u64::MAX, number });
+        }
+        let cs = &state.seg[sreg::CS];
+        let la = cs.base.wrapping_add(rip) & 0xffff_ffff;
+        let limit = u64::from(cs.limit);
+        (rip <= limit).then_some(Self { rip, la, limit, number })
+    }
+
+    /// What the jump cache knows it by.
+    pub fn tag(&self) -> u64 {
+        self.number.wrapping_add(self.rip)
+    }
+}
+
+/// The RIP in a tag.
+pub(super) fn rip_of(tag: u64) -> u64 {
+    if tag >> 62 == SEGMENTED_CODE >> 62 { tag & 0xffff_ffff } else { tag }
+}
+
+impl Bt {
+    /// The number of the present code segment, in its place above a RIP.
+    pub(super) fn code_number(&mut self, mode: Mode) -> u64 {
+        if !mode.segmented {
+            return 0;
+        }
+        let cs = &self.interp.state.seg[sreg::CS];
+        let (base, limit) = (cs.base, cs.limit);
+        let slot = (base >> 4 ^ base >> 12) as usize & (CODES - 1);
+        if let Some((known_base, known_limit, number)) = self.codes.known[slot]
+            && (known_base, known_limit) == (base, limit)
+        {
+            return number;
+        }
+        let number = u64::from(self.shared.code_number(base, limit) & 0x3fff_ffff) << 32;
+        let number = SEGMENTED_CODE | number;
+        self.codes.known[slot] = Some((base, limit, number));
+        number
+    }
+
+    /// What the block at `at` in `page` is kept under.
+    pub(super) fn key_of(&mut self, page: Page, gpn: u64, mode: Mode, at: &Spot) -> Key {
+        let id = if mode.segmented {
+            let user = mode.privilege == xenolith_cpu::env::Privilege::User as u8;
+            self.page_id(PageKey { la: page.la, gpn, code: at.number >> 32, user })
+        } else {
+            page.id
+        };
+        u64::from(id) << 32 | u64::from(mode.number()) << 12 | at.la & (PAGE_SIZE - 1)
+    }
+
+    /// Tells translated code of the segment registers.
+    pub(super) fn load_segments(&mut self, mode: Mode) {
+        let number = self.code_number(mode);
+        self.area.code_number = number;
+        let state = &self.interp.state;
+        let protected = !state.real_or_v86();
+        if self.codes.told == Some((state.seg, protected)) {
+            return;
+        }
+        for (register, segment) in state.seg.iter().enumerate() {
+            self.area.seg_base[register] = segment.base;
+            self.area.bounds[register] = Bounds::of(segment, protected);
+        }
+        self.codes.told = Some((state.seg, protected));
+    }
+}
