@@ -122,6 +122,9 @@ pub struct Area {
     pub seg_base: [u64; 6],
     /// Where code is segmented: what offsets are checked against, by segment.
     pub bounds: [Bounds; 6],
+    /// Where code is segmented: selectors, and whether one was loaded that Rust doesn't know of.
+    pub selectors: [u64; 6],
+    pub segments_loaded: u64,
     /// Where code is segmented: what is added to a RIP to look it up in the jump cache.
     pub code_number: u64,
     /// The attention word.
@@ -575,6 +578,11 @@ pub mod offset {
     pub const fn below(segment: usize) -> i32 {
         at(offset_of!(Area, bounds) + size_of::<Bounds>() * segment + offset_of!(Bounds, below))
     }
+    #[must_use]
+    pub const fn selector(segment: usize) -> i32 {
+        at(offset_of!(Area, selectors) + 8 * segment)
+    }
+    pub const SEGMENTS_LOADED: i32 = at(offset_of!(Area, segments_loaded));
     pub const CODE_NUMBER: i32 = at(offset_of!(Area, code_number));
     #[must_use]
     pub const fn window(n: usize) -> i32 {

@@ -9,7 +9,7 @@ use iced_x86::{Code, FlowControl, Instruction, Mnemonic as N, OpKind, Register};
 
 use xenolith_cpu::vector::Plain;
 
-use crate::mode::Mode;
+use crate::mode::{Loads, Mode};
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,17 @@ pub enum Class {
     Divide,
     /// A vector instruction, on the host's registers.
     Vector(Plain),
+    /// In segmented code: PUSH of a segment register, MOV from one.
+    PushSegment,
+    StoreSegment,
+    /// Where a segment's base is made of its selector: POP of a segment register but SS, MOV to one, LES and
+    /// its like.
+    PopSegment,
+    LoadSegment,
+    LoadPointer,
+    /// PUSHA and POPA, of 16 and 32 bits.
+    PushAll,
+    PopAll,
     /// PUSHF, CLI and STI at CPL 0.
     PushFlags,
     ClearInterrupts,
@@ -75,6 +86,9 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         let fits = enabled && segment_fits && memory_fits(insn, mode.bits);
         return if fits { Class::Vector(plain) } else { Class::HandOver };
     }
+    if let Some(class) = of_segments(insn, mode) {
+        return if memory_fits(insn, mode.bits) { class } else { Class::HandOver };
+    }
     let class = by_mnemonic(insn);
     let system = matches!(class, Class::PushFlags | Class::ClearInterrupts | Class::SetInterrupts);
     if system && !mode.ring0 {
@@ -85,6 +99,35 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         return Class::HandOver;
     }
     class
+}
+
+/// Instructions about segment registers that segmented code has inline, and those that only 16- and 32-bit
+/// code has.
+fn of_segments(insn: &Instruction, mode: Mode) -> Option<Class> {
+    let is_segment =
+        |n: u32| insn.op_kind(n) == OpKind::Register && insn.op_register(n).is_segment_register();
+    // SS holds interrupts off; CS is loaded by no such instruction.
+    let loads = |register: Register| {
+        mode.loads == Loads::Base && !matches!(register, Register::SS | Register::CS)
+    };
+    Some(match insn.mnemonic() {
+        N::Pusha | N::Pushad => Class::PushAll,
+        N::Popa | N::Popad => Class::PopAll,
+        _ if !mode.segmented => return None,
+        // Of a slot of four bytes two are written.
+        N::Push if is_segment(0) && slot_bytes(insn) == 2 => Class::PushSegment,
+        N::Pop if is_segment(0) && slot_bytes(insn) == 2 && loads(insn.op0_register()) => {
+            Class::PopSegment
+        }
+        N::Mov if is_segment(1) => Class::StoreSegment,
+        N::Mov if is_segment(0) && loads(insn.op0_register()) => Class::LoadSegment,
+        N::Les | N::Lds | N::Lfs | N::Lgs
+            if mode.loads == Loads::Base && insn.op0_register().size() == 2 =>
+        {
+            Class::LoadPointer
+        }
+        _ => return None,
+    })
 }
 
 fn by_mnemonic(insn: &Instruction) -> Class {
@@ -259,6 +302,7 @@ pub fn slot_bytes(insn: &Instruction) -> u8 {
         Code::Retnw | Code::Retnw_imm16 | Code::Leavew => 2,
         Code::Retnd | Code::Retnd_imm16 | Code::Leaved => 4,
         Code::Retnq | Code::Retnq_imm16 | Code::Leaveq => 8,
+        // Of PUSHA and POPA all slots together.
         _ => insn.stack_pointer_increment().unsigned_abs() as u8,
     }
 }

@@ -256,7 +256,9 @@ fn gather(mode: Mode, steps: &mut [Step]) -> Vec<Window> {
     let by_region = mode.shadow && !mode.segmented;
     let bytes_max = if by_region { SHADOW_WINDOW_BYTES_MAX } else { WINDOW_BYTES_MAX };
     for (number, step) in steps.iter().enumerate() {
-        if step.class == Class::HandOver {
+        let loads_segment =
+            matches!(step.class, Class::PopSegment | Class::LoadSegment | Class::LoadPointer);
+        if step.class == Class::HandOver || loads_segment {
             closed.append(&mut open);
         } else if step.looks_up == mode.shadow {
             // Neither alone nor in a window of another kind.
@@ -314,6 +316,7 @@ fn access(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register, 
     };
     match step.class {
         Class::Push if insn.op0_kind() != OpKind::Memory => stack(-slot, true),
+        Class::PushSegment => stack(-slot, true),
         Class::Pop => stack(0, false),
         Class::Call => stack(-slot, true),
         Class::Return => stack(0, false),
@@ -379,10 +382,20 @@ fn follow(mode: Mode, step: &Step, values: &mut Values) {
     let slot = i64::from(slot_bytes(insn));
     let width = usize::from(mode.bits / 8);
     match step.class {
-        Class::Push | Class::Pop | Class::Leave | Class::PushFlags if !follows_stack(mode) => {
+        Class::Push
+        | Class::Pop
+        | Class::Leave
+        | Class::PushFlags
+        | Class::PushSegment
+        | Class::PopSegment
+        | Class::PushAll
+        | Class::PopAll
+            if !follows_stack(mode) =>
+        {
             values.forget(RSP);
         }
-        Class::Push => return values.shift(RSP, -slot),
+        Class::Push | Class::PushSegment | Class::PushAll => return values.shift(RSP, -slot),
+        Class::PopSegment => return values.shift(RSP, slot),
         Class::Pop => {
             values.shift(RSP, slot);
             return values.forget(insn.op0_register().full_register().number());

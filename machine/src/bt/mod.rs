@@ -822,6 +822,7 @@ impl Bt {
 
     /// Registers from the area to the state.
     fn unload(&mut self, rip: u64) {
+        self.unload_segments();
         let status = Rflags::STATUS.bits();
         let state = &mut self.interp.state;
         state.gpr = self.area.gpr;

@@ -115,8 +115,24 @@ impl Bt {
         }
         for (register, segment) in state.seg.iter().enumerate() {
             self.area.seg_base[register] = segment.base;
+            self.area.selectors[register] = u64::from(segment.selector);
             self.area.bounds[register] = Bounds::of(segment, protected);
         }
         self.codes.told = Some((state.seg, protected));
+    }
+
+    /// Takes over the segment registers that translated code has loaded.
+    pub(super) fn unload_segments(&mut self) {
+        if std::mem::take(&mut self.area.segments_loaded) == 0 {
+            return;
+        }
+        let state = &mut self.interp.state;
+        for register in [sreg::ES, sreg::DS, sreg::FS, sreg::GS] {
+            state.seg[register].selector = self.area.selectors[register] as u16;
+            state.seg[register].base = self.area.seg_base[register];
+        }
+        if let Some((told, _)) = &mut self.codes.told {
+            *told = state.seg;
+        }
     }
 }

@@ -29,6 +29,7 @@ mod flow;
 mod memory;
 mod names;
 mod place;
+mod segment;
 mod stack;
 mod system;
 mod template;
@@ -404,6 +405,13 @@ impl<'a> Emitter<'a> {
             Class::PushFlags => self.push_flags(step, plan),
             Class::ClearInterrupts => self.clear_interrupts(),
             Class::SetInterrupts => self.set_interrupts(),
+            Class::PushSegment => self.push_segment(step, plan),
+            Class::PopSegment => self.pop_segment(step, plan),
+            Class::StoreSegment => self.store_segment(step)?,
+            Class::LoadSegment => self.load_segment(step)?,
+            Class::LoadPointer => self.load_pointer(step)?,
+            Class::PushAll => self.push_all(step, plan),
+            Class::PopAll => self.pop_all(step, plan),
             Class::HandOver => self.hand_over(step, next),
         }
         Ok(())

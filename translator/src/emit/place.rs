@@ -107,7 +107,9 @@ impl Emitter<'_> {
         let (mode, number) = (self.frame.mode, usize::from(segment));
         let free = mode.loads == Loads::Base && narrow && check.size == 1;
         if !free {
-            let above = offset::above(number, check.writes, narrow && window);
+            // Several slots of a stack wrap around one by one, as a window's accesses do.
+            let several = check.spot == self.stack_spot() && check.size > 8;
+            let above = offset::above(number, check.writes, narrow && (window || several));
             self.stop_if_negative(b, above, i32::from(check.size) - 1);
         }
         if mode.expands_down {

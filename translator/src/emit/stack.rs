@@ -14,7 +14,7 @@ use crate::plan::{Part, Plan, Step};
 impl Emitter<'_> {
     /// Makes the stack slot of `size` bytes at RSP + `displacement` reachable: the host address is then the
     /// host register that comes back plus r11 plus the displacement that comes back.
-    fn stack_access(
+    pub(super) fn stack_access(
         &mut self,
         displacement: i32,
         size: u8,

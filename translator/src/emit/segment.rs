@@ -1,0 +1,161 @@
+//! Segment registers as operands, and the stack operations that only 16- and 32-bit code has.
+//!
+//! Problem: real-mode code loads segment registers all the time. Scheme: in segmented code the area has the
+//! selectors; a load in a mode where the base is made of the selector sets selector and base there and says so,
+//! and Rust takes them over when the block is left. Loads of SS hold interrupts off for one instruction
+//! and are the interpreter's, as are loads that read descriptors. Invariant: a window is never open across a
+//! load, so no kept addend is an old base's.
+
+use dynasmrt::{DynasmApi, dynasm};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use super::memory::{Borrowed, Check};
+use super::{EmitError, Emitter, R10, R11, mask};
+use crate::area::offset;
+use crate::classify::slot_bytes;
+use crate::plan::{Plan, Step};
+
+/// The order in which PUSHA pushes: RSP is the fourth from the last.
+const ALL: [u8; 8] = [7, 6, 5, 4, 3, 2, 1, 0];
+const RSP_OF_ALL: usize = 3;
+
+/// The segment register that LES or one of its like loads.
+fn loaded_with_pointer(insn: &Instruction) -> Option<Register> {
+    match insn.mnemonic() {
+        Mnemonic::Les => Some(Register::ES),
+        Mnemonic::Lds => Some(Register::DS),
+        Mnemonic::Lfs => Some(Register::FS),
+        Mnemonic::Lgs => Some(Register::GS),
+        _ => None,
+    }
+}
+
+impl Emitter<'_> {
+    /// PUSH of a segment register.
+    pub(super) fn push_segment(&mut self, step: &Step, plan: &Plan) {
+        let selector = offset::selector(step.insn.op0_register().number());
+        dynasm!(self.asm ; .arch x64
+            ; gs mov r11, [selector]
+            ; gs mov [offset::spill(3)], r11
+        );
+        self.push_value(R11, step, plan);
+    }
+
+    /// POP of a segment register whose base is made of the selector.
+    pub(super) fn pop_segment(&mut self, step: &Step, plan: &Plan) {
+        let size = slot_bytes(&step.insn);
+        self.stack_load(R10, 0, size, step, plan);
+        self.move_stack(i32::from(size));
+        self.set_segment(step.insn.op0_register());
+    }
+
+    /// MOV from a segment register.
+    pub(super) fn store_segment(&mut self, step: &Step) -> Result<(), EmitError> {
+        let insn = &step.insn;
+        let selector = offset::selector(insn.op1_register().number());
+        if insn.op0_kind() == OpKind::Register {
+            let register = insn.op0_register();
+            let number = register.number() as u8;
+            dynasm!(self.asm ; .arch x64 ; gs mov r11, [selector]);
+            if register.size() == 2 {
+                dynasm!(self.asm ; .arch x64 ; mov Rw(number), r11w);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; mov Rd(number), r11d);
+            }
+            return Ok(());
+        }
+        let rip = mask(insn.ip(), self.frame.mode.bits);
+        let start = self.offset();
+        let b = Borrowed::SCRATCH;
+        self.effective_address(insn, b.address, b.addend)?;
+        self.check(b, Check::one(step, rip, true, 2, start, self.spot(insn)));
+        dynasm!(self.asm ; .arch x64
+            ; lea r10, [r10 + r11]
+            ; gs mov r11, [selector]
+            ; mov [r10], r11w
+        );
+        Ok(())
+    }
+
+    /// MOV to a segment register whose base is made of the selector.
+    pub(super) fn load_segment(&mut self, step: &Step) -> Result<(), EmitError> {
+        let insn = &step.insn;
+        if insn.op1_kind() == OpKind::Register {
+            let number = insn.op1_register().number() as u8;
+            dynasm!(self.asm ; .arch x64 ; movzx r10d, Rw(number));
+        } else {
+            self.load_operand(step, R10, 2)?;
+        }
+        self.set_segment(insn.op0_register());
+        Ok(())
+    }
+
+    /// LES and its like, with an offset of 16 bits.
+    pub(super) fn load_pointer(&mut self, step: &Step) -> Result<(), EmitError> {
+        let number = step.insn.op0_register().number() as u8;
+        self.load_operand(step, R10, 4)?;
+        dynasm!(self.asm ; .arch x64
+            ; mov Rw(number), r10w
+            ; rorx r10d, r10d, 16
+            ; movzx r10d, r10w
+        );
+        self.set_segment(loaded_with_pointer(&step.insn).unwrap_or(Register::ES));
+        Ok(())
+    }
+
+    /// Gives a segment register the selector in r10.
+    fn set_segment(&mut self, register: Register) {
+        let number = register.number();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::selector(number)], r10
+            // Sixteen times the selector.
+            ; rorx r10, r10, 60
+            ; gs mov [offset::seg_base(number)], r10
+            ; gs mov QWORD [offset::SEGMENTS_LOADED], 1
+        );
+    }
+
+    /// PUSHA and PUSHAD: one check for all slots.
+    pub(super) fn push_all(&mut self, step: &Step, plan: &Plan) {
+        let size = self.all_slot(step);
+        self.all_access(-8 * size, size, true, step, plan);
+        for (n, register) in ALL.into_iter().enumerate() {
+            let at = n as i32 * size;
+            if size == 2 {
+                dynasm!(self.asm ; .arch x64 ; mov [r10 + r11 + at], Rw(register));
+            } else {
+                dynasm!(self.asm ; .arch x64 ; mov [r10 + r11 + at], Rd(register));
+            }
+        }
+        self.move_stack(-8 * size);
+    }
+
+    /// POPA and POPAD: RSP's slot is skipped.
+    pub(super) fn pop_all(&mut self, step: &Step, plan: &Plan) {
+        let size = self.all_slot(step);
+        self.all_access(0, size, false, step, plan);
+        for (n, register) in ALL.into_iter().enumerate() {
+            let at = n as i32 * size;
+            if n == RSP_OF_ALL {
+                continue;
+            }
+            if size == 2 {
+                dynasm!(self.asm ; .arch x64 ; mov Rw(register), [r10 + r11 + at]);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; mov Rd(register), [r10 + r11 + at]);
+            }
+        }
+        self.move_stack(8 * size);
+    }
+
+    /// Bytes of one of the eight slots.
+    fn all_slot(&self, step: &Step) -> i32 {
+        i32::from(slot_bytes(&step.insn) / 8)
+    }
+
+    /// Makes the eight slots reachable at r10 + r11.
+    fn all_access(&mut self, displacement: i32, size: i32, write: bool, step: &Step, plan: &Plan) {
+        let (base, at) = self.stack_access(displacement, 8 * size as u8, write, step, plan);
+        debug_assert_eq!((base, at), (R10, 0));
+    }
+}
