@@ -9,6 +9,7 @@ pub mod debian;
 pub mod dmesg;
 pub mod fuzz;
 pub mod guest;
+pub mod modes;
 pub mod multiboot;
 pub mod program;
 pub mod report;

@@ -133,6 +133,15 @@ struct Totals {
 }
 
 impl Report {
+    /// Guest instructions in all, and those of them that the interpreter did.
+    ///
+    /// Blocks count where a report is asked for.
+    #[must_use]
+    pub fn instructions(&self) -> (u64, u64) {
+        let totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (totals.stats.retired, totals.stats.interpreted)
+    }
+
     /// Adds an engine's counters; those of the cache are all engines' together.
     pub(super) fn add(&self, stats: &Stats, counters: &Counters, live: usize) {
         let mut totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A serial port's other end.
 #[derive(Clone, Debug, Default)]
-struct Console(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Console(pub(crate) Arc<Mutex<Vec<u8>>>);
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

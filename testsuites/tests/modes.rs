@@ -1,0 +1,40 @@
+//! Code of every mode runs from the code cache: `xenolith_testsuites::modes`.
+
+use xenolith_machine::{Engine, Mmu};
+use xenolith_testsuites::modes::{MODES, image, run};
+
+/// Enough for what happens once to vanish in the share.
+const ROUNDS: u32 = 2000;
+
+/// Interpreted instructions in a thousand: of a mode's own, and of interrupts and far transfers in real mode.
+const SHARE_MAX: u64 = 1;
+const SERVICES_SHARE_MAX: u64 = 10;
+
+fn is_translated(mode: &str, mmu: Mmu) {
+    let image = image(mode, ROUNDS).expect("install-peers.sh was run");
+    let reference = run(&image, Engine::Interp, Mmu::default(), false).expect("the guest runs");
+    assert_eq!(reference.output.trim_end().len(), 4, "{:?}", reference.output);
+    let translated = run(&image, Engine::Bt, mmu, true).expect("the guest runs");
+    assert_eq!(translated.output, reference.output, "{mode}");
+    let (all, interpreted) = translated.instructions;
+    assert!(all > 700 * u64::from(ROUNDS), "{mode}: only {all} instructions");
+    let share_max = if mode == "bios" { SERVICES_SHARE_MAX } else { SHARE_MAX };
+    assert!(
+        interpreted * 1000 <= all * share_max,
+        "{mode}: {interpreted} of {all} instructions were interpreted"
+    );
+}
+
+#[test]
+fn every_mode_is_translated() {
+    for mode in MODES {
+        is_translated(mode, Mmu::Soft);
+    }
+}
+
+#[test]
+fn every_mode_is_translated_with_shadow_windows() {
+    for mode in MODES {
+        is_translated(mode, Mmu::Shadow);
+    }
+}
