@@ -259,6 +259,20 @@ impl<M: Memory> Interp<M> {
         }))
     }
 
+    /// Decodes the instruction at RIP, if it lies in one page of RAM.
+    pub(super) fn decode_one(&mut self) -> Option<Insn<M>> {
+        let base = if self.mode.long64 { 0 } else { self.state.seg[sreg::CS].base };
+        let la = self.wrap_code(base.wrapping_add(self.state.rip));
+        let Ok((gpa, Source::Ram(hva))) = self.fetch(la) else { return None };
+        let mut bytes = [0; INSN_BYTES_MAX];
+        let available = INSN_BYTES_MAX.min((PAGE_SIZE - gpa.page_offset()) as usize);
+        // SAFETY: `available` bytes from `hva` lie in its page.
+        unsafe { copy_in(hva, &mut bytes[..available]) };
+        let mut insns = Vec::with_capacity(1);
+        self.decode_run(&bytes[..available], true, &mut insns);
+        insns.pop()
+    }
+
     /// Decodes instructions up to an unconditional control transfer; returns their length in bytes.
     fn decode_run(&mut self, bytes: &[u8], single: bool, out: &mut Vec<Insn<M>>) -> usize {
         let mut decoder =

@@ -21,7 +21,7 @@ mod io;
 mod memory;
 mod msr;
 mod operand;
-mod quick;
+mod prepared;
 mod segment;
 mod stack;
 mod string;
@@ -49,7 +49,7 @@ use crate::vector::VectorUnit;
 use decode::Cache;
 
 pub use memory::{copy_in, is_canonical};
-pub use quick::Quick;
+pub use prepared::Prepared;
 
 /// Why [`Interp::run`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

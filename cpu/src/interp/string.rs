@@ -7,8 +7,6 @@
 //! iteration; registers show exactly the iterations done. Source: SDM vol. 2,
 //! "REP/REPE/REPZ/REPNE/REPNZ".
 
-use std::sync::atomic::Ordering;
-
 use iced_x86::{Instruction, Mnemonic};
 
 use super::decode::{Handler, Insn};
@@ -294,8 +292,7 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
         if vm.state.gpr[RCX] & mask == 0 {
             return Ok(());
         }
-        if vm.mode.careful || several == 0 || vm.leave || vm.attention.load(Ordering::Relaxed) != 0
-        {
+        if vm.mode.careful || several == 0 || vm.leave || vm.is_wanted() {
             break;
         }
     }

@@ -28,7 +28,7 @@ use xenolith_codecache::cache::{Entries, Key, NewBlock, Record, Source};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
-use xenolith_cpu::interp::{self, Interp, is_canonical};
+use xenolith_cpu::interp::{self, Interp, Prepared, is_canonical};
 use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
@@ -61,9 +61,18 @@ const INTERPRETED_RUN: u64 = 64;
 const UNLUCKY_MAX: u32 = 16;
 /// Page identifiers that one vCPU remembers; a power of two.
 const PAGE_IDS: usize = 256;
+/// Instructions left to the interpreter that one vCPU keeps decoded; a power of two.
+const PREPARED: usize = 2048;
 
 /// The kernel lets programs use WRGSBASE (arch/x86, ELF_HWCAP2).
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
+
+/// What a site leaves to the interpreter, decoded; the site's number is good in one epoch.
+struct KnownInsn {
+    site: u32,
+    epoch: u64,
+    insn: Prepared<NotingMmu>,
+}
 
 /// See the module's head.
 pub struct Bt {
@@ -76,6 +85,7 @@ pub struct Bt {
     /// Whose jump cache each privilege's is.
     jump_owner: [Option<Mode>; 3],
     page_ids: Box<[Option<(PageKey, u32)>]>,
+    prepared_insns: Box<[Option<KnownInsn>]>,
     /// Where the guest's vector registers are while Rust runs.
     home: Home,
     /// The thread is prepared: signals are blocked, faults are understood.
@@ -166,6 +176,7 @@ impl Bt {
             info: InstructionInfoFactory::new(),
             jump_owner: [None; 3],
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
+            prepared_insns: (0..PREPARED).map(|_| None).collect(),
             home: Home::State,
             codes: Codes::default(),
             prepared: false,
@@ -181,9 +192,9 @@ impl Bt {
 
     /// One round; `Some` when the caller is needed.
     fn round(&mut self) -> Option<Exit> {
-        let attention = u64::from(self.attention()) & self.deliverable() != 0;
-        let waiting = attention || self.interp.state.activity != Activity::Running;
-        if waiting && let Some(exit) = self.interpret(1, true) {
+        if self.is_wanted()
+            && let Some(exit) = self.interpret(1, true)
+        {
             return Some(exit);
         }
         self.settle();
@@ -198,6 +209,12 @@ impl Bt {
                 self.interpret(1, true)
             }
         }
+    }
+
+    /// Something must be looked at before the next instruction.
+    fn is_wanted(&self) -> bool {
+        u64::from(self.attention()) & self.deliverable() != 0
+            || self.interp.state.activity != Activity::Running
     }
 
     fn attention(&self) -> u32 {
@@ -229,6 +246,23 @@ impl Bt {
             interp::Exit::Shutdown => Some(Exit::Shutdown),
             interp::Exit::Attention => Some(Exit::Attention),
         }
+    }
+
+    /// Lets the interpreter do the instruction that the site just left by stands for.
+    fn do_one(&mut self, vector: bool, epoch: u64) -> Option<Exit> {
+        if vector {
+            self.bring_home();
+        }
+        let site = self.area.site as u32;
+        let slot = &mut self.prepared_insns[site as usize % PREPARED];
+        if slot.as_ref().is_none_or(|known| known.site != site || known.epoch != epoch) {
+            *slot = self.interp.prepare().map(|insn| KnownInsn { site, epoch, insn });
+        }
+        let Some(known) = slot else { return self.interpret(1, vector) };
+        let retired = self.interp.state.retired;
+        let done = self.interp.run_prepared(&known.insn);
+        self.stats.interpreted += self.interp.state.retired - retired;
+        if done { None } else { self.interpret(1, vector) }
     }
 
     /// Acts on what the interpreter and other vCPUs want forgotten. True if there was anything.
@@ -686,43 +720,30 @@ impl Bt {
                     mnemonic,
                     done,
                     again,
-                    quick,
                 } => {
                     self.count(u64::from(done));
                     self.stats.handed_over += 1;
                     self.stats.by_mnemonic[mnemonic as usize] += 1;
                     self.unload(rip);
-                    if let Some(quick) = quick
-                        && !self.stepping
-                        && self.interp.quick(quick, next)
-                    {
-                        if resume != 0 && !quick.changes_mode() {
-                            self.load(mode);
-                            target = record.code + resume as usize;
-                            live = vectors;
-                            continue;
-                        }
-                        mode = self.mode()?;
-                        (target, epoch) = self.go_on(mode)?;
-                        self.load(mode);
-                        live = mode.keeps_vector();
-                        continue;
-                    }
-                    if let Some(exit) = self.interpret(1, vector) {
+                    if let Some(exit) = self.do_one(vector, epoch) {
                         return Some(exit);
                     }
-                    let goes_on = resume != 0
-                        && !self.stepping
-                        && self.interp.state.rip == next
-                        && !self.settle()
-                        && self.mode() == Some(mode);
-                    if !goes_on {
+                    let settled = !self.settle();
+                    let is_over = self.interp.state.retired >= self.end;
+                    if self.stepping || is_over || self.is_wanted() {
                         return None;
                     }
-                    self.uncount(u64::from(again));
+                    let now = self.mode()?;
+                    if resume != 0 && settled && now == mode && self.interp.state.rip == next {
+                        self.uncount(u64::from(again));
+                        target = record.code + resume as usize;
+                        live = vectors;
+                    } else {
+                        mode = now;
+                        (target, epoch) = self.go_on(mode)?;
+                        live = mode.keeps_vector();
+                    }
                     self.load(mode);
-                    target = record.code + resume as usize;
-                    live = vectors;
                     continue;
                 }
             }

@@ -10,7 +10,6 @@
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
-use xenolith_cpu::interp::Quick;
 
 use super::names::scratch_number;
 use super::template::Kind;
@@ -305,9 +304,9 @@ impl Emitter<'_> {
         let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let (mnemonic, live) = (step.insn.mnemonic(), self.vector_live);
-        let (vector, done, again, quick) = (false, self.uncounted, 0, None);
+        let (vector, done, again) = (false, self.uncounted, 0);
         let resume = 0;
-        let site = Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again, quick };
+        let site = Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again };
         self.look_up_jump(site);
         dynasm!(self.asm ; .arch x64
             ; gs mov r11, [r11 * 8 + jumps + 8]
@@ -324,18 +323,9 @@ impl Emitter<'_> {
         let vector = xenolith_cpu::vector::is_vector(&step.insn);
         let live = self.frame.mode.keeps_vector();
         let (mnemonic, done) = (step.insn.mnemonic(), self.uncounted);
-        let (again, quick) = (0, if self.wide() { Quick::of(&step.insn) } else { None });
-        let site_with = |resume| Site::HandOver {
-            rip,
-            next,
-            resume,
-            vector,
-            live,
-            mnemonic,
-            done,
-            again,
-            quick,
-        };
+        let again = 0;
+        let site_with =
+            |resume| Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again };
         let site = self.site(site_with(0));
         self.leave_by(site);
         if !step.class.ends_block(&step.insn) {

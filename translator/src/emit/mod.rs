@@ -39,8 +39,6 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
-use xenolith_cpu::interp::Quick;
-
 use crate::area::offset;
 use crate::classify::{Class, slot_bytes};
 use crate::mode::Mode;
@@ -103,8 +101,6 @@ pub enum Site {
         done: u8,
         /// Instructions that the block is going to count when it goes on.
         again: u8,
-        /// One that needs no decoding.
-        quick: Option<Quick>,
     },
 }
 

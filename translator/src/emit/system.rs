@@ -78,8 +78,8 @@ impl Emitter<'_> {
         let live = self.vector_live;
         let (mnemonic, done) = (insn.mnemonic(), self.uncounted);
         let again = done + 1;
-        let (vector, quick) = (false, None);
-        let site = Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again, quick };
+        let vector = false;
+        let site = Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again };
         let site = self.site(site);
         self.stubs.push(Stub { label: slow, site, restore: Restore::Rcx });
         Ok(())
