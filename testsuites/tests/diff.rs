@@ -1,5 +1,7 @@
 //! Lockstep finds a planted difference at its very instruction, and none where there is none.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, bail};
 use iced_x86::code_asm::{
     CodeAssembler, al, dword_ptr, dx, eax, ebx, ecx, edi, edx, esi, esp, ptr,
@@ -167,5 +169,42 @@ fn qemu_agrees_instruction_by_instruction() -> Result<()> {
     config.steps = Some(400);
     let summary = equal(config)?;
     assert_eq!((summary.stop, summary.steps), (Stop::Steps, 400));
+    Ok(())
+}
+
+/// A loop is compared behind its end, not at each of its turns.
+#[test]
+fn qemu_runs_through_long_loops_at_its_own_speed() -> Result<()> {
+    if !has_qemu() {
+        return Ok(());
+    }
+    let file = TemporaryFile::new(&image(|asm| {
+        let mut turn = asm.create_label();
+        let mut hang = asm.create_label();
+        asm.mov(ecx, 500_000)?;
+        asm.set_label(&mut turn)?;
+        asm.imul_3(eax, ecx, 77)?;
+        asm.add(ebx, eax)?;
+        asm.dec(ecx)?;
+        asm.jnz(turn)?;
+        // Downwards, a repeated string instruction is stepped through element by element.
+        asm.std()?;
+        asm.mov(edi, 0x40_0000)?;
+        asm.mov(ecx, 100_000)?;
+        asm.rep().stosd()?;
+        asm.mov(dx, 0xf4)?;
+        asm.mov(eax, 0x21)?;
+        asm.out(dx, eax)?;
+        asm.set_label(&mut hang)?;
+        asm.jmp(hang)?;
+        Ok(())
+    })?)?;
+    let start = Instant::now();
+    let summary = equal(config(Against::Qemu, &file))?;
+    assert_eq!(summary.stop, Stop::DebugExit(0x21));
+    assert!(summary.steps > 2_000_000, "{summary:?}");
+    assert_eq!(summary.repeated, 0, "{summary:?}");
+    // A breakpoint a turn takes minutes.
+    assert!(start.elapsed() < Duration::from_secs(60), "{summary:?}");
     Ok(())
 }

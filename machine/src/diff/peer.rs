@@ -341,12 +341,25 @@ impl Peer {
         self.gdb.step()
     }
 
+    pub fn set_breakpoint(&mut self, linear: u64) -> Result<(), DiffError> {
+        self.gdb.set_breakpoint(linear)
+    }
+
+    pub fn clear_breakpoint(&mut self, linear: u64) -> Result<(), DiffError> {
+        self.gdb.clear_breakpoint(linear)
+    }
+
+    /// Runs to a breakpoint; `false` if none is reached within `limit`.
+    pub fn go(&mut self, limit: Duration) -> Result<bool, DiffError> {
+        Ok(self.gdb.go(limit)? == Stopped::Trap)
+    }
+
     /// Runs to a breakpoint at `linear`; `false` if it isn't reached within `limit`.
     pub fn run_to(&mut self, linear: u64, limit: Duration) -> Result<bool, DiffError> {
-        self.gdb.set_breakpoint(linear)?;
-        let stopped = self.gdb.go(limit)?;
-        self.gdb.clear_breakpoint(linear)?;
-        Ok(stopped == Stopped::Trap)
+        self.set_breakpoint(linear)?;
+        let arrived = self.go(limit)?;
+        self.clear_breakpoint(linear)?;
+        Ok(arrived)
     }
 
     /// Whether a page of ours and QEMU's differ: the first word's offset, and how many are tolerated.

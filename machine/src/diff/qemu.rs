@@ -8,8 +8,8 @@
 //! set to ours. Plain steps are gathered into stretches. QEMU runs one up to a breakpoint at its end,
 //! where registers and all pages that the stretch stored to are compared. A stretch that ends otherwise
 //! is taken back on both sides, which is possible because nothing in it touches the machine or
-//! registers that a debugger can't write, and gone through in single steps: so the report names the
-//! instruction. Flags that the manual leaves undefined are made ours. Thread: the lockstep's.
+//! registers that a debugger can't write, and gone through again in shorter ones; the one of these that ends
+//! otherwise likewise, down to single steps: so the report names the instruction. Flags that the manual leaves undefined are made ours. Thread: the lockstep's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -31,16 +31,23 @@ use super::watch::{SHOWN, Touch, Watched};
 use super::{DiffConfig, DiffError, Outcome, Stop, Summary};
 
 const NAMES: [&str; 2] = ["interp", "qemu"];
-/// Steps after which a stretch ends at the next address that is new to it; and at the latest.
+/// Steps after which a stretch ends where QEMU stops at few breakpoints before; and at the latest.
 const STRETCH: usize = 20_000;
-const STRETCH_MAX: usize = 60_000;
+const STRETCH_MAX: usize = 5_000_000;
+/// Earlier visits of a stretch's last address that are few: QEMU stops at each.
+const VISITS_FEW: usize = 8;
+/// Parts that a stretch is gone through again in, and the steps below which it isn't parted.
+const PARTS: usize = 16;
+const PART_MIN: usize = 256;
 /// A stretch no longer than this is stepped through: that takes less time than a breakpoint.
 const SHORT: usize = 3;
 /// Stops at a breakpoint before the right one, beyond those that are known (repeated string instructions
 /// stop at every iteration).
 const EXTRA_STOPS: usize = 64;
-/// How long QEMU may take for a stretch.
-const STRETCH_TIME: Duration = Duration::from_secs(5);
+/// How long QEMU may take for a stretch: at any rate, and for each step. One that it takes longer for is gone
+/// through again in parts.
+const STRETCH_TIME: Duration = Duration::from_millis(500);
+const STEP_TIME: Duration = Duration::from_micros(2);
 /// Iterations of one repeated instruction that are stepped through before a breakpoint is used.
 const ITERATIONS_STEPPED: usize = 8;
 
@@ -67,6 +74,20 @@ struct Stretch {
 impl Stretch {
     fn new(start: CpuState) -> Self {
         Self { start, steps: 0, seen: BTreeMap::new(), stored: BTreeSet::new(), undefined: 0 }
+    }
+
+    /// Takes in a plain step of the leader, made at the linear address `at`.
+    fn note(&mut self, at: u64, done: &Done) {
+        *self.seen.entry(at).or_default() += 1;
+        self.steps += 1;
+        self.stored.extend(&done.stored);
+        self.undefined = undefined_after(&done.insn, self.undefined);
+    }
+
+    /// Whether `at`, after at least `steps`, is a good end.
+    fn may_end(&self, at: u64, steps: usize) -> bool {
+        let few = self.seen.get(&at).is_none_or(|&visits| visits <= VISITS_FEW);
+        self.steps >= steps && few || self.steps >= STRETCH_MAX
     }
 }
 
@@ -212,10 +233,7 @@ impl Lockstep {
                 return (None, Some(Stop::Steps));
             }
             let at = linear(&self.leader.engine.state);
-            if stretch.steps >= limit && !stretch.seen.contains_key(&at)
-                || stretch.steps >= STRETCH_MAX
-                || self.every_instruction && stretch.steps >= 1
-            {
+            if stretch.may_end(at, limit) || self.every_instruction && stretch.steps >= 1 {
                 return (None, None);
             }
             self.leader.tell_retired(self.leader.engine.state.retired);
@@ -230,10 +248,7 @@ impl Lockstep {
             if done.kind != Kind::Plain || stop.is_some() {
                 return (Some(done), stop);
             }
-            *stretch.seen.entry(at).or_default() += 1;
-            stretch.steps += 1;
-            stretch.stored.extend(&done.stored);
-            stretch.undefined = undefined_after(&done.insn, stretch.undefined);
+            stretch.note(at, &done);
         }
     }
 
@@ -282,7 +297,7 @@ impl Lockstep {
     }
 
     /// Lets QEMU do a stretch and compares its end. When that differs, both sides go back and through it
-    /// in single steps. `last` is the step that the leader has made beyond it.
+    /// in parts, or in single steps if it is short. `last` is the step that the leader has made beyond it.
     fn follow(
         &mut self,
         stretch: &mut Stretch,
@@ -326,15 +341,45 @@ impl Lockstep {
         let made = self.steps;
         self.take_back(&stretch.start, &beyond_pages);
         self.steps = made - stretch.steps as u64 - u64::from(last.is_some());
-        for _ in 0..stretch.steps {
-            let (done, _) = self.lead(config);
-            if let Some(difference) = self.single(done)? {
-                return Ok(Some(difference));
+        let mut left = stretch.steps;
+        while left > 0 {
+            let (steps, found) = self.again(stretch, left, config)?;
+            if found.is_some() {
+                return Ok(found);
             }
+            left -= steps;
         }
         self.steps = made;
         self.take_back(&new_state, &new_pages);
         Ok(None)
+    }
+
+    /// Goes once more through the next part of a stretch of which `left` steps are left: how many steps it had, and
+    /// the difference in it.
+    fn again(
+        &mut self,
+        stretch: &Stretch,
+        left: usize,
+        config: &mut DiffConfig,
+    ) -> Result<(usize, Option<Box<Difference>>), DiffError> {
+        if stretch.steps <= PART_MIN {
+            let (done, _) = self.lead(config);
+            return Ok((1, self.single(done)?));
+        }
+        let size = stretch.steps.div_ceil(PARTS);
+        let mut part = Stretch::new(self.leader.engine.state.clone());
+        loop {
+            let at = linear(&self.leader.engine.state);
+            // Half of a loop is worth its breakpoints: the whole of it would be stepped through otherwise.
+            let enough = part.may_end(at, size) || part.steps >= stretch.steps / 2;
+            if part.steps == left || enough {
+                break;
+            }
+            let (done, _) = self.lead(config);
+            part.note(at, &done);
+        }
+        let end = self.leader.engine.state.clone();
+        Ok((part.steps, self.follow(&mut part, &end, None, config)?))
     }
 
     /// Sets the leader's state and these pages.
@@ -358,18 +403,20 @@ impl Lockstep {
         if linear(&stretch.start) == target {
             self.peer.step()?;
         }
-        loop {
-            if !self.peer.run_to(target, STRETCH_TIME)? {
-                return Ok(false);
-            }
+        let patience = STRETCH_TIME + STEP_TIME * u32::try_from(stretch.steps).unwrap_or(u32::MAX);
+        self.peer.set_breakpoint(target)?;
+        let mut there = false;
+        while !there && stops > 0 && self.peer.go(patience)? {
             let theirs = self.peer.state(at_end)?;
-            let there = theirs.gpr == at_end.gpr && theirs.rip == at_end.rip;
-            if there || stops == 0 {
-                return Ok(there);
-            }
+            there = theirs.gpr == at_end.gpr && theirs.rip == at_end.rip;
             stops -= 1;
-            self.peer.step()?;
+            if !there {
+                // A single step goes on from a breakpoint.
+                self.peer.step()?;
+            }
         }
+        self.peer.clear_breakpoint(target)?;
+        Ok(there)
     }
 
     /// Compares at the end of a stretch.
