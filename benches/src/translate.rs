@@ -51,6 +51,7 @@ fn mode(name: &str) -> Result<Mode> {
         stack16: false,
         expands_down: false,
         loads: Loads::Descriptor,
+        armed: false,
     })
 }
 

@@ -15,8 +15,9 @@ use crate::asm::assemble::{Scratch, nasm};
 use crate::asm::engine::Console;
 
 /// Modes by the names that the guest has for them; `bios` is real mode with interrupts and far calls.
-pub const MODES: [&str; 9] =
-    ["real", "bios", "v86", "pm16", "pm32", "flat32", "compat16", "compat32", "long64"];
+/// `watched` is flat 32-bit mode with hardware breakpoints that are met now and then.
+pub const MODES: [&str; 10] =
+    ["real", "bios", "v86", "pm16", "pm32", "flat32", "watched", "compat16", "compat32", "long64"];
 
 const PATIENCE: Duration = Duration::from_secs(120);
 

@@ -36,6 +36,9 @@ pub struct Mode {
     pub expands_down: bool,
     /// How a segment register is loaded.
     pub loads: Loads,
+    /// Hardware breakpoints are armed. The same code; but pages with breakpoints on code have no blocks
+    /// then, and the inline TLB doesn't have those with breakpoints on data.
+    pub armed: bool,
 }
 
 /// What a load of ES, SS, DS, FS or GS does.
@@ -92,6 +95,7 @@ impl Mode {
             | u32::from(self.stack16) << 12
             | u32::from(self.expands_down) << 13
             | (self.loads as u32) << 14
+            | u32::from(self.armed) << 15
     }
 
     /// While such code runs the vector registers are always the guest's.
@@ -105,8 +109,7 @@ impl Mode {
     pub fn of(state: &CpuState) -> Option<Self> {
         let plain = state.shadow == Shadow::None
             && state.pending_debug == 0
-            && state.rflags & (Rflags::TF | Rflags::RF | Rflags::DF).bits() == 0
-            && state.dr[7] & 0xff == 0;
+            && state.rflags & (Rflags::TF | Rflags::RF | Rflags::DF).bits() == 0;
         let align_check = state.cpl == 3 && state.cr0(Cr0::AM) && state.flag(Rflags::AC);
         if !plain || align_check {
             return None;
@@ -148,6 +151,7 @@ impl Mode {
             stack16: !flat && !seg[sreg::SS].is_big(),
             expands_down: !flat && seg.iter().any(Segment::is_expand_down),
             loads: if !flat && loads_bases(state) { Loads::Base } else { Loads::Descriptor },
+            armed: state.dr[7] & 0xff != 0,
         })
     }
 }

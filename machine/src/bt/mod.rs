@@ -10,6 +10,7 @@
 //! which it was got. One per vCPU, on its thread, where signals other than synchronous ones are
 //! blocked: the host's RSP is the guest's.
 
+mod breakpoints;
 mod common;
 mod mmu;
 mod segments;
@@ -39,6 +40,7 @@ use xenolith_translator::plan::Limits;
 
 use crate::engine::{Engine, Exit};
 use crate::signal;
+use breakpoints::Breakpoints;
 use mmu::{Flushed, NotingMmu};
 use segments::{Codes, Spot};
 use shared::{PageKey, Peer};
@@ -92,6 +94,8 @@ pub struct Bt {
     prepared: bool,
     /// Numbers of code segments.
     codes: Codes,
+    /// The breakpoints that are armed, as far as translated code's tables know.
+    breakpoints: Option<Breakpoints>,
     /// Blocks are run one at a time: nothing is chained or remembered.
     stepping: bool,
     /// How often blocks had to be left because a window lay across pages or the like, by key.
@@ -179,6 +183,7 @@ impl Bt {
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
             home: Home::State,
             codes: Codes::default(),
+            breakpoints: None,
             prepared: false,
             stepping: false,
             unlucky: HashMap::new(),
@@ -206,7 +211,8 @@ impl Bt {
             Some(found) => self.run_from(found, mode),
             None => {
                 self.stats.unfound += 1;
-                self.interpret(1, true)
+                let run = if self.stepping || !mode.armed { 1 } else { INTERPRETED_RUN };
+                self.interpret(run, true)
             }
         }
     }
@@ -274,8 +280,10 @@ impl Bt {
             && mem.newly_watched.is_empty()
             && !mem.stored_to_code;
         if quiet {
-            return false;
+            return self.settle_breakpoints();
         }
+        self.settle_breakpoints();
+        let mem = &mut self.interp.mem;
         mem.stored_to_code = false;
         let many = mem.flushed_pages.len() > FLUSHED_PAGES_MAX;
         if flushed != Flushed::Nothing || many {
@@ -315,6 +323,9 @@ impl Bt {
 
     /// Translates the address of an instruction: its host address, and its page.
     fn fetch(&mut self, la: u64, mode: Mode) -> Option<(*const u8, Page, u64)> {
+        if self.breakpoints.is_some_and(|armed| armed.on_code(la)) {
+            return None;
+        }
         let user = mode.privilege == Privilege::User as u8;
         let privilege = if user { Privilege::User } else { Privilege::Supervisor };
         let interp = &mut *self.interp;
@@ -806,6 +817,9 @@ impl Bt {
             1 => Privilege::Supervisor,
             _ => Privilege::SupervisorAc,
         };
+        if self.breakpoints.is_some_and(|armed| armed.on_data(ea)) {
+            return false;
+        }
         let access = if write { Access::Write } else { Access::Read };
         let interp = &mut *self.interp;
         let Ok(Place::Ram { hva, gpa }) =

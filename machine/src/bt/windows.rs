@@ -92,7 +92,7 @@ impl Windows {
 
 /// Whether a mode is one that may have windows.
 fn may_have_windows(mode: Mode) -> bool {
-    mode.privilege != Privilege::SupervisorAc as u8
+    mode.privilege != Privilege::SupervisorAc as u8 && !mode.armed
 }
 
 fn privilege_of(privilege: u8) -> Privilege {

@@ -1,10 +1,15 @@
 ; The same work in one mode: MODE_* says which, ROUNDS how long.
 ;
+; In `watched` some rounds write where a breakpoint is and call code that has one; a handler counts.
+;
 ; Multiboot leaves 32-bit protected mode. The set-up goes on to the mode; the work itself is a piece of code that is
 ; assembled for the mode's size and copied to PLACE, where the mode's segments begin (flat modes have it at that
 ; offset). It prints a checksum on COM1 and ends the run by the debug port.
 %define PLACE 0x10000
 %define STACK 0x8000
+%ifdef MODE_watched                     ; flat32, with breakpoints armed
+ %define MODE_flat32
+%endif
 %ifdef MODE_flat32
  %define FLAT
  %define SIZE 32
@@ -51,6 +56,8 @@ gdt:    dq 0
 tssd:   dq 0x0000890000000000 + TSS_BYTES - 1
 gdtr:   dw $ - gdt - 1
         dd gdt
+idtr:   dw 15
+        dd 0x30000
 idtr16: dw 0x3ff
         dd 0
         align 4
@@ -103,6 +110,22 @@ entry:  cli
         or eax, 0x80000000
         mov cr0, eax
 %endif
+%ifdef MODE_watched
+        mov eax, debug_handler          ; an IDT with a gate for #DB
+        mov word [0x30008], ax
+        mov word [0x3000a], 0x08
+        mov word [0x3000c], 0x8e00
+        shr eax, 16
+        mov word [0x3000e], ax
+        lidt [idtr]
+        mov dword [HITS], 0
+        mov eax, WATCHED
+        mov dr0, eax
+        mov eax, marked
+        mov dr1, eax
+        mov eax, 0x000d000a             ; G0: four bytes are written; G1: code
+        mov dr7, eax
+%endif
 %ifdef MODE_flat32
         mov esp, PLACE + STACK
         jmp 0x08:PLACE
@@ -146,6 +169,8 @@ entry:  cli
 work_image:
 section .work follows=.text vstart=FLAT_OFFSET
 TABLE   equ 0x4000 + FLAT_OFFSET
+WATCHED equ 0x5000 + FLAT_OFFSET
+HITS    equ 0x3000 + FLAT_OFFSET
 
 %if SIZE == 16
  bits 16
@@ -248,8 +273,18 @@ work:   push rBP
         int 0x40
         call PLACE >> 4:far_service
 %endif
+%ifdef MODE_watched
+        test byte [rBP - 8], 63
+        jnz .unwatched
+        mov [WATCHED + 2], ax
+        call marked
+.unwatched:
+%endif
         dec dword [rBP - 8]
         jnz .round
+%ifdef MODE_watched
+        add ax, [HITS]
+%endif
         leave
         ret
 
@@ -302,5 +337,20 @@ far_service:
         pop bx
         pop ds
         retf
+%endif
+%ifdef MODE_watched
+debug_handler:
+        push eax
+        mov eax, dr6
+        and eax, 15
+        add [HITS], eax
+        xor eax, eax
+        mov dr6, eax
+        pop eax
+        or dword [esp + 8], 0x10000     ; RF: the instruction at a code breakpoint is done now
+        iretd
+        times 0x6000 - ($ - start) db 0xcc
+        ; a page of its own
+marked: ret
 %endif
 WORK_BYTES equ $ - start
