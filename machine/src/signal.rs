@@ -4,8 +4,8 @@
 //! the host too, as the stub runs it under the guest's MXCSR; the kernel makes SIGFPE of it. Scheme:
 //! one process-wide handler asks [`simd_fault::recover`] where the interrupted stub resumes and
 //! changes the program counter in the signal frame. The kernel then restores the vector state of the
-//! fault, MXCSR flags included. A SIGFPE from anywhere else is a bug of ours and gets the default
-//! action. A poll of translated code that finds something in the attention word faults: the handler reads
+//! fault, MXCSR flags included. In translated code it is a division that faults; from anywhere else it is a
+//! bug of ours and gets the default action. A poll of translated code that finds something in the attention word faults: the handler reads
 //! the site's number behind it and lets the thread leave by the common exit, on a stack of its own since
 //! the stack pointer is the guest's. An access through a shadow window that faults leaves likewise, with
 //! the place and the address written down. Invariants: the handler only reads a thread's own cell and writes the frame, so it is
@@ -54,6 +54,9 @@ fn handle(signal: i32, handler: Handler) -> io::Result<()> {
 extern "C" fn on_sigfpe(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes the address of a ucontext_t, ours until we return.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    if leave_translated_code(context) {
+        return;
+    }
     let Some(pc) = context.uc_mcontext.gregs.get_mut(libc::REG_RIP as usize) else { return };
     if let Some(resume) = simd_fault::recover(pc.cast_unsigned()) {
         *pc = resume.cast_signed();
@@ -72,7 +75,7 @@ thread_local! {
 }
 
 /// The vector of #PF.
-const PAGE_FAULT: i64 = 14;
+const PAGE_FAULT: u64 = 14;
 /// Bytes of a handler's stack; a frame with AVX-512 state takes about 4 KiB.
 const STACK_BYTES: usize = 64 << 10;
 /// The kernel must not take the guest's stack pointer for one into the handler's stack (sigaltstack(2)).
@@ -132,34 +135,43 @@ pub fn watch_translated_code(code: Range<usize>) {
 extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: with SA_SIGINFO the kernel passes the address of a ucontext_t, ours until we return.
     let context = unsafe { &mut *context.cast::<libc::ucontext_t>() };
+    if !leave_translated_code(context) {
+        // Raised again on return, and then fatal.
+        // SAFETY: SIG_DFL is valid for every signal.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// If the fault is one of this thread's translated code, writes down what it was and lets the thread leave by
+/// the common exit.
+fn leave_translated_code(context: &mut libc::ucontext_t) -> bool {
     let registers = &mut context.uc_mcontext.gregs;
     let at = registers[libc::REG_RIP as usize] as usize;
     let (start, end) = TRANSLATED.get();
-    if (start..end).contains(&at) {
-        let area: *mut Area;
-        // SAFETY: reads GS base, which is the area's address while translated code runs.
-        unsafe { std::arch::asm!("rdgsbase {}", out(reg) area, options(nomem, nostack)) };
-        // SAFETY: the area of this thread, which translated code was about to use too.
-        let area = unsafe { &mut *area };
-        let behind = std::ptr::with_exposed_provenance::<[u8; 7]>(at + POLL_LOAD_BYTES);
-        // SAFETY: code of ours, which is readable; a block ends with more than a few bytes.
-        let behind = unsafe { behind.read() };
-        if behind[..3] == POLL_NOP {
-            let site = u32::from_le_bytes([behind[3], behind[4], behind[5], behind[6]]);
-            area.site = u64::from(site);
-        } else {
-            let is_page_fault = registers[libc::REG_TRAPNO as usize] == PAGE_FAULT;
-            let address = registers[libc::REG_CR2 as usize].cast_unsigned();
-            area.fault_pc = at as u64;
-            area.fault_address = if is_page_fault { address } else { u64::MAX };
-            area.fault_error = registers[libc::REG_ERR as usize].cast_unsigned();
-        }
-        registers[libc::REG_RIP as usize] = area.exit.cast_signed();
-        return;
+    if !(start..end).contains(&at) {
+        return false;
     }
-    // Raised again on return, and then fatal.
-    // SAFETY: SIG_DFL is valid for every signal.
-    unsafe { libc::signal(signal, libc::SIG_DFL) };
+    let area: *mut Area;
+    // SAFETY: reads GS base, which is the area's address while translated code runs.
+    unsafe { std::arch::asm!("rdgsbase {}", out(reg) area, options(nomem, nostack)) };
+    // SAFETY: the area of this thread, which translated code was about to use too.
+    let area = unsafe { &mut *area };
+    let behind = std::ptr::with_exposed_provenance::<[u8; 7]>(at + POLL_LOAD_BYTES);
+    // SAFETY: code of ours, which is readable; a block ends with more than a few bytes.
+    let behind = unsafe { behind.read() };
+    if behind[..3] == POLL_NOP {
+        let site = u32::from_le_bytes([behind[3], behind[4], behind[5], behind[6]]);
+        area.site = u64::from(site);
+    } else {
+        let vector = registers[libc::REG_TRAPNO as usize].cast_unsigned();
+        let address = registers[libc::REG_CR2 as usize].cast_unsigned();
+        area.fault_pc = at as u64;
+        area.fault_vector = vector;
+        area.fault_address = if vector == PAGE_FAULT { address } else { u64::MAX };
+        area.fault_error = registers[libc::REG_ERR as usize].cast_unsigned();
+    }
+    registers[libc::REG_RIP as usize] = area.exit.cast_signed();
+    true
 }
 
 #[cfg(test)]

@@ -156,11 +156,14 @@ pub struct Area {
     pub page_and_16: u64,
     pub page_and_32: u64,
     pub jump_index: u64,
+    /// The number of a bit in 32 and in 64.
+    pub bit_number: [u64; 2],
     /// The common exit, for the signal handler.
     pub exit: u64,
-    /// Where translated code faulted, at which host address and with which error code (of #PF); no
-    /// fault if the first is zero. Set by the signal handler.
+    /// Where translated code faulted, by which exception, at which host address and with which error code
+    /// (of #PF); no fault if the first is zero. Set by the signal handler.
     pub fault_pc: u64,
+    pub fault_vector: u64,
     pub fault_address: u64,
     pub fault_error: u64,
     /// Where blocks count: guest instructions that may still be run before a poll stops.
@@ -358,6 +361,7 @@ impl AreaBox {
         this.page = !0xfff;
         this.page_and_16 = !0xfff | 15;
         this.page_and_32 = !0xfff | 31;
+        this.bit_number = [31, 63];
         this.status = 0x8d5;
         this.sign = 1 << 63;
         this.vector_idle = 1;
@@ -611,6 +615,10 @@ pub mod offset {
     pub const TLB_INDEX: i32 = at(offset_of!(Area, tlb_index));
     pub const PAGE: i32 = at(offset_of!(Area, page));
     pub const JUMP_INDEX: i32 = at(offset_of!(Area, jump_index));
+    #[must_use]
+    pub const fn bit_number(is_long: bool) -> i32 {
+        at(offset_of!(Area, bit_number) + if is_long { 8 } else { 0 })
+    }
     pub const REMAINING: i32 = at(offset_of!(Area, remaining));
     pub const SIGN: i32 = at(offset_of!(Area, sign));
     #[must_use]

@@ -3,11 +3,12 @@
 //! Problem: an instruction that can be encoded is not thereby safe to run on the host. Scheme: an allow
 //! list; what it does not name is handed to the interpreter. Invariants: nothing that reads or changes
 //! privileged state, segment registers, the interrupt flag, the direction flag or the host's own state
-//! is ever copied; nor is what may fault on the host (division). Any thread.
+//! is ever copied. What faults on the host by its data (division) changes nothing then, and the
+//! interpreter does it. Any thread.
 
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as N, OpKind, Register};
 
-use xenolith_cpu::vector::Plain;
+use xenolith_cpu::vector::{Plain, Unit};
 
 use crate::mode::{Loads, Mode};
 
@@ -33,8 +34,8 @@ pub enum Class {
     CallIndirect,
     /// LOOP or JRCXZ.
     Count,
-    /// Unsigned division, once it is known not to fault.
-    Divide,
+    /// BT, BTS, BTR or BTC of memory with the bit's number in a register, which may lead far from the operand.
+    BitString,
     /// A vector instruction, on the host's registers.
     Vector(Plain),
     /// In segmented code: PUSH of a segment register, MOV from one.
@@ -48,6 +49,8 @@ pub enum Class {
     /// PUSHA and POPA, of 16 and 32 bits.
     PushAll,
     PopAll,
+    /// LDMXCSR, once the value is known to mask every exception.
+    LoadMxcsr,
     /// PUSHF, CLI and STI at CPL 0.
     PushFlags,
     ClearInterrupts,
@@ -80,11 +83,15 @@ impl Class {
 #[must_use]
 pub fn classify(insn: &Instruction, mode: Mode) -> Class {
     if let Some(plain) = xenolith_cpu::vector::plain(insn) {
-        let enabled = mode.vector >= if plain.vex { 2 } else { 1 };
+        let enabled = mode.vector >= if plain.unit == Unit::Avx { 2 } else { 1 };
         let segment_fits = mode.bits == 64 || mode.fits(insn.memory_segment());
         // High bytes can't be named beside the registers that addresses are put into.
         let fits = enabled && segment_fits && memory_fits(insn, mode.bits);
-        return if fits { Class::Vector(plain) } else { Class::HandOver };
+        return match insn.mnemonic() {
+            _ if !fits => Class::HandOver,
+            N::Ldmxcsr | N::Vldmxcsr => Class::LoadMxcsr,
+            _ => Class::Vector(plain),
+        };
     }
     if let Some(class) = of_segments(insn, mode) {
         return if memory_fits(insn, mode.bits) { class } else { Class::HandOver };
@@ -92,6 +99,9 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
     let class = by_mnemonic(insn);
     let system = matches!(class, Class::PushFlags | Class::ClearInterrupts | Class::SetInterrupts);
     if system && !mode.ring0 {
+        return Class::HandOver;
+    }
+    if class == Class::BitString && !bit_string_fits(insn, mode) {
         return Class::HandOver;
     }
     let segment_fits = mode.bits == 64 || mode.fits(insn.memory_segment());
@@ -199,15 +209,19 @@ fn by_mnemonic(insn: &Instruction) -> Class {
         | N::Cmc
         | N::Lahf
         | N::Sahf => Class::Same,
-        // A bit number in a register may lead far from the memory operand.
         N::Bt | N::Bts | N::Btr | N::Btc
             if insn.op0_kind() == OpKind::Register || insn.op1_kind() != OpKind::Register =>
         {
             Class::Same
         }
+        N::Bt | N::Bts | N::Btr | N::Btc => Class::BitString,
+        N::Div | N::Idiv | N::Cmpxchg8b | N::Cmpxchg16b | N::Movnti => Class::Same,
+        N::Lfence | N::Mfence | N::Sfence => Class::Same,
         // With a REX.B it is XCHG on some processors; the interpreter knows.
         N::Pause if insn.len() == 2 => Class::Same,
-        N::Nop
+        // In every mode that blocks are made for, the direction flag is clear.
+        N::Cld
+        | N::Nop
         | N::Endbr32
         | N::Endbr64
         | N::Prefetchnta
@@ -215,7 +229,6 @@ fn by_mnemonic(insn: &Instruction) -> Class {
         | N::Prefetcht1
         | N::Prefetcht2
         | N::Prefetchw => Class::Same,
-        N::Div if divides_natively(insn) => Class::Divide,
         N::Pushf | N::Pushfd | N::Pushfq => Class::PushFlags,
         N::Cli => Class::ClearInterrupts,
         N::Sti => Class::SetInterrupts,
@@ -242,15 +255,11 @@ fn by_mnemonic(insn: &Instruction) -> Class {
     }
 }
 
-/// DIV of 32 or 64 bits by something other than the dividend.
-fn divides_natively(insn: &Instruction) -> bool {
-    match insn.op0_kind() {
-        OpKind::Register => {
-            let full = insn.op0_register().full_register();
-            insn.op0_register().size() >= 4 && !matches!(full, Register::RAX | Register::RDX)
-        }
-        _ => insn.memory_size().size() >= 4,
-    }
+/// The bit's word is found from the whole linear address.
+fn bit_string_fits(insn: &Instruction, mode: Mode) -> bool {
+    let registers = [insn.memory_base(), insn.memory_index()];
+    let whole = |r: &Register| !r.is_gpr() || r.size() * 8 == usize::from(mode.bits);
+    !mode.segmented && insn.op1_register().size() >= 4 && registers.iter().all(whole)
 }
 
 /// SETcc and CMOVcc of general registers.

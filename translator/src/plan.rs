@@ -333,7 +333,7 @@ fn explicit(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register
     let insn = &step.insn;
     let has_memory = (0..insn.op_count()).any(|n| insn.op_kind(n) == OpKind::Memory);
     let touches = insn.mnemonic() != Mnemonic::Lea && !is_hint(insn);
-    let aligned = matches!(step.class, Class::Vector(plain) if plain.align > 1);
+    let aligned = alignment(step) > 1;
     if !has_memory || !touches || aligned && !mode.shadow || insn.memory_index() != Register::None {
         return None;
     }
@@ -454,6 +454,16 @@ fn follow(mode: Mode, step: &Step, values: &mut Values) {
     }
 }
 
+/// What a step's memory operand must be a multiple of; 0 or 1 for any.
+#[must_use]
+pub fn alignment(step: &Step) -> u8 {
+    match step.class {
+        Class::Vector(plain) => plain.align,
+        Class::Same if step.insn.mnemonic() == Mnemonic::Cmpxchg16b => 16,
+        _ => 0,
+    }
+}
+
 /// Instructions that do nothing to the state.
 #[must_use]
 pub fn is_hint(insn: &Instruction) -> bool {
@@ -461,6 +471,7 @@ pub fn is_hint(insn: &Instruction) -> bool {
     matches!(
         insn.mnemonic(),
         N::Nop
+            | N::Cld
             | N::Endbr32
             | N::Endbr64
             | N::Prefetchnta

@@ -196,11 +196,18 @@ impl Operand<'_> {
     }
 }
 
+/// Which state a [`Plain`] instruction needs in the host's registers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Sse,
+    Avx,
+}
+
 /// A vector instruction that works on XMM or YMM registers, general registers and one memory operand,
 /// and nothing else: it may run on the host as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plain {
-    pub vex: bool,
+    pub unit: Unit,
     /// Alignment that the memory operand must have; 0 or 1 for none.
     pub align: u8,
 }
@@ -216,18 +223,26 @@ pub fn is_vector(insn: &Instruction) -> bool {
     classify::classify(insn, host()).is_some()
 }
 
-/// Whether `insn` is such an instruction, and the host has it.
+/// Whether `insn` is such an instruction, and the host has it. LDMXCSR is one as long as the value that it
+/// loads is one that the host may have.
 #[must_use]
 pub fn plain(insn: &Instruction) -> Option<Plain> {
     let prepared = classify::classify(insn, host())?;
-    let vex = match prepared.guard {
-        Guard::Sse => false,
-        Guard::Vex => true,
+    let unit = match prepared.guard {
+        Guard::Sse => Unit::Sse,
+        Guard::Vex => Unit::Avx,
         _ => return None,
     };
-    matches!(prepared.action, Action::Native(_) | Action::Stub(_)).then(|| {
+    use classify::System as S;
+    let direct = match prepared.action {
+        Action::Native(_) | Action::Stub(_) => true,
+        Action::System(system) => matches!(system, S::Vzero { .. } | S::Ldmxcsr | S::Stmxcsr),
+        Action::Masked(_) => false,
+    };
+    direct.then(|| {
         let len = insn.memory_size().size() as u8;
-        Plain { vex, align: classify::alignment(insn.mnemonic(), vex, len) }
+        let vex = unit == Unit::Avx;
+        Plain { unit, align: classify::alignment(insn.mnemonic(), vex, len) }
     })
 }
 

@@ -42,6 +42,8 @@ const FAULTS_MAX: u32 = 8;
 const FAULTING_MAX: usize = 1 << 16;
 /// In an instruction's word: the block relies on the vector registers there.
 pub(super) const LIVE: u64 = 1 << 40;
+/// The vector of #DE.
+const DIVIDE_ERROR: u64 = 0;
 /// #PF's error code: the access was a write.
 const WRITE: u64 = 2;
 
@@ -224,7 +226,7 @@ impl Bt {
             self.note_unlucky_block(at.key, at.tag);
         } else {
             self.stats.window_misses += 1;
-            if !helped {
+            if !helped && self.area.fault_vector != DIVIDE_ERROR {
                 self.note_fault(&at);
             }
         }

@@ -18,7 +18,7 @@ use super::place::{Spot, is_narrow};
 use super::template::Kind;
 use super::{EmitError, Emitter, R10, R11, Restore, Site, Stub, has_memory};
 use crate::area::offset;
-use crate::plan::{Part, Plan, Step};
+use crate::plan::{Part, Plan, Step, alignment};
 
 /// The scratch registers of one access, and which of them the guest's value must return to.
 #[derive(Clone, Copy)]
@@ -304,12 +304,7 @@ impl Emitter<'_> {
     }
 
     /// An instruction with a memory operand, which runs as itself on the host address.
-    pub(super) fn with_memory(
-        &mut self,
-        step: &Step,
-        plan: &Plan,
-        align: u8,
-    ) -> Result<(), EmitError> {
+    pub(super) fn with_memory(&mut self, step: &Step, plan: &Plan) -> Result<(), EmitError> {
         let (insn, uses) = (&step.insn, &step.uses);
         let mut redirected = wide_form(insn);
         redirected.set_segment_prefix(Register::None);
@@ -339,7 +334,10 @@ impl Emitter<'_> {
         let borrowed = self.borrow(insn, uses.any | address_bits(insn));
         self.effective_address(insn, borrowed.address, borrowed.addend)?;
         let spot = self.spot(insn);
-        let check = Check { align, ..Check::one(step, rip, uses.stores, size, start, spot) };
+        let check = Check {
+            align: alignment(step),
+            ..Check::one(step, rip, uses.stores, size, start, spot)
+        };
         let displacement = self.reach(borrowed, check, step.part, plan);
         redirected.set_memory_base(full(borrowed.address));
         redirected.set_memory_index(full(borrowed.addend));

@@ -26,6 +26,7 @@
 #![allow(clippy::useless_conversion, reason = "dynasm! converts register numbers")]
 
 mod flow;
+mod integer;
 mod memory;
 mod names;
 mod place;
@@ -396,8 +397,9 @@ impl<'a> Emitter<'a> {
                 self.load_target(step)?;
                 self.call_indirect(step, plan, next);
             }
-            Class::Divide => self.divide(step, rip)?,
-            Class::Vector(plain) => self.vector(step, plan, plain)?,
+            Class::BitString => self.bit_string(step)?,
+            Class::Vector(_) => self.vector(step, plan)?,
+            Class::LoadMxcsr => self.load_mxcsr(step)?,
             Class::PushFlags => self.push_flags(step, plan),
             Class::ClearInterrupts => self.clear_interrupts(),
             Class::SetInterrupts => self.set_interrupts(),
@@ -450,7 +452,7 @@ impl<'a> Emitter<'a> {
         if insn.mnemonic() == Mnemonic::Lea {
             return self.lea(insn);
         }
-        if memory { self.with_memory(step, plan, 0) } else { self.registers_only(step) }
+        if memory { self.with_memory(step, plan) } else { self.registers_only(step) }
     }
 
     fn registers_only(&mut self, step: &Step) -> Result<(), EmitError> {

@@ -1,39 +1,98 @@
 //! Vector instructions, on the host's registers.
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use xenolith_cpu::vector::Plain;
+use iced_x86::Mnemonic;
 
-use super::{EmitError, Emitter, has_memory};
+use super::{EmitError, Emitter, R11, Restore, Site, Stub, has_memory, mask};
 use crate::area::offset;
 use crate::plan::{Plan, Step};
 
+/// MXCSR's bits that have to be as they are here: every exception masked, nothing reserved set.
+const MXCSR_FIXED: u32 = 0xffff_1f80;
+/// Those of them that are set, gathered to the lowest bits.
+const MXCSR_GATHERED: i32 = 0x3f;
+
 impl Emitter<'_> {
-    /// A vector instruction. In modes that don't keep the registers loaded they are on a block's first
-    /// one.
-    pub(super) fn vector(
-        &mut self,
-        step: &Step,
-        plan: &Plan,
-        plain: Plain,
-    ) -> Result<(), EmitError> {
-        if !std::mem::replace(&mut self.vector_live, true) {
-            let live = self.asm.new_dynamic_label();
-            dynasm!(self.asm ; .arch x64
-                ; gs mov [offset::spill(0)], rcx
-                ; gs mov rcx, [offset::VECTOR_IDLE]
-                ; jrcxz =>live
-                ; lea r10, [=>live]
-            );
-            self.jump_to(self.frame.load_vector);
-            dynasm!(self.asm ; .arch x64
-                ; =>live
-                ; gs mov rcx, [offset::spill(0)]
-            );
+    /// Makes sure that the vector registers are the guest's. In modes that don't keep them loaded they
+    /// are on a block's first vector instruction.
+    fn load_vector(&mut self) {
+        if std::mem::replace(&mut self.vector_live, true) {
+            return;
         }
-        if has_memory(&step.insn) {
-            self.with_memory(step, plan, plain.align)
+        let live = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov rcx, [offset::VECTOR_IDLE]
+            ; jrcxz =>live
+            ; lea r10, [=>live]
+        );
+        self.jump_to(self.frame.load_vector);
+        dynasm!(self.asm ; .arch x64
+            ; =>live
+            ; gs mov rcx, [offset::spill(0)]
+        );
+    }
+
+    /// A vector instruction.
+    pub(super) fn vector(&mut self, step: &Step, plan: &Plan) -> Result<(), EmitError> {
+        self.load_vector();
+        let zeroes = matches!(step.insn.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
+        if zeroes && !self.wide() {
+            self.zero_lower_eight(step.insn.mnemonic() == Mnemonic::Vzeroall);
+            Ok(())
+        } else if has_memory(&step.insn) {
+            self.with_memory(step, plan)
         } else {
             self.registers_only(step)
         }
+    }
+
+    /// VZEROUPPER and VZEROALL where there are but eight registers: 64-bit code would lose the others.
+    fn zero_lower_eight(&mut self, all: bool) {
+        for n in 0..8 {
+            if all {
+                dynasm!(self.asm ; .arch x64 ; vxorps Rx(n), Rx(n), Rx(n));
+            } else {
+                dynasm!(self.asm ; .arch x64 ; vmovaps Rx(n), Rx(n));
+            }
+        }
+    }
+
+    /// LDMXCSR. A value that faults or unmasks an exception is the interpreter's.
+    pub(super) fn load_mxcsr(&mut self, step: &Step) -> Result<(), EmitError> {
+        self.load_vector();
+        self.load_operand(step, R11, 4)?;
+        let slow = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; mov r10d, MXCSR_FIXED as i32
+            ; pext rcx, r11, r10
+            ; lea rcx, [rcx - MXCSR_GATHERED]
+            ; jrcxz >good
+            ; jmp =>slow
+            ; good:
+            ; gs mov rcx, [offset::spill(0)]
+            ; gs mov [offset::spill(3)], r11
+            ; gs ldmxcsr [offset::spill(3)]
+        );
+        self.leave_at(step, slow, true);
+        Ok(())
+    }
+
+    /// At `slow`, where RCX is in its spill slot, the interpreter does the instruction, and the block is left.
+    fn leave_at(&mut self, step: &Step, slow: dynasmrt::DynamicLabel, vector: bool) {
+        let insn = &step.insn;
+        let bits = self.frame.mode.bits;
+        let site = self.site(Site::HandOver {
+            rip: mask(insn.ip(), bits),
+            next: mask(insn.next_ip(), bits),
+            resume: 0,
+            vector,
+            live: self.vector_live,
+            mnemonic: insn.mnemonic(),
+            done: self.uncounted,
+            again: 0,
+        });
+        self.stubs.push(Stub { label: slow, site, restore: Restore::Rcx });
     }
 }
