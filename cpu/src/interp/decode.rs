@@ -370,6 +370,8 @@ fn is_undefined_so_far(bytes: &[u8], bits: u32) -> bool {
                 )
         }
         [0x0f, opcode] => matches!(opcode, 0x04 | 0x0a | 0x0c | 0x0f | 0x24..=0x27 | 0x36),
+        // The decoder takes it for AMD's XOP prefix.
+        [0x8f, modrm, ..] if modrm & 0x38 != 0 => !is_cut_short(bytes, bits),
         _ => false,
     }
 }
@@ -388,6 +390,7 @@ fn is_cut_short(bytes: &[u8], bits: u32) -> bool {
     };
     let prefixes = count_prefixes(bytes, bits);
     let (form, operands) = match bytes[prefixes..] {
+        [0x8f, ref operands @ ..] => (PLAIN, operands),
         [0xc6, ref operands @ ..] => (BYTE, operands),
         [0xc7, ref operands @ ..] => (WORD, operands),
         [0x0f, 0x38, _, ref operands @ ..] => (PLAIN, operands),

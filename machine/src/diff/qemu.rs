@@ -31,8 +31,9 @@ use super::watch::{SHOWN, Touch, Watched};
 use super::{DiffConfig, DiffError, Outcome, Stop, Summary};
 
 const NAMES: [&str; 2] = ["interp", "qemu"];
-/// Steps after which a stretch ends where QEMU stops at few breakpoints before; and at the latest.
-const STRETCH: usize = 20_000;
+/// Steps after which a stretch ends where QEMU stops at few breakpoints before; and at the latest. QEMU forgets all
+/// that it has translated at every new breakpoint.
+const STRETCH: usize = 500_000;
 const STRETCH_MAX: usize = 5_000_000;
 /// Earlier visits of a stretch's last address that are few: QEMU stops at each.
 const VISITS_FEW: usize = 8;

@@ -94,3 +94,12 @@
         jmp RWX + 0xffd
 ; fault: #PF(0x14) at RWX+0xffd
 ; out: cr2=RWX+0x1000
+
+; case: pop-with-a-reg-field-is-undefined-at-a-page-end
+; vendor: intel
+; (measured; for AMD's older processors it began an XOP instruction)
+; qemu-differs: fetches more first; SDM vol. 2D, "Opcode Extensions", group 1A: only /0
+; mode: long64 cpl=3
+; in-mem: RWX+0xffe = 8f 0b
+        jmp RWX + 0xffe
+; fault: #UD at RWX+0xffe
