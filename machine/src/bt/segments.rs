@@ -11,7 +11,7 @@ use xenolith_codecache::cache::Key;
 use xenolith_cpu::CpuState;
 use xenolith_cpu::PAGE_SIZE;
 use xenolith_cpu::interp::is_canonical;
-use xenolith_cpu::state::{Segment, sreg};
+use xenolith_cpu::state::sreg;
 use xenolith_translator::area::{Bounds, SEGMENTED_CODE};
 use xenolith_translator::emit::Page;
 use xenolith_translator::mode::Mode;
@@ -26,13 +26,13 @@ const CODES: usize = 64;
 #[derive(Debug)]
 pub(super) struct Codes {
     known: [Option<(u64, u32, u64)>; CODES],
-    /// The registers that the area has bounds of, and whether it was in protected mode.
-    told: Option<([Segment; 6], bool)>,
+    /// Limits and rights that the area has bounds of, and whether that was in protected mode.
+    told: [Option<(u32, u32, bool)>; 6],
 }
 
 impl Default for Codes {
     fn default() -> Self {
-        Self { known: [None; CODES], told: None }
+        Self { known: [None; CODES], told: [None; 6] }
     }
 }
 
@@ -110,15 +110,15 @@ impl Bt {
         self.area.code_number = number;
         let state = &self.interp.state;
         let protected = !state.real_or_v86();
-        if self.codes.told == Some((state.seg, protected)) {
-            return;
-        }
+        let told = &mut self.codes.told;
         for (register, segment) in state.seg.iter().enumerate() {
             self.area.seg_base[register] = segment.base;
             self.area.selectors[register] = u64::from(segment.selector);
-            self.area.bounds[register] = Bounds::of(segment, protected);
+            let kind = Some((segment.limit, segment.access, protected));
+            if std::mem::replace(&mut told[register], kind) != kind {
+                self.area.bounds[register] = Bounds::of(segment, protected);
+            }
         }
-        self.codes.told = Some((state.seg, protected));
     }
 
     /// Takes over the segment registers that translated code has loaded.
@@ -130,9 +130,6 @@ impl Bt {
         for register in [sreg::ES, sreg::DS, sreg::FS, sreg::GS] {
             state.seg[register].selector = self.area.selectors[register] as u16;
             state.seg[register].base = self.area.seg_base[register];
-        }
-        if let Some((told, _)) = &mut self.codes.told {
-            *told = state.seg;
         }
     }
 }
