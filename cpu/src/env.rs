@@ -38,7 +38,7 @@ pub enum Privilege {
 pub enum Place {
     /// Guest RAM at this host address. A store through it must be followed by [`Memory::stored`].
     Ram { hva: *mut u8, gpa: Gpa },
-    /// Not RAM, or ROM being written: goes to [`Env::mmio_read`] and [`Env::mmio_write`].
+    /// Not memory, or a write to memory that takes none: goes to [`Env::mmio_read`] and [`Env::mmio_write`].
     Device { gpa: Gpa },
 }
 
@@ -111,6 +111,8 @@ pub mod attention {
     pub const TIMER: u32 = 1 << 5;
     /// Another vCPU's engine wants this one to look at its orders.
     pub const ENGINE: u32 = 1 << 6;
+    /// The chip set has changed what stands where in memory: cached translations are void.
+    pub const REMAP: u32 = 1 << 7;
 }
 
 /// An MSR access that the local APIC refused, to become #GP(0).

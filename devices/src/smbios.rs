@@ -53,6 +53,13 @@ fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_sub(byte))
 }
 
+/// The entry point and its structures for firmware to place, which fills in their address.
+#[must_use]
+pub fn parts() -> (Vec<u8>, Vec<u8>) {
+    let bytes = build();
+    (bytes[..ENTRY_BYTES].to_vec(), bytes[TABLE_OFFSET..].to_vec())
+}
+
 /// The bytes to be placed at [`LOAD_GPA`].
 #[must_use]
 pub fn build() -> Vec<u8> {

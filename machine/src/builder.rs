@@ -2,13 +2,17 @@
 //!
 //! Problem: the parts know each other through traits only, so somebody must hold the wiring diagram.
 //! Scheme: [`Board::build`] is that diagram, read from top to bottom: RAM and what is in it, time,
-//! interrupt controllers, devices on the two buses, processors. There is no firmware: what a guest expects
-//! it to have set up (BARs, 8259 vectors, virtual wire mode, MTRRs, ACPI tables) is set here. Invariants: a
-//! board is used for one run; dropping it ends every thread that its devices have. Thread: the machine's.
+//! interrupt controllers, devices on the two buses, processors. Where a kernel is started without firmware,
+//! what a guest expects that to have set up (BARs, 8259 vectors, virtual wire mode, MTRRs, ACPI tables) is
+//! set here; firmware finds a board as power-on leaves it, and is told of the rest by [`firmware`].
+//! Invariants: a board is used for one run; dropping it ends every thread that its devices have. Thread:
+//! the machine's.
 //! Source: Intel 440FX and PIIX3 datasheets for what sits where; ACPI Specification, "System Address Map
 //! Interfaces"; SDM vol. 3, "MTRR".
 
 use std::fmt;
+use std::fs::File;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,14 +24,16 @@ use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::Interp;
 use xenolith_cpu::state::Activity;
 use xenolith_devices::acpi::pm::{self, PmBlock};
-use xenolith_devices::acpi::tables::{self, AcpiConfig, Tables};
+use xenolith_devices::acpi::tables::{self, AcpiConfig, AcpiError, Tables};
 use xenolith_devices::apic::{ApicFeatures, InterruptRouter};
 use xenolith_devices::bus::{Bus, Overlap};
 use xenolith_devices::clock::{Clock, Timed, TimerQueue, lock};
 use xenolith_devices::disk::{DiskImage, RawImage};
+use xenolith_devices::fw_cfg::{self, FwCfg};
 use xenolith_devices::hpet::{Hpet, LegacyGate};
 use xenolith_devices::irq::{IrqLine, IrqSink};
 use xenolith_devices::legacy::debug_exit::{self, DebugExit};
+use xenolith_devices::legacy::debugcon::{self, DebugConsole};
 use xenolith_devices::legacy::i8042::{self, I8042};
 use xenolith_devices::legacy::pit::Pit;
 use xenolith_devices::legacy::reset::{self, A20Gate};
@@ -41,7 +47,7 @@ use xenolith_devices::smbios;
 use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
-use crate::boot::Loaded;
+use crate::boot::{Loaded, Start};
 use crate::bt::{Bt, Options, SharedSlot};
 use crate::clock::{CountedClock, HostClock};
 use crate::config::{self, Config, ConfigError, DiskConfig};
@@ -49,10 +55,12 @@ use crate::console::{Port, Sink, is_on_virtio};
 use crate::control::{Cause, Control};
 use crate::engine::{Engine, Stubs};
 use crate::env::{Buses, Ferr, VcpuEnv, World};
+use crate::firmware;
 use crate::memory_map::{self, EBDA_START, MemoryMap};
 use crate::random::Random;
 use crate::run::{self, Time, Vcpu};
 use crate::signal;
+use crate::switch::{self, Remapper, Shadowed};
 use crate::vcpu::Pins;
 
 /// Where BARs go: the top of the hole, right below the I/O APIC.
@@ -153,18 +161,18 @@ fn host(what: &'static str) -> impl FnOnce(Box<dyn std::error::Error>) -> Config
 }
 
 impl Board {
-    /// Wires a machine and puts its kernel into memory.
+    /// Wires a machine and puts its kernel, or its firmware, into memory.
     ///
     /// # Errors
     /// The CPU model is unknown, or the host refuses something.
     pub fn build(
         config: &Config,
         map: &MemoryMap,
-        loaded: &Loaded,
+        start: &Start,
         disks: &[Disk],
         sink: &Sink,
     ) -> Result<Self, ConfigError> {
-        Self::build_with(config, map, loaded, disks, sink, &mut |parts| parts.engine(config.engine))
+        Self::build_with(config, map, start, disks, sink, &mut |parts| parts.engine(config.engine))
     }
 
     /// [`Board::build`] with engines from `make`.
@@ -174,17 +182,25 @@ impl Board {
     pub fn build_with(
         config: &Config,
         map: &MemoryMap,
-        loaded: &Loaded,
+        start: &Start,
         disks: &[Disk],
         sink: &Sink,
         make: &mut MakeEngine<'_>,
     ) -> Result<Self, ConfigError> {
         signal::install().map_err(|error| host("handle SIGFPE")(error.into()))?;
-        let ram = GuestRam::new(config.memory_bytes)
+        let rom = match start {
+            Start::Kernel(_) => &[][..],
+            Start::Firmware(rom) => rom,
+        };
+        let ram = GuestRam::with_rom(config.memory_bytes, rom)
             .map_err(|error| host("provide the guest's memory")(error.into()))?;
-        let acpi = tables::build(&AcpiConfig { vcpus: config.vcpus, ..AcpiConfig::default() })
-            .map_err(|error| host("describe the machine in ACPI tables")(error.into()))?;
-        fill(&ram, loaded, &acpi).map_err(|error| host("fill the guest's memory")(error.into()))?;
+        let acpi = AcpiConfig { vcpus: config.vcpus, ..AcpiConfig::default() };
+        let in_acpi = |error: AcpiError| host("describe the machine in ACPI tables")(error.into());
+        if let Start::Kernel(loaded) = start {
+            let tables = tables::build(&acpi).map_err(in_acpi)?;
+            fill(&ram, loaded, &tables)
+                .map_err(|error| host("fill the guest's memory")(error.into()))?;
+        }
 
         let timers = TimerQueue::new();
         let time = if config.icount {
@@ -221,11 +237,23 @@ impl Board {
             clock,
             timers: Arc::clone(&timers),
             power: PowerEvents::new(),
+            remapper: Remapper::new(Arc::clone(&ram), pins.clone()),
+            as_after_firmware: matches!(start, Start::Kernel(_)),
         };
         let overlap = |error: Overlap| host("wire the board")(error.into());
         router.attach(&mut wiring.ports, &mut wiring.memory).map_err(overlap)?;
-        router.firmware_defaults();
-        let ferr = wiring.legacy(map).map_err(overlap)?;
+        if wiring.as_after_firmware {
+            router.firmware_defaults();
+        } else {
+            let items = firmware::items(map, config.vcpus, &acpi).map_err(in_acpi)?;
+            let device = Arc::new(Mutex::new(FwCfg::new(items, ram.memory_arc())));
+            wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
+        }
+        wiring.memory(&ram).map_err(overlap)?;
+        let Legacy { ferr, pm } = wiring.legacy(map).map_err(overlap)?;
+        if let Some(path) = &config.debug_output {
+            wiring.debug_ports(path)?;
+        }
         let output = || {
             SerialOutput::new(Box::new(sink.clone()))
                 .map_err(|error| host("start the console's thread")(error.into()))
@@ -234,7 +262,7 @@ impl Board {
         let outputs = [output()?, output()?];
         let serial = wiring.serial(&outputs[0]).map_err(overlap)?;
         let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
-        let console = wiring.pci(&ram, &router, disks, &outputs[1], random)?;
+        let console = wiring.pci(&ram, &router, &pm, disks, &outputs[1], random)?;
 
         let translations = Arc::new(SharedSlot::new(Options {
             cache_bytes: config.code_cache_bytes,
@@ -254,7 +282,7 @@ impl Board {
                     pins: Arc::clone(&pins),
                     ferr: Arc::clone(&ferr),
                 };
-                vcpu(world, pins, loaded, &ram, &model, &translations, make)
+                vcpu(world, pins, start, &ram, &model, &translations, make)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -265,7 +293,8 @@ impl Board {
             outputs,
             serial,
             console,
-            console_is_virtio: is_on_virtio(&config.command_line),
+            console_is_virtio: matches!(start, Start::Kernel(_))
+                && is_on_virtio(&config.command_line),
         })
     }
 
@@ -352,6 +381,16 @@ struct Wiring {
     clock: Arc<dyn Clock>,
     timers: Arc<TimerQueue>,
     power: PowerEvents,
+    remapper: Remapper,
+    /// There is no firmware that would set things up.
+    as_after_firmware: bool,
+}
+
+/// Old parts that others are wired to.
+struct Legacy {
+    ferr: Arc<Mutex<Ferr>>,
+    /// PCI puts it on the ports.
+    pm: Arc<Mutex<PmBlock>>,
 }
 
 impl Wiring {
@@ -359,13 +398,45 @@ impl Wiring {
         IrqLine::new(Arc::clone(&self.sink), gsi)
     }
 
-    /// Everything that was there before PCI, but for serial ports. Returns the FERR# latch.
-    fn legacy(&mut self, map: &MemoryMap) -> Result<Arc<Mutex<Ferr>>, Overlap> {
+    /// What is not plain memory where there is memory.
+    fn memory(&mut self, ram: &Arc<GuestRam>) -> Result<(), Overlap> {
+        let rom_bytes = ram.layout().rom_bytes;
+        let rom = memory_map::HIGH_START - rom_bytes..memory_map::HIGH_START;
+        for range in [switch::ATTRIBUTED, rom] {
+            if !range.is_empty() {
+                let device = Arc::new(Mutex::new(Shadowed::new(Arc::clone(ram), range.start)));
+                self.memory.insert(range.start, range.end - range.start, device)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The debug ports, with a file for what is written to them.
+    fn debug_ports(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let option = "--debugcon";
+        let wrong = |source| ConfigError::File { option, path: path.to_owned(), source };
+        // Appended to: a reset makes another board.
+        let file = File::options().append(true).open(path).map_err(wrong)?;
+        let console = Arc::new(Mutex::new(DebugConsole::new(Box::new(file))));
+        let ports =
+            if self.as_after_firmware { &[debugcon::SEABIOS][..] } else { &debugcon::PORTS };
+        for &port in ports {
+            let device = Arc::clone(&console) as _;
+            let taken = |error: Overlap| host("wire the board")(error.into());
+            self.ports.insert(port, 1, device).map_err(taken)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that was there before PCI, but for serial ports.
+    fn legacy(&mut self, map: &MemoryMap) -> Result<Legacy, Overlap> {
         // Legacy replacement takes lines 0 and 8 from the 8254 and the RTC.
         let gate = LegacyGate::new(Arc::clone(&self.sink));
         let gated = |gsi| IrqLine::new(Arc::clone(&gate) as _, gsi);
         let pit = Pit::new(Arc::clone(&self.clock), &self.timers, gated(0));
-        lock(&pit).firmware_defaults();
+        if self.as_after_firmware {
+            lock(&pit).firmware_defaults();
+        }
         Pit::attach(&pit, &mut self.ports)?;
 
         let rtc = Rtc::new(Arc::clone(&self.clock), &self.timers, gated(8));
@@ -376,7 +447,8 @@ impl Wiring {
         let hpet = Hpet::new(Arc::clone(&self.clock), &self.timers, sink, Arc::clone(&gate));
         Hpet::attach(&hpet, &mut self.memory)?;
 
-        let a20 = A20Gate::new();
+        let remapper = self.remapper.clone();
+        let a20 = A20Gate::new(move |open| remapper.set_a20(open));
         let fast = reset::SystemControlA::new(a20.clone(), self.power.clone());
         self.ports.insert(reset::SYSTEM_CONTROL_A_PORT, 1, Arc::new(Mutex::new(fast)))?;
         let (keyboard, mouse) = (self.line(i8042::KEYBOARD_IRQ), self.line(i8042::MOUSE_IRQ));
@@ -387,7 +459,10 @@ impl Wiring {
 
         let debug_exit = DebugExit::new(self.power.clone());
         self.ports.insert(debug_exit::PORT, debug_exit::PORTS, Arc::new(Mutex::new(debug_exit)))?;
-        testdev::attach(&mut self.ports, &mut self.memory, &self.sink)?;
+        if self.as_after_firmware {
+            // For kernels that are tests. Its scratch register is where others have a debug port.
+            testdev::attach(&mut self.ports, &mut self.memory, &self.sink)?;
+        }
 
         let sci = self.line(u32::from(pm::SCI_IRQ));
         let pm = PmBlock::new(sci, self.power.clone(), Arc::clone(&self.clock), &self.timers);
@@ -395,7 +470,7 @@ impl Wiring {
 
         let ferr = Arc::new(Mutex::new(Ferr::new(self.line(13))));
         self.ports.insert(Ferr::PORT, 2, Arc::clone(&ferr) as _)?;
-        Ok(ferr)
+        Ok(Legacy { ferr, pm })
     }
 
     /// COM1.
@@ -407,19 +482,23 @@ impl Wiring {
         Ok(Uart::input(&uart))
     }
 
-    /// The PCI bus with the virtio devices, set up as firmware would.
+    /// The PCI bus with the virtio devices, set up as firmware would if there is none.
     fn pci(
         &mut self,
         ram: &Arc<GuestRam>,
         router: &InterruptRouter,
+        pm: &Arc<Mutex<PmBlock>>,
         disks: &[Disk],
         output: &SerialOutput,
         mut random: Random,
     ) -> Result<ConsoleHandle, ConfigError> {
         let bad = |error: PciError| host("wire the PCI bus")(error.into());
-        let root = PciRoot::new(&self.memory, &mut self.ports, Arc::clone(&self.sink))
+        let sink = Arc::clone(&self.sink);
+        let switch = Box::new(self.remapper.clone());
+        let root = PciRoot::new(&self.memory, &mut self.ports, sink, switch)
             .map_err(|error| host("wire the PCI bus")(error.into()))?;
         let mut root = lock(&root);
+        root.add_power_management(pm);
         let (console, handle) = virtio::Console::new(Box::new(output.clone()));
         virtio::add(&mut root, console, ram.memory_arc()).map_err(bad)?;
         let entropy = virtio::Entropy::new(Box::new(move |bytes| random.fill(bytes)));
@@ -428,9 +507,11 @@ impl Wiring {
             let block = virtio::Block::new(Arc::clone(disk), &format!("disk{n}"));
             virtio::add(&mut root, block, ram.memory_arc()).map_err(bad)?;
         }
-        root.assign_resources(PCI_HOLE, PCI_PORTS).map_err(bad)?;
-        // PCI interrupts are level-triggered at the 8259A pair.
-        router.set_elcr(1 << 10 | 1 << 11);
+        if self.as_after_firmware {
+            root.assign_resources(PCI_HOLE, PCI_PORTS).map_err(bad)?;
+            // PCI interrupts are level-triggered at the 8259A pair.
+            router.set_elcr(1 << 10 | 1 << 11);
+        }
         Ok(handle)
     }
 }
@@ -439,7 +520,7 @@ impl Wiring {
 fn vcpu(
     world: World,
     pins: Arc<Pins>,
-    loaded: &Loaded,
+    start: &Start,
     ram: &Arc<GuestRam>,
     model: &Arc<CpuidModel>,
     translations: &Arc<SharedSlot>,
@@ -447,10 +528,13 @@ fn vcpu(
 ) -> Result<Vcpu, ConfigError> {
     let index = world.index;
     let mut state = CpuState::reset(model.signature());
-    firmware_msrs(&mut state, model.physical_bits());
-    if index == 0 {
-        loaded.enter(&mut state);
-    } else {
+    if let Start::Kernel(loaded) = start {
+        firmware_msrs(&mut state, model.physical_bits());
+        if index == 0 {
+            loaded.enter(&mut state);
+        }
+    }
+    if index > 0 {
         state.activity = Activity::WaitForSipi;
     }
     let mut mmu = SoftMmu::new(Arc::clone(ram), model.physical_bits());

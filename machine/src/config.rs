@@ -51,6 +51,10 @@ pub struct Config {
     /// CPUID model and switches: `MODEL,+feature,-feature` (`--cpu`).
     pub cpu: String,
     pub engine: Engine,
+    /// Firmware to start by (`--bios`); then there is no kernel, initrd or command line.
+    pub firmware: Option<PathBuf>,
+    /// Where bytes written to the debug ports go (`--debugcon`).
+    pub debug_output: Option<PathBuf>,
     /// bzImage, ELF with a PVH note, or multiboot-1 image.
     pub kernel: PathBuf,
     pub initrd: Option<PathBuf>,
@@ -92,6 +96,8 @@ impl Default for Config {
             vcpus: 1,
             cpu: "host".to_owned(),
             engine: Engine::default(),
+            firmware: None,
+            debug_output: None,
             kernel: PathBuf::new(),
             initrd: None,
             command_line: String::new(),
@@ -165,6 +171,8 @@ pub enum ConfigError {
     /// The kernel is in a known format, but damaged or unsuitable.
     #[error("--kernel {}: {reason}", path.display())]
     Kernel { path: PathBuf, reason: String },
+    #[error("--bios {}: {reason}", path.display())]
+    Firmware { path: PathBuf, reason: String },
     #[error("--initrd {}: {reason}", path.display())]
     Initrd { path: PathBuf, reason: String },
     #[error("--append: the command line has {len} bytes, and this kernel takes at most {max}")]

@@ -14,6 +14,7 @@ mod control;
 pub mod diff;
 mod engine;
 mod env;
+mod firmware;
 pub mod fuzz;
 mod machine;
 mod memory_map;
@@ -21,6 +22,7 @@ mod random;
 mod run;
 mod signal;
 pub mod snippet;
+mod switch;
 mod vcpu;
 
 pub use bt::Report;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use xenolith_devices::power::PowerEvent;
 
-use crate::boot::{self, Loaded};
+use crate::boot::{self, Start};
 use crate::builder::{Board, Disk, open_disks};
 use crate::config::{Config, ConfigError};
 use crate::console::{Input, Sink};
@@ -48,7 +48,7 @@ pub enum End {
 pub struct Machine {
     config: Config,
     map: MemoryMap,
-    loaded: Loaded,
+    start: Start,
     disks: Vec<Disk>,
     sink: Sink,
     input: Input,
@@ -110,14 +110,14 @@ impl Machine {
     pub fn new(config: Config, serial_output: Box<dyn Write + Send>) -> Result<Self, ConfigError> {
         config.check()?;
         let map = MemoryMap::new(config.memory_bytes);
-        let loaded = boot::load(&config, &map, ACPI_TABLES.0)?;
+        let start = boot::load(&config, &map, ACPI_TABLES.0)?;
         let disks = open_disks(&config.disks)?;
         let sink = Sink::new(serial_output);
-        let first = Board::build(&config, &map, &loaded, &disks, &sink)?;
+        let first = Board::build(&config, &map, &start, &disks, &sink)?;
         Ok(Self {
             config,
             map,
-            loaded,
+            start,
             disks,
             sink,
             input: Input::default(),
@@ -143,9 +143,7 @@ impl Machine {
         loop {
             let board = match self.first.take() {
                 Some(board) => Ok(board),
-                None => {
-                    Board::build(&self.config, &self.map, &self.loaded, &self.disks, &self.sink)
-                }
+                None => Board::build(&self.config, &self.map, &self.start, &self.disks, &self.sink),
             };
             let board = match board {
                 Ok(board) => board,

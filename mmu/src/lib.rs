@@ -11,6 +11,7 @@ mod pages;
 pub mod ram;
 pub mod shadow;
 pub mod tlb;
+pub mod view;
 pub mod walk;
 
 pub use code::{CodeBitmap, CodeMap};

@@ -3,16 +3,18 @@
 //! Problem: vCPUs, page walks and devices on several threads share the guest's memory; later, shadow
 //! windows map the same pages elsewhere. Scheme: one sealed memfd holds all RAM without gaps. The
 //! guest sees its first 3 GiB at address 0 and the rest from 4 GiB, so that the last gigabyte below
-//! 4 GiB is free for PCI, APICs and firmware (the *PCI hole*). Each of the two parts is one mapping.
-//! ROM would be a third kind of range beside them: addresses outside [`Layout`] are "not RAM" to all
-//! users of this module, so adding it touches only [`GuestRam::host_ptr`]'s callers that write.
+//! 4 GiB is free for PCI, APICs and firmware (the *PCI hole*). Each of the two parts is one mapping. The
+//! firmware's ROM, if there is one, ends at 4 GiB; it stands in the same file behind RAM. What processors
+//! see between 0xa0000 and 1 MiB is switched at run time ([`crate::view`]).
 //!
 //! Invariants: the file never changes size (sealed), so a pointer into a mapping stays good while the
 //! `GuestRam` lives; guest memory is only accessed through raw pointers, atomics or volatile
 //! accesses, never through references, since the guest changes it at any time. Any thread.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -21,6 +23,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use xenolith_cpu::Gpa;
 
 use crate::code::{CodeBitmap, CodeMap};
+use crate::view::{SWITCHED, Source, View, Views};
 
 /// Smallest and largest guest, in bytes.
 pub const RAM_BYTES_MIN: u64 = 64 << 20;
@@ -30,9 +33,14 @@ pub const RAM_BYTES_STEP: u64 = 1 << 20;
 /// Where the PCI hole begins and ends: RAM past 3 GiB continues at 4 GiB.
 pub const HOLE_START: u64 = 3 << 30;
 pub const HOLE_END: u64 = 4 << 30;
+/// A firmware ROM comes in multiples of this many bytes, up to so many.
+pub const ROM_BYTES_STEP: u64 = 64 << 10;
+pub const ROM_BYTES_MAX: u64 = 8 << 20;
 
 /// Guest memory as devices and loaders see it.
 pub type DeviceMemory = GuestMemoryMmap<CodeBitmap>;
+
+type Region = vm_memory::MmapRegion<CodeBitmap>;
 
 /// Why there is no RAM.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +51,14 @@ pub enum RamError {
     TooLarge { bytes: u64 },
     #[error("guest memory of {bytes} bytes is not a whole number of MiB")]
     NotWholeMib { bytes: u64 },
+    #[error(
+        "a firmware of {bytes} bytes: it must be a whole number of {} KiB, {} MiB at most",
+        ROM_BYTES_STEP >> 10,
+        ROM_BYTES_MAX >> 20
+    )]
+    RomSize { bytes: u64 },
+    #[error("the host does not take the firmware into memory: {0}")]
+    Rom(std::io::Error),
     #[error("the host gives no memory file for the guest's memory: {0}")]
     Create(std::io::Error),
     #[error("the host does not map the guest's memory of {bytes} bytes: {error}")]
@@ -56,39 +72,54 @@ pub struct Layout {
     pub low_bytes: u64,
     /// Bytes at guest physical 4 GiB.
     pub high_bytes: u64,
+    /// Bytes of ROM that end at 4 GiB; in the file they come last.
+    pub rom_bytes: u64,
 }
 
 impl Layout {
-    /// The layout of `bytes` of RAM.
+    /// The layout of `bytes` of RAM, without a ROM.
     #[must_use]
     pub fn of(bytes: u64) -> Self {
         let low_bytes = bytes.min(HOLE_START);
-        Self { low_bytes, high_bytes: bytes - low_bytes }
+        Self { low_bytes, high_bytes: bytes - low_bytes, rom_bytes: 0 }
     }
 
-    /// Pages of RAM in all.
+    fn ram_bytes(&self) -> u64 {
+        self.low_bytes + self.high_bytes
+    }
+
+    /// Pages of RAM and ROM in all.
     #[must_use]
     pub fn pages(&self) -> usize {
-        ((self.low_bytes + self.high_bytes) >> 12) as usize
+        ((self.ram_bytes() + self.rom_bytes) >> 12) as usize
     }
 
-    /// Page of the RAM file behind a guest page.
+    /// Page of the file behind a guest page. In [`SWITCHED`] it is the RAM's, whatever processors see.
     #[must_use]
     #[inline(always)]
     pub fn file_page(&self, gpn: u64) -> Option<usize> {
         if gpn < self.low_bytes >> 12 {
-            Some(gpn as usize)
-        } else {
-            let high = gpn.wrapping_sub(HOLE_END >> 12);
-            (high < self.high_bytes >> 12).then(|| (high + (self.low_bytes >> 12)) as usize)
+            return Some(gpn as usize);
         }
+        let high = gpn.wrapping_sub(HOLE_END >> 12);
+        if high < self.high_bytes >> 12 {
+            return Some((high + (self.low_bytes >> 12)) as usize);
+        }
+        let rom = gpn.wrapping_sub((HOLE_END - self.rom_bytes) >> 12);
+        (rom < self.rom_bytes >> 12).then(|| (rom + (self.ram_bytes() >> 12)) as usize)
     }
 
-    /// The guest page of a page of the RAM file.
+    /// The guest page of a page of the file.
     #[must_use]
     pub fn guest_page(&self, file_page: u64) -> u64 {
-        let low = self.low_bytes >> 12;
-        if file_page < low { file_page } else { file_page - low + (HOLE_END >> 12) }
+        let (low, ram) = (self.low_bytes >> 12, self.ram_bytes() >> 12);
+        if file_page < low {
+            file_page
+        } else if file_page < ram {
+            file_page - low + (HOLE_END >> 12)
+        } else {
+            file_page - ram + ((HOLE_END - self.rom_bytes) >> 12)
+        }
     }
 }
 
@@ -99,10 +130,15 @@ pub struct GuestRam {
     low: *mut u8,
     /// Dangling if there is no RAM above 4 GiB.
     high: *mut u8,
+    /// Dangling if there is no ROM.
+    rom: *mut u8,
+    views: Views,
     code: Arc<CodeMap>,
     file: Arc<File>,
-    /// Owns the two mappings.
+    /// Owns the two mappings of RAM.
     memory: Arc<DeviceMemory>,
+    /// Owns the ROM's mapping.
+    _rom: Option<Region>,
 }
 
 // SAFETY: the pointers lead into shared mappings that `memory` keeps alive, and this type hands out
@@ -117,6 +153,15 @@ impl GuestRam {
     /// # Errors
     /// A size that isn't a whole number of MiB from 64 MiB to 64 GiB, or the host refuses.
     pub fn new(size_bytes: u64) -> Result<Arc<Self>, RamError> {
+        Self::with_rom(size_bytes, &[])
+    }
+
+    /// The same with a firmware in ROM, which ends at 4 GiB. Nothing shows at 1 MiB until
+    /// [`Self::set_view`] says so.
+    ///
+    /// # Errors
+    /// The same, and a firmware whose size isn't a ROM's.
+    pub fn with_rom(size_bytes: u64, rom: &[u8]) -> Result<Arc<Self>, RamError> {
         let bytes = size_bytes;
         if bytes < RAM_BYTES_MIN {
             return Err(RamError::TooSmall { bytes });
@@ -127,21 +172,30 @@ impl GuestRam {
         if !bytes.is_multiple_of(RAM_BYTES_STEP) {
             return Err(RamError::NotWholeMib { bytes });
         }
-        let file = Arc::new(ram_file(bytes).map_err(RamError::Create)?);
-        let layout = Layout::of(bytes);
+        let rom_bytes = rom.len() as u64;
+        if rom_bytes > ROM_BYTES_MAX || !rom_bytes.is_multiple_of(ROM_BYTES_STEP) {
+            return Err(RamError::RomSize { bytes: rom_bytes });
+        }
+        let file = Arc::new(ram_file(bytes + rom_bytes).map_err(RamError::Create)?);
+        file.write_all_at(rom, bytes).map_err(RamError::Rom)?;
+        let layout = Layout { rom_bytes, ..Layout::of(bytes) };
         let code = Arc::new(CodeMap::new(layout));
 
-        let map = |base: u64, file_offset: u64, len: u64| {
+        let map_file = |file_offset: u64, len: u64, prot: i32| {
             let region = MmapRegionBuilder::new_with_bitmap(
                 len as usize,
                 CodeBitmap::new(Arc::clone(&code), file_offset),
             )
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_prot(prot)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .with_file_offset(FileOffset::from_arc(Arc::clone(&file), file_offset))
             .build()
             .map_err(|error| RamError::Map { bytes, error })?;
             keep_out_of_core_dumps(region.as_ptr(), region.size());
+            Ok::<Region, RamError>(region)
+        };
+        let map = |base: u64, file_offset: u64, len: u64| {
+            let region = map_file(file_offset, len, libc::PROT_READ | libc::PROT_WRITE)?;
             let host = region.as_ptr();
             let region = GuestRegionMmap::new(region, GuestAddress(base))
                 .expect("the highest RAM address is 65 GiB, far from overflow");
@@ -157,7 +211,21 @@ impl GuestRam {
         }
         let memory = DeviceMemory::from_regions(regions)
             .expect("the regions are in order and the hole lies between them");
-        Ok(Arc::new(Self { layout, low, high, code, file, memory: Arc::new(memory) }))
+        let rom = match rom_bytes {
+            0 => None,
+            len => Some(map_file(bytes, len, libc::PROT_READ)?),
+        };
+        Ok(Arc::new(Self {
+            layout,
+            low,
+            high,
+            rom: rom.as_ref().map_or(std::ptr::null_mut(), Region::as_ptr),
+            views: Views::default(),
+            code,
+            file,
+            memory: Arc::new(memory),
+            _rom: rom,
+        }))
     }
 
     /// Size in bytes.
@@ -195,21 +263,100 @@ impl GuestRam {
         &self.code
     }
 
-    /// Host address of `len` bytes at `gpa`, if all are RAM and contiguous. A store through it must be
-    /// followed by [`CodeMap::stored`] for each page touched.
+    /// Host address of `len` bytes at `gpa`, if a processor that reads there meets memory and all of it is
+    /// contiguous. A store through it is allowed where [`Self::may_write`] says so, and must be followed
+    /// by [`CodeMap::stored`] for each page touched.
     #[must_use]
     #[inline(always)]
     pub fn host_ptr(&self, gpa: Gpa, len: usize) -> Option<*mut u8> {
         let low = self.layout.low_bytes;
         if gpa.0 <= low && len as u64 <= low - gpa.0 {
+            if gpa.0 < SWITCHED.end && gpa.0 + len as u64 > SWITCHED.start {
+                return self.switched_ptr(gpa.0, len);
+            }
             return Some(self.low.wrapping_add(gpa.0 as usize));
         }
         let high = self.layout.high_bytes;
-        let offset = gpa.0.checked_sub(HOLE_END)?;
-        if high != 0 && offset <= high && len as u64 <= high - offset {
-            return Some(self.high.wrapping_add(offset as usize));
+        if let Some(offset) = gpa.0.checked_sub(HOLE_END) {
+            let fits = high != 0 && offset <= high && len as u64 <= high - offset;
+            return fits.then(|| self.high.wrapping_add(offset as usize));
         }
-        None
+        self.rom_ptr(HOLE_END, gpa.0, len)
+    }
+
+    /// The ROM's bytes at `gpa` when its end is at `end`.
+    fn rom_ptr(&self, end: u64, gpa: u64, len: usize) -> Option<*mut u8> {
+        let back = end.checked_sub(gpa)?;
+        let rom = self.layout.rom_bytes;
+        (back <= rom && len as u64 <= back).then(|| self.rom.wrapping_add((rom - back) as usize))
+    }
+
+    /// [`Self::host_ptr`] where a part of the range is switched.
+    #[cold]
+    fn switched_ptr(&self, gpa: u64, len: usize) -> Option<*mut u8> {
+        let end = gpa + len as u64;
+        let first = gpa.max(SWITCHED.start) & !0xfff;
+        let read = self.views.of(first)?.read;
+        let mut pages = (first..end.min(SWITCHED.end)).step_by(0x1000);
+        if !pages.all(|page| self.views.of(page).is_some_and(|view| view.read == read)) {
+            return None;
+        }
+        match read {
+            Source::Ram => Some(self.low.wrapping_add(gpa as usize)),
+            Source::Rom if gpa >= SWITCHED.start => self.rom_ptr(SWITCHED.end, gpa, len),
+            Source::Rom | Source::Bus => None,
+        }
+    }
+
+    /// What a processor meets at a page: `None` where nothing is switched.
+    #[must_use]
+    pub fn view(&self, gpa: Gpa) -> Option<View> {
+        self.views.of(gpa.0)
+    }
+
+    /// Whether a processor's stores to the page of `gpa` may go where [`Self::host_ptr`] says.
+    #[must_use]
+    #[inline]
+    pub fn may_write(&self, gpa: Gpa) -> bool {
+        let is_rom = (HOLE_END - self.layout.rom_bytes..HOLE_END).contains(&gpa.0);
+        match self.views.of(gpa.0) {
+            Some(view) => view.read == Source::Ram && view.write,
+            None => !is_rom,
+        }
+    }
+
+    /// Whether the page of `gpa` is RAM whatever the chip set's registers say.
+    #[must_use]
+    pub fn is_plain(&self, gpa: Gpa) -> bool {
+        self.views.of(gpa.0).is_none()
+            && self.layout.file_page(gpa.gpn()).is_some()
+            && self.may_write(gpa)
+    }
+
+    /// Switches the pages of `range`, which lies in [`SWITCHED`], to `view`. True if that is a change: then
+    /// every vCPU must flush its TLB before it goes on.
+    pub fn set_view(&self, range: Range<u64>, view: View) -> bool {
+        let mut changed = false;
+        for gpa in range.step_by(0x1000) {
+            if self.views.set(gpa, view) {
+                changed = true;
+                // Other bytes stand there now: what was made from the old ones is stale.
+                self.code.stored(gpa >> 12);
+            }
+        }
+        changed
+    }
+
+    /// Lets processors' address line 20 pass, or ties it to zero. True as for [`Self::set_view`].
+    pub fn set_a20(&self, passes: bool) -> bool {
+        self.views.set_a20(passes)
+    }
+
+    /// The address that reaches memory when a processor issues `gpa`.
+    #[must_use]
+    #[inline(always)]
+    pub fn issue(&self, gpa: u64) -> u64 {
+        self.views.issue(gpa)
     }
 }
 
@@ -286,6 +433,61 @@ mod tests {
             ram.memory().write_slice(&[1; 32], GuestAddress(gpa - 16)).expect("RAM");
             assert_ne!(ram.code().version(gpa >> 12), version);
         }
+    }
+
+    fn byte(ram: &GuestRam, gpa: u64) -> Option<u8> {
+        // SAFETY: a byte that is mapped, and that nobody else accesses.
+        ram.host_ptr(Gpa(gpa), 1).map(|host| unsafe { host.read() })
+    }
+
+    #[test]
+    fn the_firmware_ends_at_four_gib_and_where_views_show_it() {
+        let rom: Vec<u8> = (0..128 << 10).map(|n: u32| (n >> 10) as u8).collect();
+        let ram = GuestRam::with_rom(64 << 20, &rom).expect("a ROM of 128 KiB");
+        assert_eq!(byte(&ram, HOLE_END - 1), Some(127));
+        assert_eq!(byte(&ram, HOLE_END - (128 << 10)), Some(0));
+        assert_eq!(byte(&ram, HOLE_END - (128 << 10) - 1), None);
+        assert!(!ram.may_write(Gpa(HOLE_END - 1)) && !ram.is_plain(Gpa(HOLE_END - 0x1000)));
+        let layout = ram.layout();
+        for gpn in [0, 0x3fff, (HOLE_END >> 12) - 1, (HOLE_END >> 12) - 32] {
+            let page = layout.file_page(gpn).expect("RAM or ROM");
+            assert_eq!(layout.guest_page(page as u64), gpn);
+        }
+        assert_eq!(layout.file_page((HOLE_END >> 12) - 33), None);
+
+        assert_eq!(byte(&ram, 0xf_ffff), Some(0), "RAM until a view says otherwise");
+        assert!(ram.may_write(Gpa(0xf_0000)));
+        let version = ram.code().watch(0xf0);
+        let rom_view = View { read: Source::Rom, write: false };
+        assert!(ram.set_view(0xc_0000..0x10_0000, rom_view));
+        assert!(!ram.set_view(0xc_0000..0x10_0000, rom_view), "no change");
+        assert_ne!(ram.code().version(0xf0), version, "code of the old bytes is stale");
+        assert_eq!((byte(&ram, 0xf_ffff), byte(&ram, 0xe_0000)), (Some(127), Some(0)));
+        assert_eq!(byte(&ram, 0xd_ffff), None, "the ROM isn't that large");
+        assert!(!ram.may_write(Gpa(0xf_0000)));
+        assert_eq!(ram.host_ptr(Gpa(0xb_fff8), 16), None, "two kinds of memory");
+        assert!(ram.host_ptr(Gpa(0), 0xc_0000).is_some());
+        ram.set_view(0xf_0000..0x10_0000, View { read: Source::Ram, write: false });
+        assert_eq!(byte(&ram, 0xf_ffff), Some(0));
+        assert!(!ram.may_write(Gpa(0xf_ffff)) && ram.may_write(Gpa(0x10_0000)));
+    }
+
+    #[test]
+    fn a_firmware_of_another_size_is_refused() {
+        for bytes in [1, (64 << 10) - 1, (8 << 20) + (64 << 10)] {
+            let error = GuestRam::with_rom(64 << 20, &vec![0; bytes]).expect_err("refused");
+            assert!(error.to_string().contains("64 KiB"), "{error}");
+        }
+    }
+
+    #[test]
+    fn line_20_can_be_tied_to_zero() {
+        let ram = GuestRam::new(64 << 20).expect("64 MiB");
+        assert_eq!(ram.issue(0x31_2345), 0x31_2345);
+        assert!(ram.set_a20(false) && !ram.set_a20(false));
+        assert_eq!((ram.issue(0x31_2345), ram.issue(0xffff_ffff)), (0x21_2345, 0xffef_ffff));
+        assert!(ram.set_a20(true));
+        assert_eq!(ram.issue(0x31_2345), 0x31_2345);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //!
 //! - *Permissions* are worked out once, when an entry is filled: nine bits, one for each kind of access
 //!   and privilege, SMAP and AC included. A page that isn't dirty has no write bits, so the first
-//!   write walks again and sets the dirty bit. Refusals are never cached: they walk and so find
+//!   write walks again and sets the dirty bit; nor has a page of ROM, whose writes are a device's. Refusals are never cached: they walk and so find
 //!   rights that the guest has since granted, which hardware does too.
 //! - *Eras* make flushes O(1). Each PCID has a number, its era, drawn from a counter that never
 //!   repeats; an entry is good while it carries the era of the current PCID, or of the global pages.
@@ -239,7 +239,7 @@ impl SoftMmu {
         let may = |access| paging.permits(found.rights, access, privilege);
         may(Access::Read).then(|| Peeked {
             gpa: found.gpa,
-            writable: found.dirty && may(Access::Write),
+            writable: found.dirty && may(Access::Write) && self.ram.may_write(found.gpa),
             global: found.global,
             shift: found.page_shift,
         })
@@ -293,15 +293,21 @@ impl SoftMmu {
         let paging = self.paging(cpu);
         let translation = walk(&self.ram, &paging, gva, access, privilege)?;
         let entry = self.fill(&paging, gva, &translation);
+        if access == Access::Write && entry.gpa_and_rights & permission(access, privilege) == 0 {
+            // The page lets this be written, the chip set doesn't.
+            return Ok(Place::Device { gpa: Gpa(translation.gpa.0 | gva.0 & !PAGE_MASK) });
+        }
         Ok(place(&entry, gva))
     }
 
     fn fill(&mut self, paging: &Paging, gva: Gva, translation: &Translation) -> Entry {
+        let host = self.ram.host_ptr(translation.gpa, PAGE_SIZE as usize);
+        let writable = host.is_none() || self.ram.may_write(translation.gpa);
         let mut rights = 0;
         for privilege in [Privilege::User, Privilege::Supervisor, Privilege::SupervisorAc] {
             for access in [Access::Read, Access::Write, Access::Fetch] {
-                let clean = access == Access::Write && !translation.dirty;
-                if !clean && paging.permits(translation.rights, access, privilege) {
+                let barred = access == Access::Write && !(translation.dirty && writable);
+                if !barred && paging.permits(translation.rights, access, privilege) {
                     rights |= permission(access, privilege);
                 }
             }
@@ -315,10 +321,7 @@ impl SoftMmu {
         let entry = Entry {
             page: gva.0 & PAGE_MASK,
             era: if translation.global { self.global_era } else { self.era },
-            host: self
-                .ram
-                .host_ptr(translation.gpa, PAGE_SIZE as usize)
-                .unwrap_or(std::ptr::null_mut()),
+            host: host.unwrap_or(std::ptr::null_mut()),
             gpa_and_rights: translation.gpa.0 | rights | size_class << SIZE_SHIFT,
         };
         self.entries[slot_of(gva.0)] = entry;

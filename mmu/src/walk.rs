@@ -10,7 +10,7 @@
 //! registers, then two levels of 8-byte entries, 2 MiB pages), 4-level (2 MiB and 1 GiB pages).
 //! An entry is judged in the SDM's order: not present, then reserved bits, at each level on the way
 //! down; rights only at the end, over all levels together. A table that lies outside RAM reads as
-//! all ones, as an unclaimed bus does, and is not written.
+//! all ones, as an unclaimed bus does, and is not written; one in ROM is read, and not written either.
 //!
 //! Invariants: a refused access changes no accessed or dirty bit; every loop is bounded. Any thread.
 //! Source: SDM vol. 3, chapter "Paging": "Paging Modes and Control Bits", "32-Bit Paging", "PAE
@@ -195,7 +195,7 @@ pub struct Translation {
 enum Slot<'a> {
     Wide(&'a AtomicU64),
     Narrow(&'a AtomicU32),
-    /// Outside RAM.
+    /// Outside RAM, or where a processor can't write.
     Nowhere,
 }
 
@@ -211,24 +211,29 @@ impl<'a> Step<'a> {
     const NONE: Self = Self { gpa: 0, value: 0, slot: Slot::Nowhere };
 
     fn wide(ram: &'a GuestRam, gpa: u64) -> Self {
+        let gpa = ram.issue(gpa);
         match ram.host_ptr(Gpa(gpa), 8) {
             Some(host) if host.cast::<u64>().is_aligned() => {
                 // SAFETY: eight aligned bytes of RAM that stay mapped while `ram` is borrowed, and
                 // that all of us access by raw or atomic means only.
                 let slot = unsafe { AtomicU64::from_ptr(host.cast()) };
-                Self { gpa, value: slot.load(Ordering::Acquire), slot: Slot::Wide(slot) }
+                let value = slot.load(Ordering::Acquire);
+                let slot = if ram.may_write(Gpa(gpa)) { Slot::Wide(slot) } else { Slot::Nowhere };
+                Self { gpa, value, slot }
             }
             _ => Self { gpa, value: u64::MAX, slot: Slot::Nowhere },
         }
     }
 
     fn narrow(ram: &'a GuestRam, gpa: u64) -> Self {
+        let gpa = ram.issue(gpa);
         match ram.host_ptr(Gpa(gpa), 4) {
             Some(host) if host.cast::<u32>().is_aligned() => {
                 // SAFETY: as in `wide`, with four bytes.
                 let slot = unsafe { AtomicU32::from_ptr(host.cast()) };
                 let value = u64::from(slot.load(Ordering::Acquire));
-                Self { gpa, value, slot: Slot::Narrow(slot) }
+                let slot = if ram.may_write(Gpa(gpa)) { Slot::Narrow(slot) } else { Slot::Nowhere };
+                Self { gpa, value, slot }
             }
             _ => Self { gpa, value: u64::from(u32::MAX), slot: Slot::Nowhere },
         }
@@ -289,7 +294,7 @@ pub fn walk(
         let descent = match paging.mode {
             Mode::Off => {
                 return Ok(Translation {
-                    gpa: Gpa(gva.0 & 0xffff_f000),
+                    gpa: Gpa(ram.issue(gva.0 & 0xffff_f000)),
                     page_shift: 12,
                     rights: Rights::ALL,
                     dirty: true,
@@ -310,6 +315,7 @@ pub fn walk(
         let write = access == Access::Write;
         if set_accessed(ram, &path, write, attempt == RETRIES_MAX).is_ok() {
             path.translation.dirty |= write;
+            path.translation.gpa = Gpa(ram.issue(path.translation.gpa.0));
             return Ok(path.translation);
         }
     }
@@ -328,7 +334,8 @@ pub fn peek(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<Translation> {
     }
     .ok()?;
     let accessed = path.steps[..path.len].iter().all(|step| step.value & entry::ACCESSED != 0);
-    accessed.then_some(path.translation)
+    let gpa = Gpa(ram.issue(path.translation.gpa.0));
+    accessed.then_some(Translation { gpa, ..path.translation })
 }
 
 fn set_accessed(ram: &GuestRam, path: &Path, write: bool, force: bool) -> Result<(), Changed> {

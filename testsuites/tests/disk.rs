@@ -5,21 +5,18 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom, Write as _};
-use std::os::unix::fs::PermissionsExt;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use xenolith_testsuites::Program;
 use xenolith_testsuites::debian::{Debian, PATIENCE};
+use xenolith_testsuites::disk::{self, Partition, SECTOR, tool};
 
-const SECTOR: u64 = 512;
 const DISK_BYTES: u64 = 80 << 20;
 /// Two partitions, as sfdisk takes them.
 const TABLE: &str = "label: gpt\nstart=2048, size=8192\nstart=10240, size=131072\n";
-const ROOT_START: u64 = 10240 * SECTOR;
-const ROOT_BYTES: u64 = 131_072 * SECTOR;
+const ROOT: Partition = Partition { start: 10240 * SECTOR, bytes: 131_072 * SECTOR };
 
 /// Root's first program: a shell on the console, and no other process.
 const INIT: &str = "\
@@ -42,36 +39,19 @@ impl Disk {
             .join(format!("disk-{name}-{}", std::process::id()));
         let disk = Self { image: folder.join("disk.img"), folder };
         let tree = disk.folder.join("tree");
-        for name in ["bin", "sbin", "dev", "proc", "sys", "run", "tmp"] {
-            fs::create_dir_all(tree.join(name))?;
-        }
-        fs::copy(busybox, tree.join("bin/busybox"))?;
-        for applet in
-            ["sh", "mount", "setsid", "sync", "dd", "sha256sum", "seq", "poweroff", "tail"]
-        {
-            std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
-        }
-        fs::write(tree.join("sbin/init"), INIT)?;
-        for program in ["bin/busybox", "sbin/init"] {
-            fs::set_permissions(tree.join(program), fs::Permissions::from_mode(0o755))?;
-        }
-        File::create(&disk.image)?.set_len(DISK_BYTES)?;
-        let image = disk.image.display().to_string();
-        tool(&["sfdisk", "--quiet", &image], TABLE)?;
-        // The file system is made in the middle of the image, so no privilege is needed.
-        let offset = format!("offset={ROOT_START}");
-        let size = format!("{}k", ROOT_BYTES >> 10);
-        let tree = tree.display().to_string();
-        tool(&["mke2fs", "-q", "-F", "-t", "ext4", "-E", &offset, "-d", &tree, &image, &size], "")?;
+        let applets =
+            ["sh", "mount", "setsid", "sync", "dd", "sha256sum", "seq", "poweroff", "tail"];
+        disk::busybox_tree(&tree, busybox, &applets, INIT)?;
+        disk::make(&disk.image, DISK_BYTES, TABLE, ROOT, &tree)?;
         Ok(disk)
     }
 
     /// A copy of the root partition, with its journal replayed if asked.
     fn partition(&self, name: &str, replay: bool) -> Result<String> {
         let mut image = File::open(&self.image)?;
-        image.seek(SeekFrom::Start(ROOT_START))?;
+        image.seek(SeekFrom::Start(ROOT.start))?;
         let path = self.folder.join(name);
-        std::io::copy(&mut image.take(ROOT_BYTES), &mut File::create(&path)?)?;
+        std::io::copy(&mut image.take(ROOT.bytes), &mut File::create(&path)?)?;
         let path = path.display().to_string();
         if replay {
             tool(&["e2fsck", "-E", "journal_only", "-p", &path], "")?;
@@ -86,26 +66,6 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.folder);
     }
-}
-
-/// Runs a host program, which may be where an ordinary PATH doesn't look, and returns what it printed.
-fn tool(args: &[&str], input: &str) -> Result<String> {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let mut child = Command::new("/usr/bin/env")
-        .args(args)
-        .env("PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input.as_bytes())?;
-    }
-    let output = child.wait_with_output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{args:?}: {}\n{text}{errors}", output.status);
-    Ok(text)
 }
 
 /// Boots with the disk's second partition as root.

@@ -5,11 +5,12 @@
 
 use std::fs::File;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
-use xenolith_machine::{Config, Handle, Machine, SerialInput};
+use xenolith_machine::{Config, DiskConfig, Handle, Machine, SerialInput};
 
 use crate::flags::{RunArgs, Serial};
 use crate::guests;
@@ -17,6 +18,9 @@ use crate::keys::{HELP, Key, Keys};
 use crate::signals::Signals;
 use crate::status;
 use crate::terminal::{self, SerialOutput, Trouble};
+
+/// Where Debian's package seabios has its ROM for machines with more than 128 KiB of it.
+const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
 
 /// Runs a guest to its end and gives the exit status.
 ///
@@ -40,6 +44,12 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         }
         Serial::None => Box::new(io::sink()),
     };
+
+    if let Some(path) = &config.debug_output {
+        File::create(path)
+            .map_err(|error| crate::cmd::plain(&error))
+            .with_context(|| format!("--debugcon {}: cannot write it", path.display()))?;
+    }
 
     let report = config.report.clone();
     let signals = Signals::block();
@@ -86,9 +96,14 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         code_cache_bytes: usize::try_from(args.machine.code_cache).unwrap_or(usize::MAX),
         mmu: args.machine.mmu.into(),
         report: args.machine.stats.then(Arc::default),
+        debug_output: args.boot.debugcon.clone(),
         ..Config::default()
     };
     match (&args.boot.guest, &args.boot.kernel) {
+        (Some(image), _) if guests::is_image(image) => {
+            config.disks.insert(0, DiskConfig { path: image.into(), read_only: false });
+            config.firmware = Some(firmware(args)?);
+        }
         (Some(name), _) => {
             let guest = guests::find(name)?;
             // A mistake elsewhere on the command line is told before anything is fetched.
@@ -104,10 +119,27 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
             config.initrd.clone_from(&args.boot.initrd);
             config.command_line.clone_from(&args.boot.append);
         }
-        // clap has refused this already.
-        (None, None) => bail!("no guest given; try 'xenolith run debian'"),
+        (None, None) => config.firmware = Some(firmware(args)?),
+    }
+    if config.firmware.is_some() && !args.boot.append.is_empty() {
+        bail!("--append goes with a kernel or a guest's name; firmware finds its own kernel");
     }
     Ok(config)
+}
+
+/// The firmware that was asked for, or the usual one.
+fn firmware(args: &RunArgs) -> Result<PathBuf> {
+    if let Some(path) = &args.boot.bios {
+        return Ok(path.clone());
+    }
+    let usual = Path::new(SEABIOS);
+    if !usual.is_file() {
+        bail!(
+            "no firmware to boot by: {SEABIOS} is not there; install Debian's package seabios \
+             (apt install seabios), or give --bios FILE"
+        );
+    }
+    Ok(usual.to_owned())
 }
 
 /// Refuses what can be refused before anything is fetched or written. The machine looks closer.

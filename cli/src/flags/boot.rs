@@ -7,9 +7,20 @@ use xenolith_machine::DiskConfig;
 
 #[derive(Args, Debug)]
 pub struct BootFlags {
-    /// A guest known by name, fetched once: debian or debian-i386 (see `xenolith guests`)
-    #[arg(value_name = "GUEST", required_unless_present = "kernel", conflicts_with = "kernel")]
+    /// A guest known by name, fetched once: debian or debian-i386 (see `xenolith guests`); or a disk
+    /// image, which is booted by firmware as the first disk
+    #[arg(value_name = "GUEST|IMAGE", conflicts_with = "kernel")]
+    #[arg(required_unless_present_any = ["kernel", "bios", "disks"])]
     pub guest: Option<String>,
+
+    /// Firmware to start by: a ROM image [default without a kernel: SeaBIOS as Debian's package seabios
+    /// installs it]
+    #[arg(long, value_name = "FILE", help_heading = "What to boot", conflicts_with = "kernel")]
+    pub bios: Option<PathBuf>,
+
+    /// File for what the guest writes to the debug ports 0x402 (firmware) and 0xe9
+    #[arg(long, value_name = "FILE", help_heading = "What to boot")]
+    pub debugcon: Option<PathBuf>,
 
     /// Kernel to boot instead: a Linux bzImage (vmlinuz), an ELF with a PVH note (vmlinux), or a
     /// multiboot-1 image

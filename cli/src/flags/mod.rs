@@ -72,6 +72,7 @@ Examples:
   xenolith run debian -m 1G -c 2 --append 'quiet'
   xenolith run debian --disk disk.img --append 'root=/dev/vda1'
   xenolith run debian-i386 --timeout 600 </dev/null >boot.log
+  xenolith run disk.img --disk data.img
   xenolith run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'
   xenolith run --kernel kernel.elf --serial file:out.txt --no-reboot
 
@@ -94,7 +95,7 @@ Standard output carries the guest's serial bytes and nothing else.";
 #[derive(Args, Debug)]
 #[command(after_help = RUN_HELP, max_term_width = 100)]
 #[command(
-    override_usage = "xenolith run <GUEST> [OPTIONS]\n       xenolith run --kernel FILE [OPTIONS]"
+    override_usage = "xenolith run <GUEST|IMAGE> [OPTIONS]\n       xenolith run --kernel FILE [OPTIONS]"
 )]
 pub struct RunArgs {
     #[command(flatten)]
@@ -167,7 +168,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Refusal> {
         }
         // Only one thing is required: something to boot.
         ErrorKind::MissingRequiredArgument => Refusal::Mistake(
-            "nothing to boot: give a guest's name, as in 'xenolith run debian', or --kernel FILE"
+            "nothing to boot: give a guest's name, as in 'xenolith run debian', a disk image, or \
+             --kernel FILE"
                 .to_owned(),
         ),
         _ => Refusal::Mistake(one_line(&error.render().to_string())),
@@ -256,6 +258,8 @@ mod tests {
         let help = help.render().to_string();
         for word in [
             "--kernel",
+            "--bios",
+            "--debugcon",
             "--initrd",
             "--append",
             "-m",

@@ -77,6 +77,11 @@ impl Guest {
     }
 }
 
+/// Whether what stands in a guest's place is a file to boot from, as no guest has that name.
+pub fn is_image(name: &str) -> bool {
+    GUESTS.iter().all(|guest| guest.name != name) && Path::new(name).exists()
+}
+
 /// The guest called `name`.
 ///
 /// # Errors
@@ -86,11 +91,9 @@ pub fn find(name: &str) -> Result<&'static Guest> {
         return Ok(guest);
     }
     let names = GUESTS.each_ref().map(|guest| guest.name).join(" and ");
-    if Path::new(name).exists() {
-        bail!("'{name}' is a file, not the name of a guest; write --kernel {name}");
-    }
     bail!(
-        "no guest is called '{name}'; known are {names}; a kernel in a file goes with --kernel FILE"
+        "no guest is called '{name}', and there is no disk image of that name; known guests are \
+         {names}; a kernel in a file goes with --kernel FILE"
     )
 }
 

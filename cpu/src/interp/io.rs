@@ -4,12 +4,14 @@
 //! access. Invariant: no device sees an access that the guest was not allowed. Source: SDM vol. 1,
 //! "Protected-Mode I/O".
 
+use std::sync::atomic::Ordering;
+
 use iced_x86::{Instruction, OpKind, Register};
 
 use super::decode::{Handler, Insn};
 use super::width::Width;
 use super::{Interp, breakpoint_armed, breakpoint_meets};
-use crate::env::Memory;
+use crate::env::{Memory, attention};
 use crate::exception::{Outcome, Trap};
 use crate::state::reg::{RAX, RDX};
 use crate::state::{Cr4, Rflags};
@@ -64,6 +66,10 @@ impl<M: Memory> Interp<M> {
     pub(super) fn port_out(&mut self, port: u16, bytes: u8, value: u32) {
         self.env.set_retired(self.state.retired);
         self.env.pio_write(port, bytes, value);
+        // The next instruction already sees what this one has switched.
+        if self.attention.load(Ordering::Acquire) & attention::REMAP != 0 {
+            self.remap();
+        }
     }
 }
 

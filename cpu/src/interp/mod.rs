@@ -216,6 +216,9 @@ impl<M: Memory> Interp<M> {
     #[cold]
     fn service(&mut self) -> Option<Exit> {
         let word = self.attention.load(Ordering::Acquire);
+        if word & attention::REMAP != 0 {
+            self.remap();
+        }
         if word & FOR_MACHINE != 0 {
             return Some(Exit::Attention);
         }
@@ -243,6 +246,15 @@ impl<M: Memory> Interp<M> {
             }
         }
         (self.state.activity == Activity::Halted).then_some(Exit::Halted)
+    }
+
+    /// Forgets translations after the chip set has changed what they lead to.
+    #[cold]
+    fn remap(&mut self) {
+        self.attention.fetch_and(!attention::REMAP, Ordering::AcqRel);
+        self.mem.flush_all();
+        // The bytes that follow in the block may no longer be those of its page.
+        self.leave = true;
     }
 
     /// Delivers an external interrupt or NMI.

@@ -18,7 +18,7 @@ use crate::clock::{Clock, Timed, Timer, TimerQueue};
 use crate::irq::IrqLine;
 use crate::power::{PowerEvent, PowerEvents};
 
-/// Start of the PM register block; its parts are at these offsets.
+/// Where firmware puts the PM register block; its parts are at these offsets.
 pub const PM_PORT: u16 = 0x600;
 pub const PM1A_EVENT_OFFSET: u16 = 0;
 pub const PM1A_EVENT_BYTES: u8 = 4;
@@ -136,12 +136,12 @@ impl PmBlock {
         block
     }
 
-    /// Puts `block` at its ports.
+    /// Puts `block`'s general purpose events and SMI command port at their ports. The register block itself
+    /// is where the chip set's configuration space says ([`crate::pci`]).
     ///
     /// # Errors
     /// [`Overlap`] if one is taken.
     pub fn attach(block: &Arc<Mutex<Self>>, ports: &mut Bus) -> Result<(), Overlap> {
-        ports.insert(PM_PORT.into(), PM_PORTS.into(), Arc::clone(block) as _)?;
         ports.insert_at(GPE0_PORT.into(), GPE0_BYTES.into(), GPE0_BASE, Arc::clone(block) as _)?;
         ports.insert_at(
             SMI_COMMAND_PORT.into(),
@@ -320,6 +320,7 @@ mod tests {
             let block = PmBlock::new(sci, power.clone(), Arc::clone(&clock) as _, &timers);
             let mut ports = Bus::new();
             PmBlock::attach(&block, &mut ports).expect("an empty bus");
+            ports.moving().map(PM_PORT.into(), PM_PORTS.into(), 0, Arc::clone(&block) as _);
             Self { ports, block, irqs, clock, timers, power }
         }
         fn sci(&self) -> bool {

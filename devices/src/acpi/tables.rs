@@ -36,8 +36,8 @@ const OEM_TABLE_ID: [u8; 8] = *b"XENOLITH";
 /// CMOS byte that holds the century.
 const RTC_CENTURY: u8 = 0x32;
 const HEADER_BYTES: u32 = 36;
-const RSDP_BYTES: usize = 36;
-const RSDP_V1_BYTES: usize = 20;
+pub(super) const RSDP_BYTES: usize = 36;
+pub(super) const RSDP_V1_BYTES: usize = 20;
 
 /// What the tables say.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! The parts of a PC that were there before PCI.
 
 pub mod debug_exit;
+pub mod debugcon;
 pub mod i8042;
 pub mod pic;
 pub mod pit;

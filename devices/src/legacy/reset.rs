@@ -3,11 +3,12 @@
 //!
 //! Problem: three generations of PC each found a way to reset the processor. Scheme: each raises
 //! [`PowerEvent::Reset`] on the written bit's rising edge. [`A20Gate`] is one latch, last writer wins.
-//! Invariants: the gate starts open, as after any firmware; the processor model has no A20 mask, so a
-//! closed gate is only remembered: guests that rely on wrap-around at 1 MiB don't get it. Any thread.
+//! Invariants: the gate starts open, as after any firmware; whoever ties the processors' line hears of each
+//! change. Any thread.
 //! Source: Intel 82371SB (PIIX3) datasheet, "RC: Reset Control Register" (0xcf9); IBM PS/2 technical
 //! reference, "System Control Port A" (0x92).
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -30,28 +31,35 @@ const PORT92_A20: u8 = 1 << 1;
 /// Bits without a meaning that keep what is written.
 const PORT92_STORED: u8 = 0xfc;
 
-/// Whether address line 20 is passed on.
-#[derive(Clone, Debug)]
-pub struct A20Gate(Arc<AtomicBool>);
+type OnChange = dyn Fn(bool) + Send + Sync;
 
-impl Default for A20Gate {
-    fn default() -> Self {
-        Self(Arc::new(AtomicBool::new(true)))
+/// Whether address line 20 is passed on.
+#[derive(Clone)]
+pub struct A20Gate {
+    open: Arc<AtomicBool>,
+    changed: Arc<OnChange>,
+}
+
+impl fmt::Debug for A20Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("A20Gate").field(&self.is_open()).finish()
     }
 }
 
 impl A20Gate {
+    /// An open gate that tells `changed` of each change. That runs under the lock of the device that made
+    /// it: no device calls, no waiting.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(changed: impl Fn(bool) + Send + Sync + 'static) -> Self {
+        Self { open: Arc::new(AtomicBool::new(true)), changed: Arc::new(changed) }
     }
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.open.load(Ordering::Relaxed)
     }
     pub fn set(&self, open: bool) {
-        if self.0.swap(open, Ordering::Relaxed) && !open {
-            tracing::debug!("guest closes the A20 gate; addresses do not wrap");
+        if self.open.swap(open, Ordering::Relaxed) != open {
+            (self.changed)(open);
         }
     }
 }
@@ -147,13 +155,19 @@ mod tests {
 
     #[test]
     fn port_92_gates_a20_and_resets() {
-        let (power, a20) = (PowerEvents::new(), A20Gate::new());
+        let power = PowerEvents::new();
+        let told = Arc::new(AtomicBool::new(true));
+        let a20 = {
+            let told = Arc::clone(&told);
+            A20Gate::new(move |open| told.store(open, Ordering::Relaxed))
+        };
         let mut port = SystemControlA::new(a20.clone(), power.clone());
         assert_eq!(port.read(0, 1), 0x02);
         port.write(0, 1, 0x00);
-        assert!(!a20.is_open());
+        assert!(!a20.is_open() && !told.load(Ordering::Relaxed));
         assert_eq!(port.read(0, 1), 0x00);
         a20.set(true);
+        assert!(told.load(Ordering::Relaxed));
         assert_eq!(port.read(0, 1), 0x02, "the keyboard controller's change shows");
         assert!(!power.is_raised());
         port.write(0, 1, 0x03);

@@ -36,8 +36,11 @@ pub trait PciDevice: Send {
     fn config_written(&mut self, config: &mut ConfigSpace, offset: usize, size: usize) {
         let _ = (config, offset, size);
     }
-    /// Power-on state. What the device had under way has ended when this returns.
-    fn reset(&mut self) {}
+    /// Power-on state, also of what is not the header's in `config`. What the device had under way has
+    /// ended when this returns.
+    fn reset(&mut self, config: &mut ConfigSpace) {
+        let _ = config;
+    }
 }
 
 /// The bits of a bus offset that are the offset in a BAR; the BAR's number is above them.
@@ -150,7 +153,7 @@ impl Function {
 
     /// Power-on state.
     pub fn reset(&mut self) {
-        self.device.reset();
+        self.device.reset(&mut self.config);
         self.config.reset();
         if let Some(msix) = &self.msix {
             let control = self.config.u16(msix.control);

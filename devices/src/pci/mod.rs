@@ -19,6 +19,7 @@ mod root;
 #[cfg(test)]
 mod tests;
 
+pub use chipset::{MemorySwitch, Segment};
 pub use function::{Function, PciDevice};
 pub use interrupts::{INTX_GSI_BASE, Interrupts, IntxRouter, intx_gsi};
 pub use root::{PciError, PciRoot};

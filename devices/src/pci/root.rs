@@ -12,10 +12,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use super::chipset;
+use super::chipset::{self, MemorySwitch};
 use super::config::{BARS, BarKind, COMMAND, Command, INTERRUPT_LINE};
 use super::function::{Function, bar_base};
 use super::interrupts::{Interrupts, IntxRouter};
+use crate::acpi::pm::PmBlock;
 use crate::bus::{Bus, BusDevice, MovingRanges, Overlap};
 use crate::clock::lock;
 use crate::irq::IrqSink;
@@ -25,6 +26,11 @@ const CONFDATA: u64 = 0xcfc;
 const CONFADD_ENABLE: u32 = 1 << 31;
 /// The bits of CONFADD that are kept.
 const CONFADD_BITS: u32 = 0x80ff_fffc;
+
+/// The chip set's functions.
+const HOST_BRIDGE: u8 = 0;
+const ISA_BRIDGE: u8 = 1 << 3;
+const POWER_MANAGEMENT: u8 = 1 << 3 | 3;
 
 /// Slots of a bus.
 const SLOTS: u8 = 32;
@@ -65,7 +71,7 @@ impl std::fmt::Debug for PciRoot {
 
 impl PciRoot {
     /// Makes the bus with its two bridges and puts its ports on `ports`. BARs appear on `memory` and
-    /// `ports`.
+    /// `ports`. The host bridge switches memory below 1 MiB by `switch`.
     ///
     /// # Errors
     /// [`Overlap`] if 0xcf8 or 0xcfc is taken.
@@ -73,6 +79,7 @@ impl PciRoot {
         memory: &Bus,
         ports: &mut Bus,
         sink: Arc<dyn IrqSink>,
+        switch: Box<dyn MemorySwitch>,
     ) -> Result<Arc<Mutex<Self>>, Overlap> {
         let router = IntxRouter::new(Arc::clone(&sink));
         let mut root = Self {
@@ -83,8 +90,8 @@ impl PciRoot {
             router: Arc::clone(&router),
             sink,
         };
-        root.fit(0, chipset::host_bridge());
-        root.fit(1 << 3, chipset::isa_bridge(router));
+        root.fit(HOST_BRIDGE, chipset::host_bridge(switch));
+        root.fit(ISA_BRIDGE, chipset::isa_bridge(router));
         let root = Arc::new(Mutex::new(root));
         // One byte long: only an access that starts here reaches CONFADD, and the byte at 0xcf9 is
         // free for the reset control register.
@@ -118,13 +125,20 @@ impl PciRoot {
         Ok(())
     }
 
+    /// Fits the chip set's power management function, which puts `block` on the ports.
+    pub fn add_power_management(&mut self, block: &Arc<Mutex<PmBlock>>) {
+        let function = chipset::power_management(Arc::clone(block), Arc::clone(&self.ports));
+        self.fit(POWER_MANAGEMENT, function);
+    }
+
     fn fit(&mut self, devfn: u8, function: Function) {
         let function = Arc::new(Mutex::new(function));
         self.functions.insert(devfn, Fitted { function, bars: [None; BARS] });
     }
 
     /// Does what firmware does before a kernel starts: places every BAR in `hole` or `io`, enables
-    /// decoding, routes the PIRQs to ISA lines 10 and 11 (which the board makes level-triggered).
+    /// decoding, routes the PIRQs to ISA lines 10 and 11 (which the board makes level-triggered), puts
+    /// the power management block where ACPI says, and turns all of the ROM area to RAM.
     ///
     /// # Errors
     /// [`PciError::NoSpace`] if they don't fit.
@@ -168,8 +182,17 @@ impl PciRoot {
                 let line = PIRQ_ROUTES[pirq % PIRQ_ROUTES.len()];
                 function.config_write(INTERRUPT_LINE, 1, u32::from(line));
             }
-            if devfn == 1 << 3 {
-                function.config_write(chipset::PIRQRC, 4, u32::from_le_bytes(PIRQ_ROUTES));
+            match devfn {
+                HOST_BRIDGE => {
+                    for index in 0..chipset::PAMS {
+                        function.config_write(chipset::PAM + index, 1, chipset::PAM_RAM.into());
+                    }
+                }
+                ISA_BRIDGE => {
+                    function.config_write(chipset::PIRQRC, 4, u32::from_le_bytes(PIRQ_ROUTES));
+                }
+                POWER_MANAGEMENT => chipset::enable_power_management(&mut function),
+                _ => {}
             }
         }
         let all: Vec<u8> = self.functions.keys().copied().collect();

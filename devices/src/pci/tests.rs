@@ -44,7 +44,8 @@ impl Rig {
     fn new() -> Self {
         let (memory, mut ports) = (Bus::new(), Bus::new());
         let lines = Arc::new(Lines::default());
-        let root = PciRoot::new(&memory, &mut ports, Arc::clone(&lines) as _).expect("free");
+        let root =
+            PciRoot::new(&memory, &mut ports, Arc::clone(&lines) as _, Box::new(())).expect("free");
         Self { memory, ports, root, lines }
     }
 

@@ -417,7 +417,7 @@ where
         }
     }
 
-    fn reset(&mut self) {
+    fn reset(&mut self, _: &mut ConfigSpace) {
         self.stop();
         self.reset_registers();
     }

@@ -12,6 +12,7 @@
 
 mod bzimage;
 mod elf;
+mod firmware;
 mod multiboot;
 mod pvh;
 
@@ -84,6 +85,15 @@ impl Loaded {
     }
 }
 
+/// How a machine starts.
+#[derive(Clone, Debug)]
+pub enum Start {
+    /// A kernel is in memory, and the board is as firmware would have left it.
+    Kernel(Loaded),
+    /// The board is as power-on leaves it, with this ROM below 4 GiB.
+    Firmware(Vec<u8>),
+}
+
 /// What the loaders work from.
 struct Request<'a> {
     kernel: &'a [u8],
@@ -154,8 +164,19 @@ fn terminated(text: &str, max: usize) -> Result<Vec<u8>, ConfigError> {
     Ok(bytes)
 }
 
-/// Reads a file whole, but not more than `max` bytes: a device file may never end.
+/// Reads a file whole that must fit in memory.
 fn read_file(option: &'static str, path: &Path, max: u64) -> Result<Vec<u8>, ConfigError> {
+    let too_large = format!("larger than the {} MiB of memory; give more with -m", max >> 20);
+    read_limited(option, path, max, &too_large)
+}
+
+/// Reads a file whole, but not more than `max` bytes: a device file may never end.
+fn read_limited(
+    option: &'static str,
+    path: &Path,
+    max: u64,
+    too_large: &str,
+) -> Result<Vec<u8>, ConfigError> {
     let wrong = |source| ConfigError::File { option, path: path.to_owned(), source };
     let file = fs::File::open(path).map_err(wrong)?;
     let meta = file.metadata().map_err(wrong)?;
@@ -165,17 +186,19 @@ fn read_file(option: &'static str, path: &Path, max: u64) -> Result<Vec<u8>, Con
     let mut bytes = Vec::new();
     file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(wrong)?;
     if bytes.len() as u64 > max {
-        let text = format!("larger than the {} MiB of memory; give more with -m", max >> 20);
-        return Err(wrong(std::io::Error::other(text)));
+        return Err(wrong(std::io::Error::other(too_large)));
     }
     Ok(bytes)
 }
 
-/// Loads what `config` names.
+/// Loads what `config` names: firmware, or a kernel.
 ///
 /// # Errors
 /// A file can't be read, isn't a kernel, is damaged, or doesn't fit.
-pub fn load(config: &Config, map: &MemoryMap, rsdp: u64) -> Result<Loaded, ConfigError> {
+pub fn load(config: &Config, map: &MemoryMap, rsdp: u64) -> Result<Start, ConfigError> {
+    if let Some(path) = &config.firmware {
+        return firmware::load(path).map(Start::Firmware);
+    }
     let kernel = read_file("--kernel", &config.kernel, config.memory_bytes)?;
     let empty = Path::new("");
     let initrd = match &config.initrd {
@@ -193,7 +216,7 @@ pub fn load(config: &Config, map: &MemoryMap, rsdp: u64) -> Result<Loaded, Confi
     };
     let loaded = load_image(request)?;
     check(&loaded, map, &config.kernel)?;
-    Ok(loaded)
+    Ok(Start::Kernel(loaded))
 }
 
 fn load_image(request: Request<'_>) -> Result<Loaded, ConfigError> {
@@ -231,7 +254,7 @@ fn hint(bytes: &[u8]) -> &'static str {
     {
         " (it seems to be a text file)"
     } else if bytes.get(510..512) == Some(&[0x55, 0xaa]) {
-        " (it seems to be a disk image or boot sector; firmware boot is not there yet)"
+        " (it seems to be a disk image: boot it without --kernel, as in 'xenolith run disk.img')"
     } else {
         ""
     }

@@ -352,7 +352,9 @@ impl Bt {
         }
         let (gpa, writable, _) = self.peek(mode.privilege, page << 12)?;
         let interp = &*self.interp;
-        interp.mem.ram(gpa, PAGE_SIZE as usize)?;
+        if !interp.mem.soft.guest_ram().is_plain(gpa) {
+            return None;
+        }
         let writable = writable && interp.mem.code_version(gpa) == 0;
         Some(Run { page, gpn: gpa.gpn(), count: 1, writable })
     }

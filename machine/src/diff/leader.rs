@@ -18,7 +18,7 @@ use xenolith_mmu::GuestRam;
 
 use super::replay::{Event, Log, Recorder};
 use super::{DiffConfig, DiffError, Stop};
-use crate::boot::{self, Loaded};
+use crate::boot::{self, Start};
 use crate::builder::{Board, Clockwork, EngineParts};
 use crate::config::{self, Config, ConfigError};
 use crate::console::Sink;
@@ -46,7 +46,7 @@ pub enum Step {
 pub struct Plan {
     pub config: Config,
     pub map: MemoryMap,
-    loaded: Loaded,
+    start: Start,
 }
 
 impl Plan {
@@ -64,8 +64,8 @@ impl Plan {
         };
         config.check()?;
         let map = MemoryMap::new(config.memory_bytes);
-        let loaded = boot::load(&config, &map, ACPI_TABLES.0)?;
-        Ok(Self { config, map, loaded })
+        let start = boot::load(&config, &map, ACPI_TABLES.0)?;
+        Ok(Self { config, map, start })
     }
 
     /// Builds a machine and takes it apart.
@@ -80,8 +80,7 @@ impl Plan {
             taken = Some(parts);
             Ok(Box::new(Absent(state)) as Box<dyn Engine>)
         };
-        let board =
-            Board::build_with(&self.config, &self.map, &self.loaded, &[], &sink, &mut make)?;
+        let board = Board::build_with(&self.config, &self.map, &self.start, &[], &sink, &mut make)?;
         let clockwork = board.into_clockwork();
         match (taken, clockwork) {
             (Some(parts), Some(clockwork)) => Ok((parts, clockwork)),

@@ -14,7 +14,7 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
-        let (irqs, a20, power) = (FakeIrqs::new(), A20Gate::new(), PowerEvents::new());
+        let (irqs, a20, power) = (FakeIrqs::new(), A20Gate::new(|_| ()), PowerEvents::new());
         let device = Arc::new(Mutex::new(I8042::new(
             irqs.line(KEYBOARD_IRQ),
             irqs.line(MOUSE_IRQ),

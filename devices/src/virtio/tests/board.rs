@@ -125,7 +125,8 @@ impl Board {
     pub fn new() -> Self {
         let (memory, mut ports) = (Bus::new(), Bus::new());
         let sink = Arc::new(Sink::default());
-        let root = PciRoot::new(&memory, &mut ports, Arc::clone(&sink) as _).expect("free ports");
+        let root = PciRoot::new(&memory, &mut ports, Arc::clone(&sink) as _, Box::new(()))
+            .expect("free ports");
         Self { memory, ports, root, sink }
     }
 

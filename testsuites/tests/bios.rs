@@ -1,0 +1,150 @@
+//! Firmware boot: SeaBIOS starts disks as on a PC with nothing but this board under it.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use xenolith_testsuites::Program;
+use xenolith_testsuites::debian::{Debian, PATIENCE, QUICK};
+use xenolith_testsuites::disk::{self, Partition, SECTOR, Scratch};
+use xenolith_testsuites::program::xenolith;
+
+const DISK_BYTES: u64 = 160 << 20;
+const TABLE: &str = "label: dos\nstart=2048, type=83, bootable\n";
+const ROOT: Partition = Partition { start: 2048 * SECTOR, bytes: DISK_BYTES - 2048 * SECTOR };
+
+const INIT: &str = "\
+#!/bin/sh
+export PATH=/bin PS1='disk# '
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+exec setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1
+";
+const APPLETS: [&str; 10] =
+    ["sh", "mount", "setsid", "sync", "cat", "grep", "poweroff", "reboot", "nproc", "uname"];
+
+/// A disk with GRUB, a Debian kernel and a small root file system; GRUB waits for a key.
+fn grub_disk(guest: &Debian, scratch: &Scratch) -> Result<std::path::PathBuf> {
+    let tree = scratch.path().join("tree");
+    disk::busybox_tree(&tree, &guest.busybox, &APPLETS, INIT)?;
+    fs::create_dir_all(tree.join("boot/grub"))?;
+    fs::copy(&guest.vmlinuz, tree.join("boot/vmlinuz"))?;
+    fs::copy(&guest.initrd, tree.join("boot/initrd.img"))?;
+    let menu = format!(
+        "serial\nterminal_input serial\nterminal_output serial\n\
+         menuentry 'Debian from the disk' {{\n\
+         linux /boot/vmlinuz root=/dev/vda1 console=ttyS0 {QUICK}\n\
+         initrd /boot/initrd.img\n}}\n"
+    );
+    fs::write(tree.join("boot/grub/grub.cfg"), menu)?;
+    let image = scratch.path().join("disk.img");
+    disk::make(&image, DISK_BYTES, TABLE, ROOT, &tree)?;
+    disk::install_grub(&image, scratch.path(), ROOT.start)?;
+    Ok(image)
+}
+
+fn choose(program: &mut Program) -> Result<()> {
+    // GRUB itself writes to the serial port: on the way through the firmware's screen services, cursor
+    // movements come between the letters.
+    program.wait_for("GNU GRUB", PATIENCE)?;
+    program.wait_for("Debian from the disk", PATIENCE)?;
+    program.type_line("");
+    program.wait_for("disk# ", PATIENCE)?;
+    Ok(())
+}
+
+#[test]
+fn debian_boots_by_grub_from_a_partitioned_disk_and_again_after_a_reset() -> Result<()> {
+    let guest = Debian::get("debian", env!("CARGO_TARGET_TMPDIR"))?;
+    let scratch = Scratch::new("bios")?;
+    let image = grub_disk(&guest, &scratch)?;
+    let mut command = xenolith()?;
+    command.arg("run").arg(&image).args(["-c", "2", "-m", "600M"]);
+    let mut program = Program::start(command)?;
+    choose(&mut program)?;
+
+    // What the firmware has told of the machine.
+    ensure!(program.command("nproc", PATIENCE)? == "2\n");
+    let name = program.command("cat /sys/class/dmi/id/product_name", PATIENCE)?;
+    ensure!(name == "Standard PC\n", "{name}");
+    let memory = program.command("grep MemTotal /proc/meminfo", PATIENCE)?;
+    let kib: u64 = memory.split_whitespace().nth(1).context("a number")?.parse()?;
+    ensure!((500 << 10..600 << 10).contains(&kib), "{memory}");
+    let interrupts = program.command("cat /proc/interrupts", PATIENCE)?;
+    ensure!(interrupts.contains("acpi") && interrupts.contains("IO-APIC"), "{interrupts}");
+    let ports = program.command("cat /proc/ioports", PATIENCE)?;
+    ensure!(ports.contains("ACPI PM1a_EVT_BLK") && ports.contains("0600-0603"), "{ports}");
+
+    program.type_line("reboot -f");
+    choose(&mut program)?;
+    ensure!(program.command("uname", PATIENCE)? == "Linux\n");
+    program.type_line("poweroff -f");
+    let ended = program.end(PATIENCE)?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    Ok(())
+}
+
+#[test]
+fn debian_i386_boots_by_grub() -> Result<()> {
+    let guest = Debian::get("debian-i386", env!("CARGO_TARGET_TMPDIR"))?;
+    let scratch = Scratch::new("bios")?;
+    let image = grub_disk(&guest, &scratch)?;
+    let mut command = xenolith()?;
+    command.arg("run").arg(&image);
+    let mut program = Program::start(command)?;
+    choose(&mut program)?;
+    program.type_line("poweroff -f");
+    let ended = program.end(PATIENCE)?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    Ok(())
+}
+
+#[test]
+fn line_20_and_the_shadow_of_the_rom_are_switched_as_on_the_chip_set() -> Result<()> {
+    let scratch = Scratch::new("bios")?;
+    let image = disk::boot_sector("shadow.asm", scratch.path())?;
+    for engine in ["interp", "bt"] {
+        let mut command = xenolith()?;
+        command.arg("run").arg(&image).args(["--engine", engine, "--timeout", "60"]);
+        let ended = Program::start(command)?.end(PATIENCE)?;
+        let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+        ensure!(ended.status.success(), "{engine}: {}: {text}{}", ended.status, ended.stderr);
+        ensure!(text.contains("abcdefg"), "{engine}: {text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn firmware_without_a_disk_says_so_on_screen_and_on_its_debug_port() -> Result<()> {
+    let scratch = Scratch::new("bios")?;
+    let log = scratch.path().join("log");
+    let mut command = xenolith()?;
+    command.args(["run", "--bios", "/usr/share/seabios/bios-256k.bin", "-c", "3", "--debugcon"]);
+    command.arg(&log);
+    let mut program = Program::start(command)?;
+    program.wait_for("No bootable device", PATIENCE)?;
+    program.kill()?;
+    let log = fs::read_to_string(log)?;
+    for part in ["Found QEMU fw_cfg", "Found 3 cpu(s)", "ACPI: parse DSDT", "[RAM]"] {
+        ensure!(log.contains(part), "{part} is not in {log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_no_firmware_is_refused_in_one_line() -> Result<()> {
+    let scratch = Scratch::new("bios")?;
+    let odd = scratch.path().join("odd");
+    fs::write(&odd, [1; 1000])?;
+    let folder = scratch.path().to_owned();
+    let missing = scratch.path().join("missing");
+    for (path, part) in [(odd, "64 KiB"), (folder, "directory"), (missing, "No such file")] {
+        let mut command = xenolith()?;
+        command.args(["run", "--bios"]).arg(&path);
+        let ended = Program::start(command)?.end(Duration::from_secs(60))?;
+        ensure!(ended.status.code() == Some(1), "{}: {}", path.display(), ended.status);
+        ensure!(ended.stderr.lines().count() == 1, "{}", ended.stderr);
+        ensure!(ended.stderr.contains("--bios") && ended.stderr.contains(part), "{}", ended.stderr);
+    }
+    Ok(())
+}
