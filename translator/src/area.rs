@@ -102,6 +102,11 @@ pub struct Jump {
     pub host: u64,
 }
 
+/// x87 state as XSAVE and XRSTOR have it, with the header behind the legacy region.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct X87Image(pub [u8; 576]);
+
 /// See the module's head.
 #[repr(C, align(4096))]
 #[derive(Debug)]
@@ -170,6 +175,10 @@ pub struct Area {
     pub remaining: i64,
     /// PEXT mask of the sign.
     pub sign: u64,
+    /// Zero while the guest's x87 state is in the host's registers, also while Rust runs.
+    pub x87_idle: u64,
+    /// The x87 state to load.
+    pub x87: X87Image,
     /// Vector registers while Rust runs.
     pub ymm: [[u8; 32]; 16],
     /// What is added to addresses of a region of 4 GiB, by bits 32 to 47, where code uses shadow windows:
@@ -184,10 +193,19 @@ pub struct Area {
     pub quiet: [u64; 512],
 }
 
-/// Minus a linear page address that no access indexed to `slot` can have, nor one that begins in the
-/// page before: its index bits are others. Fresh memory has it everywhere but in slot 0.
+/// Slots whose pages are so near the end of the address space that an access which begins there may end in the
+/// first page. Repeated string instructions are looked up with up to 32 KiB.
+const LAST_SLOTS: usize = 16;
+
+/// Minus a linear page address that no access indexed to `slot` can have, nor one that begins in one of the
+/// pages before: its index bits are others. Fresh memory has it everywhere but in the first and the last
+/// slots.
 fn nobody(slot: usize) -> u64 {
-    if slot == 0 { ((TLB_ENTRIES as u64 / 2) << 12).wrapping_neg() } else { 0 }
+    if slot == 0 || slot >= TLB_ENTRIES - LAST_SLOTS {
+        ((TLB_ENTRIES as u64 / 2) << 12).wrapping_neg()
+    } else {
+        0
+    }
 }
 
 /// What no RIP of `slot` is the negative of; fresh memory likewise.
@@ -365,13 +383,16 @@ impl AreaBox {
         this.status = 0x8d5;
         this.sign = 1 << 63;
         this.vector_idle = 1;
+        this.x87_idle = 1;
         this.host_mxcsr = 0x1f80;
         this.guest_mxcsr = 0x1f80;
         // Return addresses and branch targets differ in their low bits.
         this.jump_index = JUMP_ENTRIES as u64 - 1;
         for table in &mut this.area_mut().tlb {
-            table.read[0] = nobody(0);
-            table.write[0] = nobody(0);
+            for slot in (TLB_ENTRIES - LAST_SLOTS..TLB_ENTRIES).chain([0]) {
+                table.read[slot] = nobody(slot);
+                table.write[slot] = nobody(slot);
+            }
         }
         for cache in &this.jumps_of_all() {
             cache[0].minus_rip.store(nowhere(0), Ordering::Relaxed);
@@ -605,6 +626,8 @@ pub mod offset {
     pub const POLL: i32 = at(size_of::<Area>() - 8);
     pub const GUEST_MXCSR: i32 = at(offset_of!(Area, guest_mxcsr));
     pub const VECTOR_IDLE: i32 = at(offset_of!(Area, vector_idle));
+    pub const X87_IDLE: i32 = at(offset_of!(Area, x87_idle));
+    pub const X87: i32 = at(offset_of!(Area, x87));
     pub const VECTOR_WANTED: i32 = at(offset_of!(Area, vector_wanted));
     pub const VECTOR_SAVED: i32 = at(offset_of!(Area, vector_saved));
     pub const HOST_MXCSR: i32 = at(offset_of!(Area, host_mxcsr));

@@ -36,7 +36,9 @@ pub enum Class {
     Count,
     /// BT, BTS, BTR or BTC of memory with the bit's number in a register, which may lead far from the operand.
     BitString,
-    /// A vector instruction, on the host's registers.
+    /// MOVS, STOS, LODS, SCAS or CMPS upwards, perhaps repeated.
+    String,
+    /// A vector, x87 or MMX instruction, on the host's registers.
     Vector(Plain),
     /// In segmented code: PUSH of a segment register, MOV from one.
     PushSegment,
@@ -49,8 +51,9 @@ pub enum Class {
     /// PUSHA and POPA, of 16 and 32 bits.
     PushAll,
     PopAll,
-    /// LDMXCSR, once the value is known to mask every exception.
+    /// LDMXCSR and FLDCW, once the value is known to mask every exception.
     LoadMxcsr,
+    LoadControlWord,
     /// PUSHF, CLI and STI at CPL 0.
     PushFlags,
     ClearInterrupts,
@@ -83,18 +86,27 @@ impl Class {
 #[must_use]
 pub fn classify(insn: &Instruction, mode: Mode) -> Class {
     if let Some(plain) = xenolith_cpu::vector::plain(insn) {
-        let enabled = mode.vector >= if plain.unit == Unit::Avx { 2 } else { 1 };
+        let enabled = match plain.unit {
+            Unit::Sse => mode.vector >= 1,
+            Unit::Avx => mode.vector >= 2,
+            Unit::X87 | Unit::Mmx => mode.x87,
+            Unit::SseMmx => mode.x87 && mode.vector >= 1,
+        };
         let segment_fits = mode.bits == 64 || mode.fits(insn.memory_segment());
         // High bytes can't be named beside the registers that addresses are put into.
         let fits = enabled && segment_fits && memory_fits(insn, mode.bits);
         return match insn.mnemonic() {
             _ if !fits => Class::HandOver,
             N::Ldmxcsr | N::Vldmxcsr => Class::LoadMxcsr,
+            N::Fldcw => Class::LoadControlWord,
             _ => Class::Vector(plain),
         };
     }
     if let Some(class) = of_segments(insn, mode) {
         return if memory_fits(insn, mode.bits) { class } else { Class::HandOver };
+    }
+    if is_string(insn) {
+        return if string_fits(insn, mode) { Class::String } else { Class::HandOver };
     }
     let class = by_mnemonic(insn);
     let system = matches!(class, Class::PushFlags | Class::ClearInterrupts | Class::SetInterrupts);
@@ -253,6 +265,56 @@ fn by_mnemonic(insn: &Instruction) -> Class {
         _ if is_cmov_or_setcc(insn) => Class::Same,
         _ => Class::HandOver,
     }
+}
+
+fn is_string(insn: &Instruction) -> bool {
+    // MOVSD and CMPSD are vector instructions, too.
+    insn.is_string_instruction()
+        && matches!(
+            insn.mnemonic(),
+            N::Movsb
+                | N::Movsw
+                | N::Movsd
+                | N::Movsq
+                | N::Stosb
+                | N::Stosw
+                | N::Stosd
+                | N::Stosq
+                | N::Lodsb
+                | N::Lodsw
+                | N::Lodsd
+                | N::Lodsq
+                | N::Scasb
+                | N::Scasw
+                | N::Scasd
+                | N::Scasq
+                | N::Cmpsb
+                | N::Cmpsw
+                | N::Cmpsd
+                | N::Cmpsq
+        )
+}
+
+/// Index registers of the mode's own width, and no segment's base.
+fn string_fits(insn: &Instruction, mode: Mode) -> bool {
+    let own = if mode.bits == 64 {
+        [OpKind::MemorySegRSI, OpKind::MemoryESRDI]
+    } else {
+        [OpKind::MemorySegESI, OpKind::MemoryESEDI]
+    };
+    let indexed = |n: u32| own.contains(&insn.op_kind(n));
+    let is_register = |n: u32| insn.op_kind(n) == OpKind::Register;
+    let kinds = (0..insn.op_count()).all(|n| indexed(n) || is_register(n));
+    let source = (0..insn.op_count()).any(|n| insn.op_kind(n) == own[0]);
+    let segment = if source { insn.memory_segment() } else { Register::ES };
+    let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
+    let loads = matches!(insn.mnemonic(), N::Lodsb | N::Lodsw | N::Lodsd | N::Lodsq);
+    let (direct, once) = (!mode.segmented, !repeated);
+    direct
+        && kinds
+        && (once || !loads)
+        && !matches!(segment, Register::FS | Register::GS)
+        && (mode.bits == 64 || mode.fits(segment))
 }
 
 /// The bit's word is found from the whole linear address.

@@ -11,7 +11,7 @@
 use iced_x86::Register;
 use xenolith_cpu::CpuState;
 use xenolith_cpu::env::Privilege;
-use xenolith_cpu::state::{Cr0, Cr4, Rflags, Segment, Shadow, sreg};
+use xenolith_cpu::state::{Cr0, Cr4, Rflags, Segment, Shadow, VectorState, sreg};
 
 /// Part of a block's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -24,6 +24,8 @@ pub struct Mode {
     pub extra_segments: u8,
     /// Vector instructions that may run: 0 none, 1 SSE, 2 AVX too; with every exception masked.
     pub vector: u8,
+    /// x87 and MMX instructions may run, with every exception masked.
+    pub x87: bool,
     /// Memory operands go through shadow windows.
     pub shadow: bool,
     /// CPL 0: CLI and STI may be done.
@@ -54,6 +56,8 @@ pub enum Loads {
 
 /// MXCSR's exception masks.
 const MXCSR_MASKS: u32 = 0x1f80;
+/// Those of the x87 control word.
+const FCW_MASKS: u16 = 0x3f;
 
 /// A data segment (or, for CS, code) that covers all 4 GiB from 0 and may be read and written.
 fn is_flat(segment: &Segment, code: bool) -> bool {
@@ -96,6 +100,7 @@ impl Mode {
             | u32::from(self.expands_down) << 13
             | (self.loads as u32) << 14
             | u32::from(self.armed) << 15
+            | u32::from(self.x87) << 16
     }
 
     /// While such code runs the vector registers are always the guest's.
@@ -134,17 +139,19 @@ impl Mode {
             u8::from(bits == 64 || is_flat(&Segment { base: 0, ..seg[register] }, false))
         };
         let extra_segments = if flat { extra(sreg::FS) | extra(sreg::GS) << 1 } else { 0 };
-        let sse = !state.cr0(Cr0::EM)
-            && !state.cr0(Cr0::TS)
-            && state.cr4(Cr4::OSFXSR)
-            && state.vector.mxcsr() & MXCSR_MASKS == MXCSR_MASKS;
-        let avx = sse && state.cr4(Cr4::OSXSAVE) && state.xcr0 & 6 == 6;
-        let vector = u8::from(sse) + u8::from(avx);
+        let there = !state.cr0(Cr0::EM) && !state.cr0(Cr0::TS);
+        // No exception is pending where all are masked.
+        let x87 = there && state.vector.u16_at(VectorState::FCW) & FCW_MASKS == FCW_MASKS;
+        let sse =
+            there && state.cr4(Cr4::OSFXSR) && state.vector.mxcsr() & MXCSR_MASKS == MXCSR_MASKS;
+        let vex = !state.real_or_v86() && state.cr4(Cr4::OSXSAVE) && state.xcr0 & 6 == 6;
+        let vector = u8::from(sse) + u8::from(sse && vex);
         Some(Self {
             bits,
             privilege: privilege as u8,
             extra_segments,
             vector,
+            x87,
             shadow: false,
             ring0: state.cpl == 0,
             segmented: !flat,

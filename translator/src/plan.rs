@@ -175,7 +175,7 @@ pub fn plan(
         done += insn.len();
         ends = class.ends_block(&insn);
         let uses = uses(&insn, info);
-        let looks_up = !mode.shadow || (limits.looks_up)(&insn);
+        let looks_up = !mode.shadow || class == Class::String || (limits.looks_up)(&insn);
         steps.push(Step { insn, class, uses, part: None, looks_up });
     }
     // STI holds interrupts off for one instruction more: it must not be the last.

@@ -201,10 +201,14 @@ impl Operand<'_> {
 pub enum Unit {
     Sse,
     Avx,
+    X87,
+    Mmx,
+    /// XMM and MM registers.
+    SseMmx,
 }
 
-/// A vector instruction that works on XMM or YMM registers, general registers and one memory operand,
-/// and nothing else: it may run on the host as it is.
+/// An instruction that works on vector or x87 registers, general registers and one memory operand, and
+/// nothing else: it may run on the host as it is, as long as it can't raise a floating-point exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plain {
     pub unit: Unit,
@@ -223,19 +227,35 @@ pub fn is_vector(insn: &Instruction) -> bool {
     classify::classify(insn, host()).is_some()
 }
 
-/// Whether `insn` is such an instruction, and the host has it. LDMXCSR is one as long as the value that it
-/// loads is one that the host may have.
+/// Whether `insn` is such an instruction, and the host has it. LDMXCSR and FLDCW are, as long as the value that
+/// they load masks every exception; FWAIT, as long as no exception is pending.
 #[must_use]
 pub fn plain(insn: &Instruction) -> Option<Plain> {
     let prepared = classify::classify(insn, host())?;
     let unit = match prepared.guard {
         Guard::Sse => Unit::Sse,
         Guard::Vex => Unit::Avx,
+        Guard::X87 | Guard::X87NoWait | Guard::Wait => Unit::X87,
+        Guard::Mmx if matches!(prepared.action, Action::Stub(StubOp { mxcsr: false, .. })) => {
+            Unit::Mmx
+        }
+        // CVTPS2PI of memory has no XMM register, but MXCSR.
+        Guard::Mmx | Guard::SseMmx => Unit::SseMmx,
         _ => return None,
     };
     use classify::System as S;
+    use x87::Control as C;
     let direct = match prepared.action {
         Action::Native(_) | Action::Stub(_) => true,
+        Action::System(S::X87(control)) => matches!(
+            control,
+            C::ClearExceptions
+                | C::LoadControlWord
+                | C::StoreControlWord
+                | C::StoreStatusWord
+                | C::StatusToAx
+                | C::Wait
+        ),
         Action::System(system) => matches!(system, S::Vzero { .. } | S::Ldmxcsr | S::Stmxcsr),
         Action::Masked(_) => false,
     };

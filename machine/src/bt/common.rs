@@ -1,9 +1,10 @@
 //! The code that enters and leaves translated code.
 //!
 //! Problem: translated code keeps the guest's registers in the host's, all of them, so getting there and
-//! back isn't a call that Rust could make. Scheme: three routines, published once before any block.
+//! back isn't a call that Rust could make. Scheme: four routines, published once before any block.
 //! Invariants: RSP is the guest's between `enter` and `exit`; status flags pass through both; vector
-//! registers are saved on the way out if they were the guest's, and loaded on the way in if asked.
+//! registers are saved on the way out if they were the guest's, and loaded on the way in if asked; x87
+//! registers stay where they are.
 
 #![allow(clippy::useless_conversion, reason = "dynasm! converts register numbers")]
 
@@ -14,17 +15,22 @@ use xenolith_translator::area::offset;
 /// General registers but RSP and the scratch ones, which the common code moves.
 const MOVED: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15];
 
+/// The component of x87 state in XSAVE's masks (SDM vol. 1, "XSAVE-Managed Features").
+pub const XSTATE_X87: i32 = 1;
+
 /// The routines, and where in `code` they are; `enter` is at its start.
 pub struct Common {
     pub code: Vec<u8>,
     pub exit: usize,
     pub load_vector: usize,
+    pub load_x87: usize,
 }
 
 /// ```text
 /// enter(target: rdi)   a C function; GS is the Area; comes back when the guest leaves
 /// exit                 jumped to with the guest's registers and flags; SITE says from where
 /// load_vector          jumped to; loads the vector registers and jumps to r10; no flags
+/// load_x87             the same for the x87 registers
 /// ```
 pub fn common(base: u64) -> Common {
     let mut asm: VecAssembler<X64Relocation> = VecAssembler::new(base as usize);
@@ -58,6 +64,20 @@ pub fn common(base: u64) -> Common {
         ; gs mov QWORD [offset::VECTOR_IDLE], 0
         ; jmp r10
     );
+    let load_x87 = asm.offset().0;
+    // What an image without pointers leaves of the host's (AMD's processors do) FNINIT clears.
+    dynasm!(asm ; .arch x64
+        ; gs mov [offset::spill(1)], rax
+        ; gs mov [offset::spill(2)], rdx
+        ; mov eax, XSTATE_X87
+        ; mov edx, 0
+        ; fninit
+        ; gs xrstor64 [offset::X87]
+        ; gs mov rax, [offset::spill(1)]
+        ; gs mov rdx, [offset::spill(2)]
+        ; gs mov QWORD [offset::X87_IDLE], 0
+        ; jmp r10
+    );
     let exit = asm.offset().0;
     for register in MOVED {
         dynasm!(asm ; .arch x64 ; gs mov [offset::gpr(usize::from(register))], Rq(register));
@@ -84,5 +104,5 @@ pub fn common(base: u64) -> Common {
         ; ret
     );
     let code = asm.finalize().expect("no labels are left open");
-    Common { code, exit, load_vector }
+    Common { code, exit, load_vector, load_x87 }
 }

@@ -90,6 +90,8 @@ pub struct Bt {
     prepared_insns: Box<[Option<KnownInsn>]>,
     /// Where the guest's vector registers are while Rust runs.
     home: Home,
+    /// The area's image of the x87 registers is that of `CpuState`.
+    x87_ready: bool,
     /// The thread is prepared: signals are blocked, faults are understood.
     prepared: bool,
     /// Numbers of code segments.
@@ -182,6 +184,7 @@ impl Bt {
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
             home: Home::State,
+            x87_ready: false,
             codes: Codes::default(),
             breakpoints: None,
             prepared: false,
@@ -503,6 +506,7 @@ impl Bt {
                     base,
                     exit,
                     load_vector,
+                    load_x87: self.shared.load_x87,
                     first_site,
                     mode,
                     rip,
@@ -656,7 +660,7 @@ impl Bt {
                     self.stats.misses_across += u64::from(ea + size > PAGE_SIZE);
                     self.note_unlucky(&record, ea + size > PAGE_SIZE || wraps);
                     self.unload(rip);
-                    return self.interpret(1, vectors);
+                    return self.interpret(1, vectors || self.has_x87());
                 }
                 Site::Chain { target: rip, patch, link } => {
                     self.count(0);
@@ -892,14 +896,16 @@ impl Engine for Bt {
     fn run(&mut self, budget: u64) -> Exit {
         self.prepare();
         self.end = self.interp.state.retired.saturating_add(budget);
-        loop {
+        let exit = loop {
             if let Some(exit) = self.round() {
-                return exit;
+                break exit;
             }
             if self.interp.state.retired >= self.end {
-                return Exit::Budget;
+                break Exit::Budget;
             }
-        }
+        };
+        self.bring_x87_home();
+        exit
     }
     fn step(&mut self) -> Exit {
         self.prepare();
@@ -907,7 +913,9 @@ impl Engine for Bt {
             // What was chained would run on.
             self.shared.evict_all(&self.me);
         }
-        self.round().unwrap_or(Exit::Budget)
+        let exit = self.round().unwrap_or(Exit::Budget);
+        self.bring_x87_home();
+        exit
     }
     fn state(&mut self) -> &mut CpuState {
         self.bring_home();

@@ -148,6 +148,7 @@ pub struct Shared {
     pub enter: u64,
     pub exit: u64,
     pub load_vector: u64,
+    pub load_x87: u64,
     pub code: std::ops::Range<usize>,
 }
 
@@ -161,11 +162,12 @@ impl Shared {
     /// # Errors
     /// The host refuses executable memory.
     pub fn new(ram: Arc<GuestRam>, options: Options) -> Result<Arc<Self>, ArenaError> {
-        let (mut exit, mut load_vector) = (0, 0);
+        let (mut exit, mut load_vector, mut load_x87) = (0, 0, 0);
         let cache = Cache::new(options.cache_bytes, |base| {
             let common = common(base);
             exit = base + common.exit as u64;
             load_vector = base + common.load_vector as u64;
+            load_x87 = base + common.load_x87 as u64;
             common.code
         })?;
         let shared = Arc::new(Self {
@@ -174,6 +176,7 @@ impl Shared {
             code: cache.span(),
             exit,
             load_vector,
+            load_x87,
             cache: Mutex::new(cache),
             pages: Mutex::default(),
             codes: Mutex::default(),

@@ -332,5 +332,6 @@ impl Emitter<'_> {
             self.sites[site] = site_with(self.offset() as u32);
         }
         self.vector_live = live;
+        self.x87_live = false;
     }
 }

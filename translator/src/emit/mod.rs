@@ -32,9 +32,11 @@ mod names;
 mod place;
 mod segment;
 mod stack;
+mod string;
 mod system;
 mod template;
 mod vector;
+mod x87;
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
@@ -177,6 +179,8 @@ pub struct Frame {
     pub exit: u64,
     /// The routine that loads the vector registers and jumps to r10.
     pub load_vector: u64,
+    /// The same for the x87 registers.
+    pub load_x87: u64,
     /// Number of the block's first site.
     pub first_site: u32,
     pub mode: Mode,
@@ -208,6 +212,8 @@ pub struct Emitter<'a> {
     stubs: Vec<Stub>,
     /// The block has made sure that the vector registers are the guest's.
     vector_live: bool,
+    /// The same for the x87 registers; they may be anybody's at a block's entry.
+    x87_live: bool,
     /// What the instruction in hand has spilled.
     spilled: [u8; 2],
     /// Instructions since the last count, where blocks count.
@@ -275,6 +281,7 @@ impl<'a> Emitter<'a> {
             sites: Vec::new(),
             stubs: Vec::new(),
             vector_live: frame.mode.keeps_vector(),
+            x87_live: false,
             spilled: [MapEntry::NONE; 2],
             counts: false,
             uncounted: 0,
@@ -397,9 +404,11 @@ impl<'a> Emitter<'a> {
                 self.load_target(step)?;
                 self.call_indirect(step, plan, next);
             }
+            Class::String => self.string(step),
             Class::BitString => self.bit_string(step)?,
-            Class::Vector(_) => self.vector(step, plan)?,
+            Class::Vector(plain) => self.vector(step, plan, plain)?,
             Class::LoadMxcsr => self.load_mxcsr(step)?,
+            Class::LoadControlWord => self.load_control_word(step)?,
             Class::PushFlags => self.push_flags(step, plan),
             Class::ClearInterrupts => self.clear_interrupts(),
             Class::SetInterrupts => self.set_interrupts(),

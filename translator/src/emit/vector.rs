@@ -2,6 +2,7 @@
 
 use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::Mnemonic;
+use xenolith_cpu::vector::{Plain, Unit};
 
 use super::{EmitError, Emitter, R11, Restore, Site, Stub, has_memory, mask};
 use crate::area::offset;
@@ -16,26 +17,43 @@ impl Emitter<'_> {
     /// Makes sure that the vector registers are the guest's. In modes that don't keep them loaded they
     /// are on a block's first vector instruction.
     fn load_vector(&mut self) {
-        if std::mem::replace(&mut self.vector_live, true) {
-            return;
+        if !std::mem::replace(&mut self.vector_live, true) {
+            self.load_by(offset::VECTOR_IDLE, self.frame.load_vector);
         }
+    }
+
+    /// Goes through a common routine that comes back to r10, unless the word at `idle` is zero.
+    pub(super) fn load_by(&mut self, idle: i32, routine: u64) {
         let live = self.asm.new_dynamic_label();
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(0)], rcx
-            ; gs mov rcx, [offset::VECTOR_IDLE]
+            ; gs mov rcx, [idle]
             ; jrcxz =>live
             ; lea r10, [=>live]
         );
-        self.jump_to(self.frame.load_vector);
+        self.jump_to(routine);
         dynasm!(self.asm ; .arch x64
             ; =>live
             ; gs mov rcx, [offset::spill(0)]
         );
     }
 
-    /// A vector instruction.
-    pub(super) fn vector(&mut self, step: &Step, plan: &Plan) -> Result<(), EmitError> {
-        self.load_vector();
+    /// A vector, x87 or MMX instruction.
+    pub(super) fn vector(
+        &mut self,
+        step: &Step,
+        plan: &Plan,
+        plain: Plain,
+    ) -> Result<(), EmitError> {
+        if step.insn.mnemonic() == Mnemonic::Wait {
+            return Ok(());
+        }
+        if matches!(plain.unit, Unit::Sse | Unit::Avx | Unit::SseMmx) {
+            self.load_vector();
+        }
+        if matches!(plain.unit, Unit::X87 | Unit::Mmx | Unit::SseMmx) {
+            self.load_x87();
+        }
         let zeroes = matches!(step.insn.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
         if zeroes && !self.wide() {
             self.zero_lower_eight(step.insn.mnemonic() == Mnemonic::Vzeroall);
@@ -80,7 +98,7 @@ impl Emitter<'_> {
     }
 
     /// At `slow`, where RCX is in its spill slot, the interpreter does the instruction, and the block is left.
-    fn leave_at(&mut self, step: &Step, slow: dynasmrt::DynamicLabel, vector: bool) {
+    pub(super) fn leave_at(&mut self, step: &Step, slow: dynasmrt::DynamicLabel, vector: bool) {
         let insn = &step.insn;
         let bits = self.frame.mode.bits;
         let site = self.site(Site::HandOver {

@@ -1,0 +1,280 @@
+//! String instructions.
+//!
+//! Problem: a repeated one touches any number of pages, may fault in each iteration, and must then show how
+//! far it has come. Scheme: if all that it touches lies in one page each of source and destination, and
+//! the inline TLB has them, the host's own instruction does it, on host addresses: it can't fault, and takes
+//! no longer than a page does. Anything else is the interpreter's, which goes page by page. These accesses
+//! look into the inline TLB also where shadow windows are used, so that index registers hold host addresses
+//! only while nothing can happen. The direction flag is clear in all modes that blocks are made for.
+//! Invariants: count and index registers are changed by the host's instruction only; with a count of zero
+//! nothing is looked at. Source: SDM vol. 2, "REP/REPE/REPZ/REPNE/REPNZ".
+
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, Mnemonic as N};
+
+use super::memory::{Borrowed, Check};
+use super::place::Spot;
+use super::{Emitter, R10, R11, Site, mask};
+use crate::area::offset;
+use crate::plan::Step;
+
+const RSI: u8 = 6;
+const RDI: u8 = 7;
+/// The spill slot of the source's addend, or of the first value.
+const KEPT: usize = 4;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Move,
+    Store,
+    Load,
+    Scan,
+    Compare,
+}
+
+impl Operation {
+    /// The operation, and the bytes of an element.
+    fn of(insn: &Instruction) -> (Self, u8) {
+        match insn.mnemonic() {
+            N::Movsb => (Self::Move, 1),
+            N::Movsw => (Self::Move, 2),
+            N::Movsd => (Self::Move, 4),
+            N::Movsq => (Self::Move, 8),
+            N::Stosb => (Self::Store, 1),
+            N::Stosw => (Self::Store, 2),
+            N::Stosd => (Self::Store, 4),
+            N::Stosq => (Self::Store, 8),
+            N::Lodsb => (Self::Load, 1),
+            N::Lodsw => (Self::Load, 2),
+            N::Lodsd => (Self::Load, 4),
+            N::Lodsq => (Self::Load, 8),
+            N::Scasb => (Self::Scan, 1),
+            N::Scasw => (Self::Scan, 2),
+            N::Scasd => (Self::Scan, 4),
+            N::Scasq => (Self::Scan, 8),
+            N::Cmpsb => (Self::Compare, 1),
+            N::Cmpsw => (Self::Compare, 2),
+            N::Cmpsd => (Self::Compare, 4),
+            _ => (Self::Compare, 8),
+        }
+    }
+
+    fn has_source(self) -> bool {
+        matches!(self, Self::Move | Self::Load | Self::Compare)
+    }
+
+    fn has_destination(self) -> bool {
+        self != Self::Load
+    }
+
+    fn writes(self) -> bool {
+        matches!(self, Self::Move | Self::Store)
+    }
+
+    /// The opcode for elements of more than a byte; that for bytes is one less.
+    fn opcode(self) -> u8 {
+        match self {
+            Self::Move => 0xa5,
+            Self::Compare => 0xa7,
+            Self::Store => 0xab,
+            Self::Load => 0xad,
+            Self::Scan => 0xaf,
+        }
+    }
+}
+
+impl Emitter<'_> {
+    pub(super) fn string(&mut self, step: &Step) {
+        let (operation, size) = Operation::of(&step.insn);
+        if step.insn.has_rep_prefix() || step.insn.has_repne_prefix() {
+            self.repeated(step, operation, size);
+        } else {
+            self.single(step, operation, size);
+        }
+    }
+
+    /// Looks up one element at an index register: after it `[r10 + r11]` is the host's.
+    fn element(&mut self, step: &Step, index: u8, write: bool, size: u8, start: usize) {
+        let rip = mask(step.insn.ip(), self.frame.mode.bits);
+        dynasm!(self.asm ; .arch x64 ; mov Rq(R10), Rq(index));
+        self.check(Borrowed::SCRATCH, Check::one(step, rip, write, size, start, Spot::Linear));
+    }
+
+    /// Adds to an index register.
+    fn advance(&mut self, index: u8, by: u8) {
+        let by = i32::from(by);
+        if self.wide() {
+            dynasm!(self.asm ; .arch x64 ; lea Rq(index), [Rq(index) + by]);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; lea Rd(index), [Rq(index) + by]);
+        }
+    }
+
+    fn single(&mut self, step: &Step, operation: Operation, size: u8) {
+        let start = self.offset();
+        // The first of two elements is loaded, and kept while the other is looked up.
+        let first = match operation {
+            Operation::Move => Some(RSI),
+            Operation::Compare => Some(RDI),
+            _ => None,
+        };
+        if let Some(index) = first {
+            self.element(step, index, false, size, start);
+            match size {
+                1 => dynasm!(self.asm ; .arch x64 ; movzx r11d, BYTE [r10 + r11]),
+                2 => dynasm!(self.asm ; .arch x64 ; movzx r11d, WORD [r10 + r11]),
+                4 => dynasm!(self.asm ; .arch x64 ; mov r11d, [r10 + r11]),
+                _ => dynasm!(self.asm ; .arch x64 ; mov r11, [r10 + r11]),
+            }
+            dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(KEPT)], r11);
+        }
+        let last = match operation {
+            Operation::Load | Operation::Compare => RSI,
+            _ => RDI,
+        };
+        self.element(step, last, operation.writes(), size, start);
+        if first.is_some() {
+            dynasm!(self.asm ; .arch x64
+                ; lea r10, [r10 + r11]
+                ; gs mov r11, [offset::spill(KEPT)]
+            );
+        }
+        match (operation, size) {
+            (Operation::Move, 1) => dynasm!(self.asm ; .arch x64 ; mov [r10], r11b),
+            (Operation::Move, 2) => dynasm!(self.asm ; .arch x64 ; mov [r10], r11w),
+            (Operation::Move, 4) => dynasm!(self.asm ; .arch x64 ; mov [r10], r11d),
+            (Operation::Move, _) => dynasm!(self.asm ; .arch x64 ; mov [r10], r11),
+            (Operation::Store, 1) => dynasm!(self.asm ; .arch x64 ; mov [r10 + r11], al),
+            (Operation::Store, 2) => dynasm!(self.asm ; .arch x64 ; mov [r10 + r11], ax),
+            (Operation::Store, 4) => dynasm!(self.asm ; .arch x64 ; mov [r10 + r11], eax),
+            (Operation::Store, _) => dynasm!(self.asm ; .arch x64 ; mov [r10 + r11], rax),
+            (Operation::Load, 1) => dynasm!(self.asm ; .arch x64 ; mov al, [r10 + r11]),
+            (Operation::Load, 2) => dynasm!(self.asm ; .arch x64 ; mov ax, [r10 + r11]),
+            (Operation::Load, 4) => dynasm!(self.asm ; .arch x64 ; mov eax, [r10 + r11]),
+            (Operation::Load, _) => dynasm!(self.asm ; .arch x64 ; mov rax, [r10 + r11]),
+            (Operation::Scan, 1) => dynasm!(self.asm ; .arch x64 ; cmp al, [r10 + r11]),
+            (Operation::Scan, 2) => dynasm!(self.asm ; .arch x64 ; cmp ax, [r10 + r11]),
+            (Operation::Scan, 4) => dynasm!(self.asm ; .arch x64 ; cmp eax, [r10 + r11]),
+            (Operation::Scan, _) => dynasm!(self.asm ; .arch x64 ; cmp rax, [r10 + r11]),
+            (Operation::Compare, 1) => dynasm!(self.asm ; .arch x64 ; cmp [r10], r11b),
+            (Operation::Compare, 2) => dynasm!(self.asm ; .arch x64 ; cmp [r10], r11w),
+            (Operation::Compare, 4) => dynasm!(self.asm ; .arch x64 ; cmp [r10], r11d),
+            (Operation::Compare, _) => dynasm!(self.asm ; .arch x64 ; cmp [r10], r11),
+        }
+        if operation.has_source() {
+            self.advance(RSI, size);
+        }
+        if operation.has_destination() {
+            self.advance(RDI, size);
+        }
+    }
+
+    /// Looks up all RCX elements at an index register, of which the first spill slot has a copy: r11 is then what
+    /// is to be added. Goes to `slow`, without RCX, unless they lie in one page that the inline TLB has.
+    fn range(&mut self, index: u8, write: bool, size: u8, slow: DynamicLabel) {
+        let privilege = usize::from(self.frame.mode.privilege);
+        let tag = offset::tlb_tag(privilege, write);
+        dynasm!(self.asm ; .arch x64
+            ; gs pext r11, Rq(index), [offset::TLB_INDEX]
+            ; gs mov r10, [r11 * 8 + tag]
+            ; lea r10, [r10 + Rq(index) - 1]
+        );
+        match size {
+            1 => dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + rcx]),
+            2 => dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + rcx * 2]),
+            4 => dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + rcx * 4]),
+            _ => dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + rcx * 8]),
+        }
+        // Nothing above the offset of the last byte, and a count that didn't overflow in it.
+        dynasm!(self.asm ; .arch x64
+            ; gs pext r10, r10, [offset::PAGE]
+            ; gs pext rcx, rcx, [offset::PAGE]
+            ; lea rcx, [rcx + r10]
+            ; jrcxz >hit
+            ; jmp =>slow
+            ; hit:
+            ; gs mov rcx, [offset::spill(0)]
+            ; gs mov r11, [r11 * 8 + offset::tlb_addend(privilege)]
+        );
+    }
+
+    /// Takes r10 or r11, which it destroys, from an index register.
+    fn give_back_index(&mut self, index: u8, addend: u8) {
+        dynasm!(self.asm ; .arch x64 ; not Rq(addend));
+        if self.wide() {
+            dynasm!(self.asm ; .arch x64 ; lea Rq(index), [Rq(index) + Rq(addend) + 1]);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; lea Rd(index), [Rq(index) + Rq(addend) + 1]);
+        }
+    }
+
+    fn repeated(&mut self, step: &Step, operation: Operation, size: u8) {
+        const REPE: u8 = 0xf3;
+        const REPNE: u8 = 0xf2;
+        const OPERAND_SIZE: u8 = 0x66;
+        const REX_W: u8 = 0x48;
+        let insn = &step.insn;
+        let bits = self.frame.mode.bits;
+        let start = self.offset();
+        let slow = self.asm.new_dynamic_label();
+        let done = self.asm.new_dynamic_label();
+        let source = operation.has_source();
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
+        if source {
+            self.range(RSI, false, size, slow);
+            dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(KEPT)], r11);
+        }
+        self.range(RDI, operation.writes(), size, slow);
+        if source {
+            dynasm!(self.asm ; .arch x64
+                ; gs mov r10, [offset::spill(KEPT)]
+                ; lea rsi, [rsi + r10]
+            );
+        }
+        dynasm!(self.asm ; .arch x64 ; lea rdi, [rdi + r11]);
+        if size == 2 {
+            self.asm.push(OPERAND_SIZE);
+        }
+        self.asm.push(if insn.has_repne_prefix() { REPNE } else { REPE });
+        if size == 8 {
+            self.asm.push(REX_W);
+        }
+        self.asm.push(operation.opcode() - u8::from(size == 1));
+        if source {
+            self.give_back_index(RSI, R10);
+        }
+        self.give_back_index(RDI, R11);
+        dynasm!(self.asm ; .arch x64
+            ; jmp =>done
+            ; =>slow
+            ; gs mov rcx, [offset::spill(0)]
+            ; jrcxz >none
+            ; jmp >some
+            ; none:
+            ; jmp =>done
+            ; some:
+        );
+        // The first elements may only be missing from the inline TLB.
+        if source {
+            self.element(step, RSI, false, size, start);
+        }
+        self.element(step, RDI, operation.writes(), size, start);
+        let site = Site::HandOver {
+            rip: mask(insn.ip(), bits),
+            next: mask(insn.next_ip(), bits),
+            resume: 0,
+            vector: false,
+            live: self.vector_live,
+            mnemonic: insn.mnemonic(),
+            done: self.uncounted,
+            again: self.uncounted + 1,
+        };
+        let number = self.site(site);
+        self.leave_by(number);
+        dynasm!(self.asm ; .arch x64 ; =>done);
+        let after = self.offset() as u32;
+        if let Site::HandOver { resume, .. } = &mut self.sites[number] {
+            *resume = after;
+        }
+    }
+}
