@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use xenolith_cpu::{Gpa, PAGE_SIZE};
 use xenolith_mmu::GuestRam;
+use xenolith_mmu::view::SWITCHED;
 
 use super::compare::words_differing;
 
@@ -32,10 +33,13 @@ impl Pages for Arc<GuestRam> {
     fn touched(&self) -> Vec<u64> {
         let layout = self.layout();
         let mut pages = Vec::new();
-        let spans = [
-            (0, layout.low_bytes),
+        // What shows below 1 MiB is switched page by page.
+        let mut spans = vec![
+            (0, SWITCHED.start),
+            (SWITCHED.end, layout.low_bytes - SWITCHED.end),
             (layout.guest_page(layout.low_bytes >> 12) << 12, layout.high_bytes),
         ];
+        spans.extend(SWITCHED.step_by(PAGE).map(|start| (start, PAGE_SIZE)));
         for (start, len) in spans {
             if len == 0 {
                 continue;
@@ -84,5 +88,23 @@ pub fn read(pages: &impl Pages, gpa: u64, out: &mut [u8]) {
     if let Some(page) = pages.page(gpa / PAGE_SIZE) {
         let len = out.len().min(PAGE - offset);
         out[..len].copy_from_slice(&page[offset..offset + len]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn touched_pages_are_found_wherever_they_are() {
+        let ram = GuestRam::new(64 << 20).expect("64 MiB");
+        let pages = [0, 0x9f, 0xa0, 0xff, 0x100, 0x3fff];
+        for gpn in pages {
+            let host = ram.host_ptr(Gpa(gpn << 12), 1).expect("RAM");
+            // SAFETY: a byte of RAM that nobody else accesses.
+            unsafe { host.write(1) };
+        }
+        let touched = ram.touched();
+        assert!(pages.iter().all(|gpn| touched.contains(gpn)), "{touched:x?}");
     }
 }

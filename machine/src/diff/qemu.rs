@@ -143,6 +143,18 @@ fn linear(state: &CpuState) -> u64 {
     }
 }
 
+fn transfers_far(insn: &Instruction) -> bool {
+    let returns = matches!(
+        insn.mnemonic(),
+        Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+    );
+    returns
+        || insn.is_jmp_far()
+        || insn.is_jmp_far_indirect()
+        || insn.is_call_far()
+        || insn.is_call_far_indirect()
+}
+
 /// System instructions that load what a debugger can't write.
 fn is_native(insn: &Instruction, state: &CpuState) -> bool {
     match insn.mnemonic() {
@@ -164,15 +176,9 @@ fn is_native(insn: &Instruction, state: &CpuState) -> bool {
                 | Code::Mov_Sreg_r64m16
         ),
         // A segment can only be written by its selector: its hidden part might be another by then.
-        Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => true,
+        _ if transfers_far(insn) => true,
         Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => true,
         Mnemonic::Pop => insn.op0_register().is_segment_register(),
-        Mnemonic::Jmp | Mnemonic::Call => {
-            insn.is_jmp_far()
-                || insn.is_jmp_far_indirect()
-                || insn.is_call_far()
-                || insn.is_call_far_indirect()
-        }
         // MSRs that both sides keep and that change what instructions do.
         Mnemonic::Wrmsr => matches!(
             state.gpr[1] as u32,
@@ -507,16 +513,12 @@ impl Lockstep {
         Ok(Some(self.difference(done, ours, theirs, note)))
     }
 
-    /// Whether all that differs in a page is the accessed bit of a descriptor that RETF or IRET has loaded. They set
+    /// Whether all that differs in a page is the accessed bit of a descriptor that a far transfer has loaded. They set
     /// it (SDM vol. 3, "Segment Descriptors": whenever the processor loads a segment selector); QEMU's don't.
     fn forgets_accessed(&self, done: &Done, gpn: u64) -> bool {
         const ACCESSED: u64 = 1 << 40;
-        let returns = matches!(
-            done.insn.mnemonic(),
-            Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
-        );
         let (true, Some(ours), Some(theirs)) =
-            (returns, self.leader.ram.page(gpn), self.peer.page(gpn))
+            (transfers_far(&done.insn), self.leader.ram.page(gpn), self.peer.page(gpn))
         else {
             return false;
         };
