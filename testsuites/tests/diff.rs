@@ -208,3 +208,28 @@ fn qemu_runs_through_long_loops_at_its_own_speed() -> Result<()> {
     assert!(start.elapsed() < Duration::from_secs(60), "{summary:?}");
     Ok(())
 }
+
+/// Starting a timer asks for attention in the middle of a block.
+#[test]
+fn a_block_that_starts_a_timer_is_followed() -> Result<()> {
+    const HPET_CONFIGURATION: u32 = 0xfed0_0010;
+    const HPET_TIMER: u32 = 0xfed0_0100;
+    const HPET_COMPARATOR: u32 = 0xfed0_0108;
+    let file = TemporaryFile::new(&image(|asm| {
+        let mut hang = asm.create_label();
+        asm.mov(dword_ptr(HPET_TIMER), 1 << 2 | 1 << 8)?;
+        asm.mov(dword_ptr(HPET_COMPARATOR), 1_000_000)?;
+        asm.mov(ebx, 3)?;
+        asm.shr(ebx, 1)?;
+        asm.mov(dword_ptr(HPET_CONFIGURATION), ebx)?;
+        asm.mov(dx, 0xf4)?;
+        asm.mov(eax, 0x21)?;
+        asm.out(dx, eax)?;
+        asm.set_label(&mut hang)?;
+        asm.jmp(hang)?;
+        Ok(())
+    })?)?;
+    let summary = equal(config(Against::Bt, &file))?;
+    assert_eq!(summary.stop, Stop::DebugExit(0x21));
+    Ok(())
+}

@@ -304,22 +304,25 @@ impl Lockstep {
         self.follower.vm.mem.forget();
         let pins = self.leader.pins();
         self.follower.pins = pins & attention::INTR;
+        let retired = self.leader.engine.state().retired;
         let step = self.leader.step();
         self.steps += 1;
+        // A block that sets a timer ends for the attention it asks for, and has been executed.
+        let waited = step == Step::Waited && self.leader.engine.state().retired == retired;
         config.tamper(self.steps, self.leader.engine.state());
         self.follower.nmi = pins & !self.leader.pins() & attention::NMI;
-        let caught_up = match (step, self.exact) {
-            (Step::Waited, _) => {
+        let caught_up = match (waited, self.exact) {
+            (true, _) => {
                 if !lock(&self.follower.log).is_empty() {
                     self.follower.step();
                 }
                 self.agrees()
             }
-            (_, true) => {
+            (false, true) => {
                 self.follower.step();
                 self.agrees()
             }
-            (_, false) => self.catch_up()?,
+            (false, false) => self.catch_up()?,
         };
         if let Some(text) = lock(&self.follower.surprise).take() {
             return Err(Wrong::Notes(vec![format!("{} made a {text}", self.names[1])]));
