@@ -47,6 +47,7 @@ fn mode(name: &str) -> Result<Mode> {
         vector,
         x87: true,
         shadow,
+        guesses: false,
         ring0: name == "kernel",
         segmented: false,
         stack16: false,
@@ -127,6 +128,7 @@ pub fn run() -> Result<()> {
 fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
     let mut info = InstructionInfoFactory::new();
     let limits = Limits {
+        start: None,
         length_max: LENGTH_MAX,
         allowed: &|_: &Instruction| true,
         decoder_options: DecoderOptions::NONE,

@@ -186,6 +186,16 @@ impl Arena {
         }
     }
 
+    /// Overwrites code at address `at`, which must not be running.
+    ///
+    /// # Panics
+    /// Not all of it is in the arena.
+    pub fn rewrite(&mut self, at: usize, code: &[u8]) {
+        let start = at - self.run.start.addr().get();
+        self.writable(start, start + code.len()).copy_from_slice(code);
+        serialise();
+    }
+
     /// Forgets everything published. Nothing of it may be running or be run afterwards.
     pub fn reset(&mut self) {
         self.writable(0, self.used).fill(INT3);

@@ -439,6 +439,14 @@ impl<S: Copy> Cache<S> {
         }
     }
 
+    /// Overwrites code from host address `at` on, which nobody is running.
+    ///
+    /// # Panics
+    /// Not all of it is in the cache.
+    pub fn rewrite(&mut self, at: usize, code: &[u8]) {
+        self.arena.rewrite(at, code);
+    }
+
     /// Which instruction of which block the code at `pc` is of.
     #[must_use]
     pub fn locate(&self, pc: usize) -> Option<Located> {

@@ -28,6 +28,9 @@ pub const JUMP_ENTRIES: usize = 1 << 16;
 pub const EXEC_ENTRIES: usize = 1024;
 /// Regions of 4 GiB that bits 32 to 47 of an address tell apart.
 pub const REGIONS: usize = 1 << 16;
+/// Host address of the page that can be read while all others below 4 GiB can't. Code that has guessed a
+/// region reads there, as many pages beside it as the region that it finds is beside the guess.
+pub const PROBE: u32 = 0x8000_0000;
 /// Addends that one block can keep.
 pub const WINDOWS_MAX: usize = 16;
 /// Numbers of code segments begin with this and are below half as much more: with a RIP added they are no

@@ -3,5 +3,6 @@
 pub mod area;
 pub mod classify;
 pub mod emit;
+pub mod guess;
 pub mod mode;
 pub mod plan;

@@ -28,6 +28,8 @@ pub struct Mode {
     pub x87: bool,
     /// Memory operands go through shadow windows.
     pub shadow: bool,
+    /// In 64-bit code with shadow windows: regions are guessed ([`crate::guess`]).
+    pub guesses: bool,
     /// CPL 0: CLI and STI may be done.
     pub ring0: bool,
     /// Offsets are checked against segments, and their bases added.
@@ -101,6 +103,7 @@ impl Mode {
             | (self.loads as u32) << 14
             | u32::from(self.armed) << 15
             | u32::from(self.x87) << 16
+            | u32::from(self.guesses) << 17
     }
 
     /// While such code runs the vector registers are always the guest's.
@@ -153,6 +156,7 @@ impl Mode {
             vector,
             x87,
             shadow: false,
+            guesses: false,
             ring0: state.cpl == 0,
             segmented: !flat,
             stack16: !flat && !seg[sreg::SS].is_big(),

@@ -15,6 +15,7 @@ use iced_x86::{
 
 use crate::area::WINDOWS_MAX;
 use crate::classify::{Class, classify, slot_bytes};
+use crate::guess::{Start, guess};
 use crate::mode::Mode;
 
 /// Bytes that a window spans at most: few where it must lie within a page or a segment, many where only
@@ -49,6 +50,8 @@ pub struct Step {
     pub part: Option<Part>,
     /// Its accesses look into the inline TLB, also in a mode that uses shadow windows.
     pub looks_up: bool,
+    /// What region its access will probably be to ([`crate::guess`]).
+    pub region: Option<u32>,
 }
 
 /// A range of addresses that one check is made for.
@@ -139,6 +142,8 @@ pub struct Limits<'a> {
     pub code_limit: u64,
     /// Whether an instruction had better not go through shadow windows: it faults too often there.
     pub looks_up: &'a dyn Fn(&Instruction) -> bool,
+    /// What regions are guessed by, if they are to be.
+    pub start: Option<&'a Start<'a>>,
 }
 
 impl std::fmt::Debug for Limits<'_> {
@@ -176,12 +181,15 @@ pub fn plan(
         ends = class.ends_block(&insn);
         let uses = uses(&insn, info);
         let looks_up = !mode.shadow || class == Class::String || (limits.looks_up)(&insn);
-        steps.push(Step { insn, class, uses, part: None, looks_up });
+        steps.push(Step { insn, class, uses, part: None, looks_up, region: None });
     }
     // STI holds interrupts off for one instruction more: it must not be the last.
     if steps.last().is_some_and(|step| step.class == Class::SetInterrupts) {
         let last = steps.len() - 1;
         steps[last].class = Class::HandOver;
+    }
+    if let Some(start) = limits.start {
+        guess(&mut steps, start);
     }
     let vector = steps.iter().any(|step| matches!(step.class, Class::Vector(_)));
     // In flat 32-bit code with shadow windows an address's delta is a constant: nothing is to be kept.

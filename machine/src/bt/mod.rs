@@ -13,6 +13,7 @@
 mod breakpoints;
 mod common;
 mod mmu;
+mod probe;
 mod segments;
 mod shared;
 mod stats;
@@ -20,10 +21,10 @@ mod vector;
 mod windows;
 
 use std::arch::asm;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use iced_x86::{Instruction, InstructionInfoFactory};
+use iced_x86::{EncodingKind, Instruction, InstructionInfoFactory};
 use xenolith_codecache::arena::ArenaError;
 use xenolith_codecache::cache::{Entries, Key, NewBlock, Record, Source};
 use xenolith_cpu::cpuid::CpuidModel;
@@ -35,6 +36,7 @@ use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
 use xenolith_translator::area::{Area, AreaBox, Rights};
 use xenolith_translator::emit::{self, Frame, Link, Page, Site};
+use xenolith_translator::guess::Start;
 use xenolith_translator::mode::Mode;
 use xenolith_translator::plan::Limits;
 
@@ -106,6 +108,8 @@ pub struct Bt {
     windows: [Windows; 2],
     /// Faults at instructions that windows couldn't help.
     faults: HashMap<u64, u32>,
+    /// Instructions whose region was guessed wrong.
+    misled: HashSet<u64>,
     /// Blocks count: `remaining` was this at the last entry.
     entered_with: i64,
     /// Where this run's budget ends, as a value of `retired`.
@@ -192,6 +196,7 @@ impl Bt {
             unlucky: HashMap::new(),
             windows,
             faults: HashMap::new(),
+            misled: HashSet::new(),
             entered_with: 0,
             end: u64::MAX,
             stats: Stats::default(),
@@ -480,11 +485,26 @@ impl Bt {
     ) -> Option<Found> {
         let rip = at.rip;
         let cpuid = Arc::clone(&self.cpuid);
-        let allowed = |insn: &Instruction| insn.cpuid_features().iter().all(|&f| cpuid.allows(f));
+        // VEX prefixes are undefined in real and virtual-8086 mode (SDM vol. 2, "VEX Prefix").
+        let plain_only = self.interp.state.real_or_v86();
+        let allowed = |insn: &Instruction| {
+            insn.cpuid_features().iter().all(|&f| cpuid.allows(f))
+                && !(plain_only && insn.encoding() != EncodingKind::Legacy)
+        };
         let with_windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
         let faults = &self.faults;
         let looks_up = |insn: &Instruction| windows::faults_often(faults, insn.ip());
+        let interp = &*self.interp;
+        let read = |la: u64| windows::peek_u64(interp, mode.privilege, la);
+        let misled = &self.misled;
+        let start = Start {
+            registers: interp.state.gpr,
+            bases: interp.state.seg.map(|segment| segment.base),
+            read: &read,
+            misleads: &|insn| misled.contains(&insn.ip()),
+        };
         let limits = Limits {
+            start: mode.guesses.then_some(&start),
             looks_up: &looks_up,
             length_max: if second.is_some() { 1 } else { LENGTH_MAX },
             allowed: &allowed,
@@ -599,6 +619,7 @@ impl Bt {
         let mut target = found.entries.plain;
         let mut epoch = found.epoch;
         let mut live = mode.keeps_vector();
+        let mut recent_misses = [None; 2];
         loop {
             if !self.me.go_in() {
                 if self.me.obey() {
@@ -645,7 +666,11 @@ impl Bt {
                 Site::Miss { rip, write, writes, size, align, resume, live: vectors, done } => {
                     self.count(u64::from(done));
                     self.interp.state.rip = rip;
-                    if self.refill(mode, write, writes, size, align) && !self.settle() {
+                    // Two pages of one instruction may want one entry of the inline TLB, by turns.
+                    let by_turns = recent_misses[1] == Some((rip, self.area.ea));
+                    recent_misses = [Some((rip, self.area.ea)), recent_misses[0]];
+                    if !by_turns && self.refill(mode, write, writes, size, align) && !self.settle()
+                    {
                         self.stats.refills += 1;
                         // Back in the middle, where the same instructions are still uncounted.
                         self.uncount(u64::from(done));

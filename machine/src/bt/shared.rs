@@ -25,6 +25,7 @@ use xenolith_translator::area::Area;
 use xenolith_translator::emit::{Site, Template};
 
 use super::common::common;
+use super::probe;
 use super::stats::Report;
 
 /// Orders to a vCPU.
@@ -145,6 +146,8 @@ pub struct Shared {
     /// Counts evictions: host addresses of code are good for one epoch.
     epoch: AtomicU64,
     pub options: Options,
+    /// Regions may be guessed.
+    pub has_probe: bool,
     pub enter: u64,
     pub exit: u64,
     pub load_vector: u64,
@@ -186,6 +189,7 @@ impl Shared {
             ram: Arc::clone(&ram),
             epoch: AtomicU64::new(0),
             options,
+            has_probe: probe::set_up(),
         });
         let listener = Arc::downgrade(&shared);
         ram.code().set_listener(Arc::new(move |gpn| {
@@ -233,6 +237,11 @@ impl Shared {
         });
         lock(&self.peers).push(Arc::clone(&peer));
         peer
+    }
+
+    /// There is one vCPU only.
+    pub fn is_alone(&self) -> bool {
+        lock(&self.peers).len() == 1
     }
 
     pub fn leave(&self, peer: &Arc<Peer>) {

@@ -41,6 +41,8 @@ pub struct Stats {
     pub window_fills: u64,
     pub window_pages: u64,
     pub window_misses: u64,
+    /// Those of them that showed a region to be guessed wrong.
+    pub misled: u64,
     pub promotions: u64,
     /// Accesses left to the interpreter because of a segment's limit or rights.
     pub segment_misses: u64,
@@ -74,6 +76,7 @@ impl Default for Stats {
             window_fills: 0,
             window_pages: 0,
             window_misses: 0,
+            misled: 0,
             promotions: 0,
             segment_misses: 0,
             retired: 0,
@@ -108,6 +111,7 @@ impl Stats {
             (&mut self.window_fills, other.window_fills),
             (&mut self.window_pages, other.window_pages),
             (&mut self.window_misses, other.window_misses),
+            (&mut self.misled, other.misled),
             (&mut self.promotions, other.promotions),
             (&mut self.segment_misses, other.segment_misses),
             (&mut self.retired, other.retired),
@@ -203,6 +207,7 @@ impl fmt::Display for Report {
             ("exits: window filled", stats.window_fills),
             ("  pages mapped", stats.window_pages),
             ("exits: window of no use", stats.window_misses),
+            ("  region guessed wrong", stats.misled),
             ("exits: outside the segment", stats.segment_misses),
             ("exits: instruction handed over", stats.handed_over),
         ];

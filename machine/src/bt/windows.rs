@@ -13,22 +13,25 @@ use std::collections::HashMap;
 use iced_x86::{Decoder, Register};
 use xenolith_codecache::cache::Located;
 use xenolith_cpu::env::{Access, Memory, Place, Privilege};
-use xenolith_cpu::interp::{copy_in, is_canonical};
+use xenolith_cpu::interp::{Interp, copy_in, is_canonical};
 use xenolith_cpu::state::Cr4;
 use xenolith_cpu::{Gpa, Gva, PAGE_SIZE};
 use xenolith_mmu::Shadow;
 use xenolith_mmu::shadow::{Delta, Run};
 use xenolith_translator::area::AreaBox;
-use xenolith_translator::emit::MapEntry;
+use xenolith_translator::emit::{self, MapEntry};
 use xenolith_translator::mode::Mode;
 
 use super::Bt;
-use super::mmu::FlushedPages;
+use super::mmu::{FlushedPages, NotingMmu};
 use super::segments::rip_of;
 use crate::config::Mmu;
 
 /// Interrupts that must find an address space's user code at work before it gets windows.
 const TICKS_TO_PROMOTE: u32 = 2;
+/// Interrupts that must find it at work in its windows before regions are guessed: that costs a fault for each
+/// guess that is wrong, and blocks that no other address space can have.
+const TICKS_TO_GUESS: u32 = 50;
 /// Exits of the kernel's code, or ticks of the time stamp counter since the first one, before it does.
 const EXITS_TO_PROMOTE: u32 = 3000;
 const TIME_TO_PROMOTE: u64 = 20_000_000;
@@ -38,6 +41,8 @@ const ERAS_MAX: usize = 32;
 const AROUND_PAGES: u64 = 16;
 /// Faults at one instruction that the interpreter had to see to before it does without windows.
 const FAULTS_MAX: u32 = 8;
+/// Bytes of code that hold the rest of a guess.
+const UNGUESSED_BYTES: usize = 32;
 /// Instructions that faults are counted of.
 const FAULTING_MAX: usize = 1 << 16;
 /// In an instruction's word: the block relies on the vector registers there.
@@ -57,11 +62,13 @@ pub(super) struct Windows {
     shown: Vec<u16>,
     /// What eras have done to earn windows.
     earned: HashMap<u64, (u32, u64)>,
+    /// The era whose code was last found to be worth guesses.
+    at_work: u64,
 }
 
 impl Windows {
     pub fn new(shadow: Shadow) -> Self {
-        Self { shadow, era: 0, shown: Vec::new(), earned: HashMap::new() }
+        Self { shadow, era: 0, shown: Vec::new(), earned: HashMap::new(), at_work: 0 }
     }
 
     /// Makes the area's regions those of the active space.
@@ -130,19 +137,29 @@ impl Bt {
             }
             windows.show(&mut self.area, privilege);
         }
-        Some(Mode { shadow: windows.shadow.active_era() == Some(era), ..mode })
+        let shadow = windows.shadow.active_era() == Some(era);
+        // A kernel's pointers lead everywhere: guesses gain nothing there, as measured.
+        let at_work = windows.at_work == era || self.shared.options.mmu == Mmu::Shadow;
+        let guesses = privilege == 0 && mode.bits == 64 && shadow && at_work;
+        Some(Mode { shadow, guesses: guesses && self.shared.has_probe, ..mode })
     }
 
     /// An interrupt came while user code ran, or kernel code was left: that earns windows.
     pub(super) fn earn_windows(&mut self, mode: Mode, interrupted: bool) {
         let user = mode.privilege == Privilege::User as u8;
         let never = self.stepping || self.shared.options.mmu == Mmu::Soft;
-        if never || mode.shadow || !may_have_windows(mode) || user != interrupted {
+        if never || mode.guesses || !may_have_windows(mode) || user != interrupted {
             return;
         }
         let privilege = usize::from(mode.privilege);
         let era = self.window_era(privilege);
         let windows = &mut self.windows[privilege];
+        if mode.shadow {
+            if user && mode.bits == 64 && windows.earns(era, TICKS_TO_GUESS, u64::MAX) {
+                windows.at_work = era;
+            }
+            return;
+        }
         let earned = if user {
             windows.earns(era, TICKS_TO_PROMOTE, u64::MAX)
         } else {
@@ -208,7 +225,12 @@ impl Bt {
         self.count(at.word >> 32 & 0xff);
         let write = self.area.fault_error & WRITE != 0;
         let address = self.area.fault_address;
-        let helped = mode.shadow && {
+        let misled = mode.guesses && address >> 32 == 0;
+        if misled && self.unguess(mode, pc, &at) {
+            self.uncount(at.word >> 32 & 0xff);
+            return Some((at.host, at.word & LIVE != 0));
+        }
+        let helped = mode.shadow && !misled && {
             let shadow = &self.windows[usize::from(mode.privilege)].shadow;
             match shadow.linear(address) {
                 Some(la) => self.fill_window(mode, la, write),
@@ -368,6 +390,27 @@ impl Bt {
         of_era.then_some((page.gpa, page.writable, page.shift))
     }
 
+    /// A region was guessed wrong by the load at `pc`: it will be looked up. False if the block is gone.
+    fn unguess(&mut self, mode: Mode, pc: usize, at: &Located) -> bool {
+        self.stats.misled += 1;
+        if self.misled.len() >= FAULTING_MAX {
+            self.misled.clear();
+        }
+        self.misled.insert(self.interp.state.rip);
+        if self.shared.is_alone() {
+            let behind = std::ptr::with_exposed_provenance::<[u8; UNGUESSED_BYTES]>(pc);
+            // SAFETY: code of ours, readable; blocks are followed by more than a few bytes.
+            let behind = unsafe { behind.read() };
+            if let Some(code) = emit::unguess(&behind, mode.privilege) {
+                self.shared.cache().rewrite(pc - 1, &code);
+                return true;
+            }
+        }
+        self.shared.cache().remove(at.key);
+        self.shared.forget_jumps(&[(at.key, at.tag)]);
+        false
+    }
+
     /// Counts a fault that windows couldn't help; often enough, the instruction does without.
     fn note_fault(&mut self, at: &Located) {
         let rip = self.interp.state.rip;
@@ -382,6 +425,16 @@ impl Bt {
             self.shared.forget_jumps(&[(at.key, at.tag)]);
         }
     }
+}
+
+/// The eight bytes at a linear address, if they are in one page of RAM.
+pub(super) fn peek_u64(interp: &Interp<NotingMmu>, privilege: u8, la: u64) -> Option<u64> {
+    let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
+    let mut bytes = [0; 8];
+    let host = interp.mem.ram(page.gpa, bytes.len())?;
+    // SAFETY: that many bytes of RAM from there.
+    unsafe { copy_in(host, &mut bytes) };
+    (la % PAGE_SIZE <= PAGE_SIZE - 8).then_some(u64::from_le_bytes(bytes))
 }
 
 /// Whether the instruction at `rip` does without windows.

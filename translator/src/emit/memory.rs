@@ -10,15 +10,21 @@
 //! the mode uses shadow windows nothing is checked: the address's region tells what to add, and the
 //! host's MMU does the rest, faults included; [`MapEntry`](super::MapEntry) then tells where.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Code, Instruction, MemoryOperand, OpKind, Register};
+use dynasmrt::x64::X64Relocation;
+use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemoryOperand, OpKind, Register};
 
 use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
 use super::place::{Spot, is_narrow};
 use super::template::Kind;
 use super::{EmitError, Emitter, R10, R11, Restore, Site, Stub, has_memory};
-use crate::area::offset;
+use crate::area::{PROBE, offset};
 use crate::plan::{Part, Plan, Step, alignment};
+
+/// How far an address is turned so that its region's number comes to the lowest bits, or to where a page's
+/// number is, for a guess.
+const REGION_BITS: i8 = 32;
+const GUESSED_BITS: i8 = 20;
 
 /// The scratch registers of one access, and which of them the guest's value must return to.
 #[derive(Clone, Copy)]
@@ -144,7 +150,8 @@ impl Emitter<'_> {
     }
 
     /// The shadow window's delta for the region of the address in `of`. Nothing is checked: what isn't
-    /// mapped faults.
+    /// mapped faults. The delta of a guessed region doesn't wait for the address; a byte load that faults
+    /// for every other region shows that the guess is right.
     pub(super) fn delta(&mut self, into: u8, of: u8) {
         let regions = offset::regions(usize::from(self.frame.mode.privilege));
         if !self.wide() {
@@ -152,11 +159,18 @@ impl Emitter<'_> {
             dynasm!(self.asm ; .arch x64 ; gs mov Rq(into), [regions]);
             return;
         }
-        dynasm!(self.asm ; .arch x64
-            ; rorx Rq(into), Rq(of), 32
-            ; movzx Rd(into), Rw(into)
-            ; gs mov Rq(into), [Rq(into) * 8 + regions]
-        );
+        if let Some(region) = self.region {
+            let page = PROBE.wrapping_sub(region << 12).cast_signed();
+            let delta = regions + 8 * i32::from(region as u16);
+            dynasm!(self.asm ; .arch x64
+                ; rorx Rq(into), Rq(of), GUESSED_BITS
+                ; movzx Rd(into), BYTE [Rd(into) + page]
+                ; gs mov Rq(into), [delta]
+            );
+            return self.stays();
+        }
+        dynasm!(self.asm ; .arch x64 ; rorx Rq(into), Rq(of), REGION_BITS);
+        find_delta(&mut self.asm, into, regions);
     }
 
     /// The inline TLB lookup, or the shadow window's delta. On entry the address is in `b.address`; after it `[address + addend]` is
@@ -382,6 +396,38 @@ impl Emitter<'_> {
         }
         Ok(())
     }
+}
+
+/// The delta of the region whose number is in the low bits of `into`.
+fn find_delta(asm: &mut VecAssembler<X64Relocation>, into: u8, regions: i32) {
+    dynasm!(asm ; .arch x64
+        ; movzx Rd(into), Rw(into)
+        ; gs mov Rq(into), [Rq(into) * 8 + regions]
+    );
+}
+
+/// What makes of a guessed region one that is looked up, in place: `code` is what the fault left of the guess,
+/// from its probing load on. The new code belongs one byte before it.
+#[must_use]
+pub fn unguess(code: &[u8], privilege: u8) -> Option<Vec<u8>> {
+    let mut decoder = Decoder::new(64, code, DecoderOptions::NONE);
+    let (probe, delta) = (decoder.decode(), decoder.decode());
+    let is_guess = probe.code() == Code::Movzx_r32_rm8
+        && delta.code() == Code::Mov_r64_rm64
+        && delta.op0_register() == probe.op0_register().full_register();
+    if !is_guess {
+        return None;
+    }
+    let mut asm = VecAssembler::<X64Relocation>::new(0);
+    asm.push(REGION_BITS as u8);
+    let into = probe.op0_register().number() as u8;
+    find_delta(&mut asm, into, offset::regions(usize::from(privilege)));
+    let mut new = asm.finalize().ok()?;
+    let room = 1 + probe.len() + delta.len();
+    while new.len() < room {
+        new.push(0x90);
+    }
+    (new.len() == room).then_some(new)
 }
 
 /// AH, CH, DH or BH is an operand: no register of the instruction may need a REX prefix.

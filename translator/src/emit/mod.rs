@@ -47,6 +47,7 @@ use crate::classify::{Class, slot_bytes};
 use crate::mode::Mode;
 use crate::plan::{Limits, Plan, Step, Uses, is_hint, plan};
 pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
+pub use memory::unguess;
 pub use template::Template;
 
 use memory::Borrowed;
@@ -216,6 +217,8 @@ pub struct Emitter<'a> {
     x87_live: bool,
     /// What the instruction in hand has spilled.
     spilled: [u8; 2],
+    /// The region that the instruction in hand will probably access.
+    region: Option<u32>,
     /// Instructions since the last count, where blocks count.
     counts: bool,
     uncounted: u8,
@@ -283,6 +286,7 @@ impl<'a> Emitter<'a> {
             vector_live: frame.mode.keeps_vector(),
             x87_live: false,
             spilled: [MapEntry::NONE; 2],
+            region: None,
             counts: false,
             uncounted: 0,
             places: Some(Vec::new()),
@@ -302,6 +306,7 @@ impl<'a> Emitter<'a> {
         for step in &plan.steps {
             let host = self.offset() as u32;
             self.spilled = [MapEntry::NONE; 2];
+            self.region = step.region;
             let (done, live) = (self.uncounted, self.vector_live);
             self.instruction(step, plan)?;
             self.uncounted = if self.transfers(step) { 0 } else { self.uncounted + 1 };

@@ -110,7 +110,10 @@ impl Setup {
         layout::areas(self.bits).iter().all(|area| {
             let write = if area.write { libc::PROT_WRITE } else { 0 };
             let execute = if area.execute { libc::PROT_EXEC } else { 0 };
-            let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE;
+            // Below 4 GiB the process keeps addresses free by mappings without access (bt/probe.rs).
+            let low = area.start >> 32 == 0;
+            let fixed = if low { libc::MAP_FIXED } else { libc::MAP_FIXED_NOREPLACE };
+            let flags = libc::MAP_SHARED | fixed | libc::MAP_POPULATE;
             let target = ptr::with_exposed_provenance_mut(area.start as usize);
             let offset = if area.start >= HIGH_START {
                 area.start - HIGH_START
@@ -119,7 +122,7 @@ impl Setup {
             };
             let protection = libc::PROT_READ | write | execute;
             let (len, file) = (area.len as usize, self.memory_file);
-            // SAFETY: never replaces a mapping: the address must be free.
+            // SAFETY: the address is free, or below 4 GiB, where this process has nothing that it uses.
             let mapped = unsafe { libc::mmap(target, len, protection, flags, file, offset as i64) };
             mapped == target
         })
