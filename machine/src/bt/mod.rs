@@ -13,7 +13,7 @@
 mod breakpoints;
 mod common;
 mod mmu;
-mod probe;
+pub mod probe;
 mod segments;
 mod shared;
 mod stats;

@@ -19,8 +19,17 @@ const END: usize = 4 << 30;
 /// Whether the page is there; makes it the first time. It can't be where something of the process already
 /// lies below 4 GiB.
 pub fn set_up() -> bool {
-    static DONE: OnceLock<bool> = OnceLock::new();
     *DONE.get_or_init(|| reserve().is_some())
+}
+
+static DONE: OnceLock<bool> = OnceLock::new();
+
+/// Gives a forked child, which runs no translated code, all addresses below 4 GiB back. Async-signal-safe.
+pub fn withdraw() {
+    if DONE.get() == Some(&true) {
+        // SAFETY: mappings of `reserve`, which only translated code uses.
+        unsafe { libc::munmap(ptr::without_provenance_mut(FIRST), END - FIRST) };
+    }
 }
 
 fn reserve() -> Option<()> {

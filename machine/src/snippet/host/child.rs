@@ -13,6 +13,7 @@ use super::super::Bits;
 use super::super::image::{self, Memory};
 use super::super::layout::{self, HIGH_LEN, HIGH_START, LOCAL, LOW_LEN, LOW_START, UserDesc};
 use super::record::{self, Answer, ENDLESS, Head, Reader, SYSTEM_CALL, Shared};
+use crate::bt::probe;
 
 pub const STACK_LEN: usize = 1 << 16;
 /// Value of `Shared::stage` once all is set up.
@@ -69,6 +70,7 @@ impl Setup {
         };
         // SAFETY: plain call; the child goes when its parent goes.
         step(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } == 0);
+        probe::withdraw();
         step(self.map_areas());
         let Some(memory) = self.map_memory() else { exit_now(2) };
         for descriptor in &self.local {
@@ -110,10 +112,7 @@ impl Setup {
         layout::areas(self.bits).iter().all(|area| {
             let write = if area.write { libc::PROT_WRITE } else { 0 };
             let execute = if area.execute { libc::PROT_EXEC } else { 0 };
-            // Below 4 GiB the process keeps addresses free by mappings without access (bt/probe.rs).
-            let low = area.start >> 32 == 0;
-            let fixed = if low { libc::MAP_FIXED } else { libc::MAP_FIXED_NOREPLACE };
-            let flags = libc::MAP_SHARED | fixed | libc::MAP_POPULATE;
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE;
             let target = ptr::with_exposed_provenance_mut(area.start as usize);
             let offset = if area.start >= HIGH_START {
                 area.start - HIGH_START
@@ -122,7 +121,7 @@ impl Setup {
             };
             let protection = libc::PROT_READ | write | execute;
             let (len, file) = (area.len as usize, self.memory_file);
-            // SAFETY: the address is free, or below 4 GiB, where this process has nothing that it uses.
+            // SAFETY: never replaces a mapping: the address must be free.
             let mapped = unsafe { libc::mmap(target, len, protection, flags, file, offset as i64) };
             mapped == target
         })
