@@ -182,7 +182,10 @@ fn one_line(message: &str) -> String {
     let mut lines = message.lines().map(str::trim);
     let mut text = lines.by_ref().take_while(|line| !line.is_empty()).collect::<Vec<_>>().join(" ");
     for line in lines {
-        if let Some(tip) = line.strip_prefix("tip: ") {
+        // A tip on how to pass a misspelt flag as a value helps nobody here.
+        if let Some(tip) = line.strip_prefix("tip: ")
+            && !tip.contains("as a value")
+        {
             text.push_str("; ");
             text.push_str(tip);
             break;
@@ -248,6 +251,10 @@ mod tests {
             panic!("refused");
         };
         assert!(text.contains("'--kernal'") && text.contains("'--kernel'"), "{text}");
+        let Err(Refusal::Mistake(text)) = parse_line("xenolith run debian --frob") else {
+            panic!("refused");
+        };
+        assert!(text.contains("'--frob'") && !text.contains("-- --frob"), "{text}");
     }
 
     #[test]

@@ -158,9 +158,11 @@ pub fn provide(guest: &Guest, chosen: Option<&Path>) -> Result<Boot> {
     if origin(guest, &cache).is_none() {
         fetch::fetch(guest, &cache).with_context(|| {
             format!(
-                "guest '{}' is not cached in {} and can't be fetched (give local files instead: \
-                 xenolith run --kernel VMLINUZ --initrd INITRD --append console=ttyS0)",
+                "guest '{}' ({} and busybox-static) is not cached in {} and can't be fetched (give \
+                 local files instead: xenolith run --kernel VMLINUZ --initrd INITRD --append \
+                 console=ttyS0)",
                 guest.name,
+                guest.kernel_package,
                 folder.display()
             )
         })?;
