@@ -61,7 +61,7 @@ fn snippets() {
     names(&["diff", "--snippet", "90", "--cpu", "none"], &["--cpu", "none"]);
     let scratch = Scratch::new("snippets");
     let wrong = scratch.file("wrong.asm", b"frobnicate rax\n");
-    names(&["diff", "--snippet", wrong.to_str().expect("plain")], &["wrong.asm:", "instruction"]);
+    names(&["diff", "--snippet", wrong.to_str().expect("plain")], &["wrong.asm:1:", "instruction"]);
     let wrong = scratch.file("in.asm", b"; in: zax=1\nnop\n");
     names(&["diff", "--snippet", wrong.to_str().expect("plain")], &["in.asm", "zax"]);
 }

@@ -105,7 +105,8 @@ fn assemble_in(
     for (name, selector, ..) in LOCAL {
         text.push_str(&format!("{name} equ {selector:#x}\n"));
     }
-    text.push_str(&format!("%line 1+1 {}\n{source}\n", path.display()));
+    // The directive stands for a line itself, before the first.
+    text.push_str(&format!("%line 0+1 {}\n{source}\n", path.display()));
     std::fs::write(&input, text)
         .map_err(|error| wrong(format!("{}: {}", input.display(), plain(&error))))?;
     let run = Command::new("nasm").args(["-f", "bin", "-o"]).arg(&output).arg(&input).output();
