@@ -26,5 +26,6 @@ mod switch;
 mod vcpu;
 
 pub use bt::Report;
+pub use bt::probe;
 pub use config::{Config, ConfigError, DiskConfig, Engine, Mmu};
 pub use machine::{End, Handle, Machine, SerialInput};

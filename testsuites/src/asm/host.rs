@@ -389,14 +389,12 @@ fn child_main(
     stack: *mut c_void,
     selectors: [u16; 2],
 ) -> ! {
+    xenolith_machine::probe::withdraw();
     for (area, offset) in areas {
-        // Below 4 GiB a process that translates has mappings without access.
-        let low = area.start >> 32 == 0;
-        let fixed = if low { libc::MAP_FIXED } else { libc::MAP_FIXED_NOREPLACE };
-        let flags = libc::MAP_SHARED | fixed | libc::MAP_POPULATE;
+        let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_POPULATE;
         let target = ptr::with_exposed_provenance_mut(area.start as usize);
         let (len, offset) = (area.len as usize, *offset);
-        // SAFETY: the address is free, or below 4 GiB, where this process has nothing that it uses.
+        // SAFETY: never replaces a mapping: the address must be free.
         let mapped = unsafe { libc::mmap(target, len, area.protection, flags, fd, offset) };
         if mapped != target {
             exit_now(1);

@@ -1,6 +1,6 @@
 //! Vector instructions, on the host's registers.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::Mnemonic;
 use xenolith_cpu::vector::{Plain, Unit};
 
@@ -80,25 +80,32 @@ impl Emitter<'_> {
     pub(super) fn load_mxcsr(&mut self, step: &Step) -> Result<(), EmitError> {
         self.load_vector();
         self.load_operand(step, R11, 4)?;
+        let slow = self.keep_if(MXCSR_FIXED as i32, MXCSR_GATHERED);
+        dynasm!(self.asm ; .arch x64 ; gs ldmxcsr [offset::spill(3)]);
+        self.leave_at(step, slow, true);
+        Ok(())
+    }
+
+    /// Keeps the control word in r11 in spill slot 3 if its bits under `mask`, gathered to the lowest, are
+    /// `gathered`; or else goes to the label that comes back, with RCX to be restored.
+    pub(super) fn keep_if(&mut self, mask: i32, gathered: i32) -> DynamicLabel {
         let slow = self.asm.new_dynamic_label();
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(0)], rcx
-            ; mov r10d, MXCSR_FIXED as i32
+            ; mov r10d, mask
             ; pext rcx, r11, r10
-            ; lea rcx, [rcx - MXCSR_GATHERED]
+            ; lea rcx, [rcx - gathered]
             ; jrcxz >good
             ; jmp =>slow
             ; good:
             ; gs mov rcx, [offset::spill(0)]
             ; gs mov [offset::spill(3)], r11
-            ; gs ldmxcsr [offset::spill(3)]
         );
-        self.leave_at(step, slow, true);
-        Ok(())
+        slow
     }
 
     /// At `slow`, where RCX is in its spill slot, the interpreter does the instruction, and the block is left.
-    pub(super) fn leave_at(&mut self, step: &Step, slow: dynasmrt::DynamicLabel, vector: bool) {
+    pub(super) fn leave_at(&mut self, step: &Step, slow: DynamicLabel, vector: bool) {
         let insn = &step.insn;
         let bits = self.frame.mode.bits;
         let site = self.site(Site::HandOver {

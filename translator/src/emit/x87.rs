@@ -8,7 +8,7 @@
 //! it has the registers and never shown: the guest's stay as the last load left them.
 //! Source: SDM vol. 1, "Programming with the x87 FPU".
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynasmApi, dynasm};
 
 use super::{EmitError, Emitter, R11};
 use crate::area::offset;
@@ -29,19 +29,8 @@ impl Emitter<'_> {
     pub(super) fn load_control_word(&mut self, step: &Step) -> Result<(), EmitError> {
         self.load_x87();
         self.load_operand(step, R11, 2)?;
-        let slow = self.asm.new_dynamic_label();
-        dynasm!(self.asm ; .arch x64
-            ; gs mov [offset::spill(0)], rcx
-            ; mov r10d, MASKS
-            ; pext rcx, r11, r10
-            ; lea rcx, [rcx - MASKS]
-            ; jrcxz >good
-            ; jmp =>slow
-            ; good:
-            ; gs mov rcx, [offset::spill(0)]
-            ; gs mov [offset::spill(3)], r11
-            ; gs fldcw WORD [offset::spill(3)]
-        );
+        let slow = self.keep_if(MASKS, MASKS);
+        dynasm!(self.asm ; .arch x64 ; gs fldcw WORD [offset::spill(3)]);
         self.leave_at(step, slow, true);
         Ok(())
     }
