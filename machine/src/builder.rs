@@ -28,7 +28,7 @@ use xenolith_devices::acpi::tables::{self, AcpiConfig, AcpiError, Tables};
 use xenolith_devices::apic::{ApicFeatures, InterruptRouter};
 use xenolith_devices::bus::{Bus, Overlap};
 use xenolith_devices::clock::{Clock, Timed, TimerQueue, lock};
-use xenolith_devices::disk::{DiskImage, RawImage};
+use xenolith_devices::disk::{self, DiskImage};
 use xenolith_devices::fw_cfg::{self, FwCfg};
 use xenolith_devices::hpet::{Hpet, LegacyGate};
 use xenolith_devices::irq::{IrqLine, IrqSink};
@@ -77,11 +77,11 @@ pub type Disk = Arc<dyn DiskImage>;
 pub fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ConfigError> {
     disks
         .iter()
-        .map(|disk| match RawImage::open(&disk.path, disk.read_only) {
-            Ok(image) => Ok(Arc::new(image) as Disk),
-            Err(error) => {
-                Err(ConfigError::Disk { path: disk.path.clone(), reason: error.to_string() })
-            }
+        .map(|disk| {
+            disk::open(&disk.path, disk.options).map_err(|error| ConfigError::Disk {
+                path: disk.path.clone(),
+                reason: error.to_string(),
+            })
         })
         .collect()
 }

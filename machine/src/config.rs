@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use xenolith_devices::disk::DiskOptions;
+
 use crate::bt::Report;
 
 /// Which engine executes guest code.
@@ -34,11 +36,11 @@ pub enum Mmu {
     Shadow,
 }
 
-/// A raw disk image on virtio-blk.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A disk image on virtio-blk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiskConfig {
     pub path: PathBuf,
-    pub read_only: bool,
+    pub options: DiskOptions,
 }
 
 /// A machine to build.

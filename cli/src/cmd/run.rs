@@ -101,7 +101,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
     };
     match (&args.boot.guest, &args.boot.kernel) {
         (Some(image), _) if guests::is_image(image) => {
-            config.disks.insert(0, DiskConfig { path: image.into(), read_only: false });
+            config.disks.insert(0, DiskConfig { path: image.into(), ..DiskConfig::default() });
             config.firmware = Some(firmware(args)?);
         }
         (Some(name), _) => {

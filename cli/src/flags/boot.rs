@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use xenolith_devices::disk::{DiskOptions, Format};
 use xenolith_machine::DiskConfig;
 
 #[derive(Args, Debug)]
@@ -38,22 +39,42 @@ pub struct BootFlags {
     #[arg(hide_default_value = true, allow_hyphen_values = true)]
     pub append: String,
 
-    /// Raw disk image, attached as virtio-blk: the first is /dev/vda in Linux, the next /dev/vdb. With
-    /// ",ro" behind it, the guest can't write it. May be given again
-    #[arg(long = "disk", value_name = "FILE[,ro]", help_heading = "What to boot")]
+    /// Disk image, raw or qcow2 (found by content), attached as virtio-blk: the first is /dev/vda in
+    /// Linux, the next /dev/vdb. With ",ro" behind it the guest can't write it, with ",snapshot" what it
+    /// writes is forgotten; qcow2 needs one of these as yet. ",format=raw" tells the format: give it for a raw
+    /// disk of a guest that you don't trust. May be given again
+    #[arg(long = "disk", value_name = "FILE[,ro][,snapshot][,format=raw|qcow2]")]
+    #[arg(help_heading = "What to boot")]
     #[arg(value_parser = parse_disk)]
     pub disks: Vec<DiskConfig>,
 }
 
+/// Takes options from the end, since a file's name may have commas too.
 fn parse_disk(text: &str) -> Result<DiskConfig, String> {
-    let (path, read_only) = match text.strip_suffix(",ro") {
-        Some(path) => (path, true),
-        None => (text, false),
-    };
+    let mut options = DiskOptions::default();
+    let mut path = text;
+    while let Some((rest, option)) = path.rsplit_once(',') {
+        match option {
+            "ro" => options.read_only = true,
+            "snapshot" => options.snapshot = true,
+            _ => match option.strip_prefix("format=") {
+                Some(name) => {
+                    let format = Format::named(name)
+                        .ok_or_else(|| format!("format {name:?} is neither raw nor qcow2"))?;
+                    options.format = Some(format);
+                }
+                None => break,
+            },
+        }
+        path = rest;
+    }
     if path.is_empty() {
         return Err("a file name must be given".to_owned());
     }
-    Ok(DiskConfig { path: PathBuf::from(path), read_only })
+    if options.read_only && options.snapshot {
+        return Err("ro and snapshot exclude each other".to_owned());
+    }
+    Ok(DiskConfig { path: PathBuf::from(path), options })
 }
 
 #[cfg(test)]
@@ -62,11 +83,18 @@ mod tests {
 
     #[test]
     fn disks_are_writable_unless_said() {
-        let disk = parse_disk("a,b.img").expect("a plain name");
-        assert_eq!((disk.path.as_os_str().to_str(), disk.read_only), (Some("a,b.img"), false));
-        let disk = parse_disk("a.img,ro").expect("read-only");
-        assert_eq!((disk.path.as_os_str().to_str(), disk.read_only), (Some("a.img"), true));
-        assert!(parse_disk(",ro").is_err());
-        assert!(parse_disk("").is_err());
+        let parse = |text| parse_disk(text).expect("sound");
+        let disk = parse("a,b.img");
+        assert_eq!((disk.path.to_str(), disk.options), (Some("a,b.img"), DiskOptions::default()));
+        let disk = parse("a.img,ro");
+        assert_eq!(disk.path.to_str(), Some("a.img"));
+        assert!(disk.options.read_only && !disk.options.snapshot);
+        let disk = parse("a,ro,b.img,format=raw,snapshot");
+        assert_eq!(disk.path.to_str(), Some("a,ro,b.img"));
+        assert!(disk.options.snapshot && !disk.options.read_only);
+        assert_eq!(disk.options.format, Some(Format::Raw));
+        for bad in ["", ",ro", "a,format=vmdk", "a,ro,snapshot"] {
+            assert!(parse_disk(bad).is_err(), "{bad:?}");
+        }
     }
 }

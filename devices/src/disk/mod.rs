@@ -1,16 +1,24 @@
 //! Disk images behind one trait.
 //!
 //! Problem: block devices (virtio, later IDE) don't care how an image is stored. Scheme:
-//! [`DiskImage`], positioned and shared by reference, so that workers need no lock; [`RawImage`] is
-//! the first. Invariants: offsets and lengths that a device passes are within [`DiskImage::size`];
+//! [`DiskImage`], positioned and shared by reference, so that workers need no lock; [`RawImage`],
+//! [`Qcow2Image`] and [`Snapshot`] are its kinds, and [`open`] finds the one for a file. Invariants: offsets and lengths that a device passes are within [`DiskImage::size`];
 //! what was written before a [`DiskImage::flush`] that succeeded survives our being killed, and the
 //! host's. Called by the devices' workers; may block.
 
+mod open;
+mod qcow2;
 mod raw;
+mod snapshot;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 
+pub use open::{DiskOptions, Format, open};
+pub use qcow2::Qcow2Image;
 pub use raw::{DiskError, RawImage};
+pub use snapshot::Snapshot;
 
 /// Bytes of a sector, the unit of sizes and requests.
 pub const SECTOR: u64 = 512;
@@ -67,5 +75,15 @@ pub trait DiskImage: Send + Sync {
             done += piece;
         }
         Ok(())
+    }
+}
+
+/// Refuses what would reach past an image of `size` bytes: a write there could make the file longer.
+fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> {
+    let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
+    if end.is_some_and(|end| end <= size) {
+        Ok(())
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "past the end of the disk image"))
     }
 }

@@ -25,6 +25,10 @@ pub enum DiskError {
     TooSmall { path: PathBuf, bytes: u64 },
     #[error("disk image {}: in use by another program", .0.display())]
     InUse(PathBuf),
+    #[error("disk image {}: qcow2 images can't be written yet: add ,ro or ,snapshot", .0.display())]
+    ReadsOnly(PathBuf),
+    #[error("disk image {}: a temporary file in {} for the snapshot: {source}", path.display(), folder.display())]
+    Snapshot { path: PathBuf, folder: PathBuf, source: io::Error },
 }
 
 /// A file or block device used as it is.
@@ -42,28 +46,15 @@ impl RawImage {
     /// # Errors
     /// See [`DiskError`].
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
-        let told = |source| DiskError::Open { path: path.to_owned(), source };
-        // Looked at first: opening a pipe would wait for its other end.
-        let kind = std::fs::metadata(path).map_err(told)?.file_type();
-        if kind.is_dir() {
-            return Err(DiskError::Directory(path.to_owned()));
-        }
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(DiskError::NotADisk(path.to_owned()));
-        }
-        let mut file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(told)?;
-        let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DiskError::InUse(path.to_owned())),
-            // Some network file systems have no locks. The user may still use the image there.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                tracing::warn!("disk image {}: can't be locked: {error}", path.display());
-            }
-            Err(TryLockError::Error(error)) => return Err(told(error)),
-        }
+        Self::new(open_locked(path, read_only)?, path, read_only)
+    }
+
+    /// The image in `file`, which is locked and was opened by the name `path`.
+    pub(super) fn new(mut file: File, path: &Path, read_only: bool) -> Result<Self, DiskError> {
         // Unlike the metadata's length, this is right for block devices too.
-        let bytes = file.seek(SeekFrom::End(0)).map_err(told)?;
+        let bytes = file
+            .seek(SeekFrom::End(0))
+            .map_err(|source| DiskError::Open { path: path.to_owned(), source })?;
         let tail = bytes % SECTOR;
         let size = bytes - tail;
         if size == 0 {
@@ -83,26 +74,41 @@ impl RawImage {
     pub fn tail(&self) -> u64 {
         self.tail
     }
+}
 
-    /// Refuses what would reach past the image: a write there would make the file longer.
-    fn check(&self, offset: u64, len: usize) -> io::Result<()> {
-        let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
-        if end.is_some_and(|end| end <= self.size) {
-            Ok(())
-        } else {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "past the end of the disk image"))
-        }
+/// Opens the file at `path` and locks it: alone to write, with others to read.
+pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<File, DiskError> {
+    let told = |source| DiskError::Open { path: path.to_owned(), source };
+    // Looked at first: opening a pipe would wait for its other end.
+    let kind = std::fs::metadata(path).map_err(told)?.file_type();
+    if kind.is_dir() {
+        return Err(DiskError::Directory(path.to_owned()));
     }
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(DiskError::NotADisk(path.to_owned()));
+    }
+    let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(told)?;
+    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
+    match locked {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(DiskError::InUse(path.to_owned())),
+        // Some network file systems have no locks. The user may still use the image there.
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+            tracing::warn!("disk image {}: can't be locked: {error}", path.display());
+        }
+        Err(TryLockError::Error(error)) => return Err(told(error)),
+    }
+    Ok(file)
 }
 
 impl DiskImage for RawImage {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
-        self.check(offset, data.len())?;
+        super::check_range(self.size, offset, data.len())?;
         self.file.read_exact_at(data, offset)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.check(offset, data.len())?;
+        super::check_range(self.size, offset, data.len())?;
         if self.read_only {
             return Err(io::ErrorKind::PermissionDenied.into());
         }

@@ -108,7 +108,7 @@ impl Stage {
             vcpus: if self.engine == Engine::Bt { 1 } else { guest.vcpus },
             engine: self.engine,
             kernel: PathBuf::from(format!("/proc/self/fd/{}", self.kernel.as_raw_fd())),
-            disks: vec![DiskConfig { path: self.disk.0.clone(), read_only: false }],
+            disks: vec![DiskConfig { path: self.disk.0.clone(), ..DiskConfig::default() }],
             icount: counted,
             guest_timeout: counted.then_some(guest.guest_time),
             timeout: Some(limit),

@@ -1,0 +1,122 @@
+//! From a file's name to a disk.
+//!
+//! Problem: a person names a file and doesn't say what is in it. Scheme: the first bytes tell, unless the
+//! format is given; backing images are opened the same way, always to read. Invariants: a file is locked
+//! before it is looked at and stays so; with `read_only` or `snapshot` it is open for reading only, so that
+//! nothing here could write it; a chain of backing images ends, also one that is a circle.
+
+use std::fmt;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::qcow2::{Backing, MAGIC};
+use super::raw::open_locked;
+use super::{DiskError, DiskImage, Qcow2Image, RawImage, Snapshot};
+
+/// Backing images below an image.
+const CHAIN_MAX: usize = 32;
+
+/// How an image is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    Raw,
+    Qcow2,
+}
+
+impl Format {
+    /// The format of a name as the command line and QEMU have it.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "raw" => Some(Self::Raw),
+            "qcow2" => Some(Self::Qcow2),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Raw => "raw",
+            Self::Qcow2 => "qcow2",
+        })
+    }
+}
+
+/// How to open an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// The guest can't write.
+    pub read_only: bool,
+    /// What the guest writes is forgotten at the end.
+    pub snapshot: bool,
+    /// As the content says, if not given. A guest that has a raw disk decides what its first bytes are, so
+    /// give it for raw disks of guests that aren't trusted.
+    pub format: Option<Format>,
+}
+
+/// Opens the image at `path`.
+///
+/// # Errors
+/// See [`DiskError`].
+pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
+    let to_read = options.read_only || options.snapshot;
+    let image = open_layer(path, to_read, options.format, CHAIN_MAX)?;
+    if options.read_only || !options.snapshot {
+        return Ok(image);
+    }
+    let folder = std::env::temp_dir();
+    match Snapshot::new(image, &folder) {
+        Ok(snapshot) => Ok(Arc::new(snapshot)),
+        Err(source) => Err(DiskError::Snapshot { path: path.to_owned(), folder, source }),
+    }
+}
+
+/// Opens one file and, with at most `below` steps, what it builds on.
+fn open_layer(
+    path: &Path,
+    read_only: bool,
+    format: Option<Format>,
+    below: usize,
+) -> Result<Arc<dyn DiskImage>, DiskError> {
+    let told = |source| DiskError::Open { path: path.to_owned(), source };
+    let file = open_locked(path, read_only)?;
+    let mut start = [0; MAGIC.len()];
+    let qcow2 = match format {
+        Some(format) => format == Format::Qcow2,
+        // Whatever is too short for the magic number is no qcow2 image either.
+        None => match file.read_exact_at(&mut start, 0) {
+            Ok(()) => start == MAGIC,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+            Err(error) => return Err(told(error)),
+        },
+    };
+    if !qcow2 {
+        return Ok(Arc::new(RawImage::new(file, path, read_only)?));
+    }
+    if !read_only {
+        return Err(DiskError::ReadsOnly(path.to_owned()));
+    }
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let image = Qcow2Image::new(file, folder, &mut |backing| open_backing(&backing, below));
+    Ok(Arc::new(image.map_err(told)?))
+}
+
+fn open_backing(backing: &Backing, below: usize) -> io::Result<Arc<dyn DiskImage>> {
+    let refuse = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
+    if below == 0 {
+        return refuse(format!("more than {CHAIN_MAX} backing files, or they go in a circle"));
+    }
+    let format = match backing.format.as_deref() {
+        None => None,
+        Some(name) => match Format::named(name) {
+            None => return refuse(format!("backing file of format {name:?} is not supported")),
+            known => known,
+        },
+    };
+    open_layer(&backing.path, true, format, below - 1)
+        .map_err(|error| io::Error::other(format!("its backing file: {error}")))
+}

@@ -1,0 +1,256 @@
+//! Images that QEMU makes, and images that nobody should.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use super::{DiskError, DiskImage, DiskOptions, Format, open};
+
+const CLUSTER: usize = 64 << 10;
+/// The bit of a table entry whose cluster has one reference.
+const COPIED: u64 = 1 << 63;
+const TO_READ: DiskOptions = DiskOptions { read_only: true, snapshot: false, format: None };
+const SNAPSHOT: DiskOptions = DiskOptions { read_only: false, snapshot: true, format: None };
+
+/// A folder that is deleted when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path =
+            std::env::temp_dir().join(format!("xenolith-disk-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).expect("the temporary directory is writable");
+        Self(path)
+    }
+
+    fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, bytes).expect("writable");
+        path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs a program of QEMU's in `folder`. False, and said so, if it isn't there.
+fn qemu(program: &str, folder: &Path, arguments: &[&str]) -> bool {
+    match Command::new(program).current_dir(folder).args(arguments).output() {
+        Ok(output) => {
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{program} {arguments:?}: {told}");
+            true
+        }
+        Err(_) => {
+            eprintln!("SKIPPED: {program} is not installed (apt install qemu-utils)");
+            false
+        }
+    }
+}
+
+/// A disk of 3 MiB and a bit: text that compresses, noise that doesn't, and holes.
+fn contents(seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut bytes = vec![0; (3 << 20) + 512 * 7];
+    for (n, piece) in bytes.chunks_mut(24 << 10).enumerate() {
+        for (at, byte) in piece.iter_mut().enumerate() {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            *byte = match n % 4 {
+                0 => (state >> 56) as u8,
+                1 => (at / 100) as u8 ^ seed as u8,
+                _ => 0,
+            };
+        }
+    }
+    bytes
+}
+
+fn all(image: &dyn DiskImage) -> Vec<u8> {
+    let mut bytes = vec![0; image.size() as usize];
+    // Pieces that fit neither clusters nor sectors' neighbours.
+    for (n, piece) in bytes.chunks_mut(41 * 512).enumerate() {
+        image.read_at((n * 41 * 512) as u64, piece).expect("within the image");
+    }
+    bytes
+}
+
+/// A version 3 image of 1 MiB by hand: header, first-level table, a second-level table, two clusters.
+fn by_hand() -> Vec<u8> {
+    let mut image = vec![0; 5 * CLUSTER];
+    let mut put = |at: usize, bytes: &[u8]| image[at..at + bytes.len()].copy_from_slice(bytes);
+    let cluster = CLUSTER as u64;
+    put(0, b"QFI\xfb");
+    put(4, &3u32.to_be_bytes());
+    put(20, &16u32.to_be_bytes());
+    put(24, &(1u64 << 20).to_be_bytes());
+    put(36, &1u32.to_be_bytes());
+    put(40, &cluster.to_be_bytes());
+    put(96, &4u32.to_be_bytes());
+    put(100, &104u32.to_be_bytes());
+    put(CLUSTER, &(2 * cluster + COPIED).to_be_bytes());
+    put(2 * CLUSTER, &(3 * cluster + COPIED).to_be_bytes());
+    put(2 * CLUSTER + 8, &(4 * cluster + COPIED).to_be_bytes());
+    put(2 * CLUSTER + 16, &(4 * cluster + COPIED + 1).to_be_bytes());
+    put(3 * CLUSTER, &[0x11; CLUSTER]);
+    put(4 * CLUSTER, &[0x22; CLUSTER]);
+    image
+}
+
+#[test]
+fn a_written_cluster_a_zero_cluster_and_one_that_is_not_there() {
+    let scratch = Scratch::new("by-hand");
+    let image = open(&scratch.file("x", &by_hand()), TO_READ).expect("sound");
+    let mut expected = vec![0; 1 << 20];
+    expected[..CLUSTER].fill(0x11);
+    expected[CLUSTER..2 * CLUSTER].fill(0x22);
+    assert!(all(&*image) == expected);
+    assert!(image.read_only() && image.write_at(0, &[0]).is_err());
+    assert!(image.read_at((1 << 20) - 1, &mut [0; 2]).is_err());
+}
+
+#[test]
+fn images_as_qemu_makes_them() {
+    let scratch = Scratch::new("qemu");
+    let expected = contents(7);
+    scratch.file("raw", &expected);
+    for options in
+        ["compat=0.10", "compat=1.1", "cluster_size=512", "cluster_size=2M,lazy_refcounts=on"]
+    {
+        for compress in [false, true] {
+            let mut arguments = vec!["convert", "-f", "raw", "-O", "qcow2", "-o", options];
+            arguments.extend(compress.then_some("-c"));
+            arguments.extend(["raw", "image"]);
+            if !qemu("qemu-img", &scratch.0, &arguments) {
+                return;
+            }
+            let image = open(&scratch.0.join("image"), TO_READ).expect("QEMU's");
+            assert!(all(&*image) == expected, "{options}, compressed: {compress}");
+        }
+    }
+}
+
+#[test]
+fn what_an_image_does_not_have_comes_from_its_backing_image() {
+    let scratch = Scratch::new("backing");
+    let base = contents(1);
+    scratch.file("base", &base);
+    // The disk is larger than its base, and one cluster and a part of one are its own.
+    let mut wanted = base;
+    wanted.resize(4 << 20, 0);
+    wanted[..CLUSTER].fill(0x55);
+    wanted[(1 << 20) + 512..(1 << 20) + 1024].fill(0x66);
+    let create = ["create", "-f", "qcow2", "-b", "base", "-F", "raw", "top", "4M"];
+    let write = ["-c", "write -P 0x55 0 64k", "-c", "write -P 0x66 1049088 512", "top"];
+    if !qemu("qemu-img", &scratch.0, &create) || !qemu("qemu-io", &scratch.0, &write) {
+        return;
+    }
+    let image = open(&scratch.0.join("top"), TO_READ).expect("QEMU's");
+    assert!(all(&*image) == wanted);
+    assert!(scratch.0.join("top").metadata().expect("there").len() < 2 << 20);
+    drop(image);
+    fs::remove_file(scratch.0.join("base")).expect("there");
+    let error = open(&scratch.0.join("top"), TO_READ).err().expect("no base").to_string();
+    assert!(
+        error.contains("its backing file: disk image") && error.contains("base: No such"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_circle_of_backing_images_ends() {
+    let scratch = Scratch::new("circle");
+    let mut bytes = by_hand();
+    bytes[8..16].copy_from_slice(&112u64.to_be_bytes());
+    bytes[16..20].copy_from_slice(&1u32.to_be_bytes());
+    bytes[112] = b'x';
+    let error = open(&scratch.file("x", &bytes), TO_READ).err().expect("a circle").to_string();
+    assert!(error.contains("go in a circle") && !error.contains('\n'), "{error}");
+    bytes[16..20].copy_from_slice(&5u32.to_be_bytes());
+    bytes[112..117].copy_from_slice(b"nbd:x");
+    let error = open(&scratch.file("x", &bytes), TO_READ).err().expect("a protocol").to_string();
+    assert!(error.ends_with("backing file \"nbd:x\" is not a file's name"), "{error}");
+}
+
+#[test]
+fn a_snapshot_takes_writes_and_leaves_the_image_alone() {
+    let scratch = Scratch::new("snapshot");
+    for bytes in [by_hand(), contents(3)] {
+        let path = scratch.file("image", &bytes);
+        let snapshot = open(&path, SNAPSHOT).expect("sound");
+        let mut expected = all(&*open(&path, TO_READ).expect("readers share"));
+        let size = expected.len();
+        for (at, len) in
+            [(0, 512), (65_024, 1024), (130_000, 200_000), (size - 512, 512), (512, 512)]
+        {
+            snapshot.write_at(at as u64, &vec![at as u8 | 1; len]).expect("within the disk");
+            expected[at..at + len].fill(at as u8 | 1);
+        }
+        snapshot.flush().expect("nothing to do");
+        assert!(!snapshot.read_only() && all(&*snapshot) == expected);
+        assert!(snapshot.write_at(size as u64, &[0]).is_err());
+        assert!(fs::read(&path).expect("there") == bytes);
+    }
+}
+
+#[test]
+fn the_content_tells_the_format_unless_it_is_given() {
+    let scratch = Scratch::new("format");
+    let path = scratch.file("image", &by_hand());
+    let raw = DiskOptions { format: Some(Format::Raw), ..TO_READ };
+    assert_eq!(open(&path, raw).expect("any file is raw").size(), 5 * CLUSTER as u64);
+    assert!(matches!(open(&path, DiskOptions::default()), Err(DiskError::ReadsOnly(_))));
+    let path = scratch.file("image", &[0; 1024]);
+    let qcow2 = DiskOptions { format: Some(Format::Qcow2), ..TO_READ };
+    let error = open(&path, qcow2).err().expect("not one").to_string();
+    assert!(error.ends_with("not a qcow2 image"), "{error}");
+    let path = scratch.file("image", &[]);
+    assert!(matches!(open(&path, TO_READ), Err(DiskError::TooSmall { bytes: 0, .. })));
+}
+
+/// Opens and reads the image, for whatever comes of it but a panic.
+fn survive(path: &Path) -> Result<(), String> {
+    let image: Arc<dyn DiskImage> = open(path, TO_READ).map_err(|error| error.to_string())?;
+    let mut data = vec![0; 4096];
+    for at in [0, CLUSTER as u64, 2 * CLUSTER as u64, image.size().saturating_sub(4096)] {
+        let len = data.len().min((image.size() - at.min(image.size())) as usize);
+        let _ = image.read_at(at.min(image.size()), &mut data[..len]);
+    }
+    Ok(())
+}
+
+#[test]
+fn damaged_headers_and_tables_are_errors_of_one_line() {
+    let scratch = Scratch::new("damaged");
+    let sound = by_hand();
+    let places = (4..112).chain(CLUSTER..CLUSTER + 8).chain(2 * CLUSTER..2 * CLUSTER + 24);
+    let mut refused = 0;
+    for at in places {
+        for value in [0x00, 0x01, 0x40, 0x7f, 0x80, 0xff] {
+            let mut bytes = sound.clone();
+            bytes[at] ^= value;
+            if let Err(error) = survive(&scratch.file("x", &bytes)) {
+                assert!(!error.contains('\n'), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    // Most fields of the header can be wrong; the tables' entries are looked at when they are used.
+    assert!(refused > 100, "only {refused} were refused");
+}
+
+#[test]
+fn images_cut_short_are_errors() {
+    let scratch = Scratch::new("cut");
+    let sound = by_hand();
+    for len in [4, 71, 103, CLUSTER, CLUSTER + 7] {
+        assert!(survive(&scratch.file("x", &sound[..len])).is_err(), "{len} bytes");
+    }
+    let image = open(&scratch.file("x", &sound[..4 * CLUSTER]), TO_READ).expect("tables are there");
+    assert!(image.read_at(0, &mut [0; 512]).is_ok());
+    let error = image.read_at(CLUSTER as u64, &mut [0; 512]).expect_err("not in the file");
+    assert_eq!(error.to_string(), "cluster 1 is said to be at 0x40000");
+}
