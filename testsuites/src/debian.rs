@@ -73,7 +73,7 @@ impl Debian {
             return Ok(path);
         }
         // Two tests may do this at once; each renames a whole file.
-        let partial = self.scratch.join(format!("vmlinux.{}", std::process::id()));
+        let partial = self.scratch.join(format!("vmlinux-{}.part", std::process::id()));
         let input = partial.with_extension("xz");
         fs::write(&input, packed)?;
         let status = Command::new("xz")
