@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
-use iced_x86::{DecoderOptions, Instruction, InstructionInfoFactory};
-use xenolith_translator::emit::{self, Frame, Page};
+use iced_x86::{DecoderOptions, Instruction};
+use xenolith_translator::emit::{Frame, Page, Translator};
 use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
 
@@ -126,7 +126,7 @@ pub fn run() -> Result<()> {
 }
 
 fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
-    let mut info = InstructionInfoFactory::new();
+    let mut translator = Translator::default();
     let limits = Limits {
         start: None,
         length_max: LENGTH_MAX,
@@ -155,13 +155,14 @@ fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
             second: None,
             code_base: 0,
         };
-        match emit::translate(frame, bytes, &limits, &mut info)? {
+        match translator.translate(frame, bytes, &limits)? {
             Some(block) => {
                 work.blocks += 1;
                 work.instructions += block.instructions;
                 work.bytes += block.bytes;
                 work.code += block.code.len();
                 at += block.bytes.max(1);
+                translator.recycle(block);
             }
             None => {
                 work.refused += 1;

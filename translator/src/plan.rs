@@ -10,7 +10,7 @@
 //! the block is left there.
 
 use iced_x86::{
-    Decoder, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register,
+    Decoder, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
 };
 
 use crate::area::WINDOWS_MAX;
@@ -65,7 +65,7 @@ pub struct Window {
 }
 
 /// A block before it is emitted.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Plan {
     pub steps: Vec<Step>,
     pub windows: Vec<Window>,
@@ -89,14 +89,24 @@ const BESIDE_CODE: u32 = u32::MAX;
 const ABSOLUTE: u32 = u32::MAX - 1;
 
 /// A window in the making.
+#[derive(Debug)]
 struct Draft {
     root: u32,
     segment: Register,
     from: i64,
     to: i64,
     write: bool,
-    /// Step and offset of each access.
-    members: Vec<(usize, i64)>,
+    /// Where its first access is.
+    first: i64,
+    accesses: usize,
+}
+
+/// Memory that planning one block needs, kept for the next.
+#[derive(Debug, Default)]
+pub struct Drafts {
+    drafts: Vec<Draft>,
+    /// Step and draft of each access.
+    members: Vec<(usize, usize)>,
 }
 
 struct Values {
@@ -153,17 +163,21 @@ impl std::fmt::Debug for Limits<'_> {
 }
 
 /// Plans the block at `rip`, whose code `bytes` begin with. Without steps if it begins with nothing that
-/// can be decoded.
+/// can be decoded. `old` and `drafts` are there for their memory.
 pub fn plan(
     mode: Mode,
     rip: u64,
     bytes: &[u8],
     limits: &Limits,
     info: &mut InstructionInfoFactory,
+    old: Plan,
+    drafts: &mut Drafts,
 ) -> Plan {
     let bits = u32::from(mode.bits);
     let mut decoder = Decoder::with_ip(bits, bytes, rip, limits.decoder_options);
-    let mut steps: Vec<Step> = Vec::with_capacity(limits.length_max.min(32));
+    let Plan { mut steps, mut windows, .. } = old;
+    steps.clear();
+    windows.clear();
     let mut ends = false;
     let mut done = 0;
     while steps.len() < limits.length_max && !ends && decoder.can_decode() {
@@ -195,14 +209,16 @@ pub fn plan(
     // In flat 32-bit code with shadow windows an address's delta is a constant: nothing is to be kept.
     let constant = mode.shadow && mode.bits < 64 && !mode.segmented;
     let keeps = limits.windows && !constant && !mode.expands_down;
-    let windows = if keeps { gather(mode, &mut steps) } else { Vec::new() };
+    if keeps {
+        gather(mode, &mut steps, &mut windows, drafts);
+    }
     Plan { steps, windows, bytes: done, ends, vector }
 }
 
 /// Registers that `insn` uses as data.
 fn uses(insn: &Instruction, info: &mut InstructionInfoFactory) -> Uses {
     let mut uses = Uses::default();
-    let info = info.info(insn);
+    let info = info.info_options(insn, InstructionInfoOptions::NO_MEMORY_USAGE);
     let note = |uses: &mut Uses, register: Register, read: bool, write: bool| {
         let full = register.full_register();
         if full.is_gpr64() {
@@ -257,59 +273,66 @@ fn directions(access: OpAccess) -> (bool, bool) {
 }
 
 /// Finds the windows and marks their accesses.
-fn gather(mode: Mode, steps: &mut [Step]) -> Vec<Window> {
+fn gather(mode: Mode, steps: &mut [Step], windows: &mut Vec<Window>, memory: &mut Drafts) {
+    let Drafts { drafts, members } = memory;
+    drafts.clear();
+    members.clear();
     let mut values = Values::new();
-    let mut open: Vec<Draft> = Vec::new();
-    let mut closed: Vec<Draft> = Vec::new();
+    // Drafts before this one are closed.
+    let mut open = 0;
     let by_region = mode.shadow && !mode.segmented;
     let bytes_max = if by_region { SHADOW_WINDOW_BYTES_MAX } else { WINDOW_BYTES_MAX };
     for (number, step) in steps.iter().enumerate() {
         let loads_segment =
             matches!(step.class, Class::PopSegment | Class::LoadSegment | Class::LoadPointer);
         if step.class == Class::HandOver || loads_segment {
-            closed.append(&mut open);
+            open = drafts.len();
         } else if step.looks_up == mode.shadow {
             // Neither alone nor in a window of another kind.
         } else if let Some((value, segment, bytes, write)) = access(mode, step, &values) {
             let (from, to) = (value.offset, value.offset.wrapping_add(bytes));
-            let fits = |draft: &&mut Draft| {
+            let fits = |draft: &Draft| {
                 draft.root == value.root
                     && draft.segment == segment
                     && draft.to.max(to).wrapping_sub(draft.from.min(from)) <= bytes_max
             };
-            match open.iter_mut().find(fits) {
-                Some(draft) => {
+            match drafts[open..].iter().position(fits) {
+                Some(at) => {
+                    let draft = &mut drafts[open + at];
                     draft.from = draft.from.min(from);
                     draft.to = draft.to.max(to);
                     draft.write |= write;
-                    draft.members.push((number, from));
+                    draft.accesses += 1;
+                    members.push((number, open + at));
                 }
-                None => open.push(Draft {
-                    root: value.root,
-                    segment,
-                    from,
-                    to,
-                    write,
-                    members: vec![(number, from)],
-                }),
+                None => {
+                    members.push((number, drafts.len()));
+                    let root = value.root;
+                    drafts.push(Draft { root, segment, from, to, write, first: from, accesses: 1 });
+                }
             }
         }
         follow(mode, step, &mut values);
     }
-    closed.append(&mut open);
-    let mut windows = Vec::new();
-    for draft in closed.into_iter().filter(|draft| draft.members.len() > 1).take(WINDOWS_MAX) {
+    for (number, draft) in drafts.iter().enumerate() {
+        if draft.accesses == 1 {
+            continue;
+        }
+        if windows.len() == WINDOWS_MAX {
+            break;
+        }
         let window = windows.len() as u8;
-        for (n, &(step, _)) in draft.members.iter().enumerate() {
-            steps[step].part = Some(Part { window, first: n == 0 });
+        let mut first = true;
+        for &(step, _) in members.iter().filter(|&&(_, of)| of == number) {
+            steps[step].part = Some(Part { window, first });
+            first = false;
         }
         windows.push(Window {
-            below: (draft.from - draft.members[0].1) as i32,
+            below: (draft.from - draft.first) as i32,
             bytes: (draft.to - draft.from) as u32,
             write: draft.write,
         });
     }
-    windows
 }
 
 /// The one access of a step that can be part of a window: its address, segment, bytes, whether it writes.

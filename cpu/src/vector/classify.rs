@@ -143,20 +143,23 @@ impl HostFeatures {
     }
 }
 
+/// Whether instructions of this code can be ours, as far as encoding and features tell.
+pub fn may_be_ours(code: Code, host: &HostFeatures) -> bool {
+    let features = code.cpuid_features();
+    // FWAIT carries no feature of ours in the tables.
+    matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
+        && (code == Code::Wait
+            || !features.is_empty() && features.iter().all(|&feature| host.has(feature)))
+}
+
 /// Decides how `insn` is run; `None`: not here.
 pub fn classify(insn: &Instruction, host: &HostFeatures) -> Option<Prepared> {
-    let vex = match insn.encoding() {
-        EncodingKind::Legacy => false,
-        EncodingKind::VEX => true,
-        _ => return None,
-    };
-    // FWAIT carries no feature of ours in the tables.
+    if !may_be_ours(insn.code(), host) {
+        return None;
+    }
+    let vex = insn.encoding() == EncodingKind::VEX;
     if insn.code() == Code::Wait {
         return Some(system(Guard::Wait, System::X87(Control::Wait)));
-    }
-    let features = insn.cpuid_features();
-    if features.is_empty() || !features.iter().all(|&feature| host.has(feature)) {
-        return None;
     }
     if insn.has_lock_prefix() || !insn.op_code().mode64() {
         return None;

@@ -221,16 +221,28 @@ fn host() -> &'static HostFeatures {
     HOST.get_or_init(HostFeatures::detect)
 }
 
+/// Codes that [`classify::classify`] refuses whatever their operands are: nearly all that a translator meets.
+fn is_foreign(code: Code) -> bool {
+    static FOREIGN: std::sync::OnceLock<Box<[bool]>> = std::sync::OnceLock::new();
+    let table = FOREIGN.get_or_init(|| {
+        Code::values().map(|code| !classify::may_be_ours(code, host())).collect()
+    });
+    table[code as usize]
+}
+
 /// Whether `insn` reads or writes x87, MMX, SSE or AVX state: it is one of the vector unit's.
 #[must_use]
 pub fn is_vector(insn: &Instruction) -> bool {
-    classify::classify(insn, host()).is_some()
+    !is_foreign(insn.code()) && classify::classify(insn, host()).is_some()
 }
 
 /// Whether `insn` is such an instruction, and the host has it. LDMXCSR and FLDCW are, as long as the value that
 /// they load masks every exception; FWAIT, as long as no exception is pending.
 #[must_use]
 pub fn plain(insn: &Instruction) -> Option<Plain> {
+    if is_foreign(insn.code()) {
+        return None;
+    }
     let prepared = classify::classify(insn, host())?;
     let unit = match prepared.guard {
         Guard::Sse => Unit::Sse,

@@ -24,7 +24,7 @@ use std::arch::asm;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use iced_x86::{EncodingKind, Instruction, InstructionInfoFactory};
+use iced_x86::{EncodingKind, Instruction};
 use xenolith_codecache::arena::ArenaError;
 use xenolith_codecache::cache::{Entries, Key, NewBlock, Record, Source};
 use xenolith_cpu::cpuid::CpuidModel;
@@ -35,7 +35,7 @@ use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
 use xenolith_translator::area::{Area, AreaBox, Rights};
-use xenolith_translator::emit::{self, Frame, Link, Page, Site};
+use xenolith_translator::emit::{self, Frame, Link, Page, Site, Translator};
 use xenolith_translator::guess::Start;
 use xenolith_translator::mode::Mode;
 use xenolith_translator::plan::Limits;
@@ -85,7 +85,7 @@ pub struct Bt {
     shared: Arc<Shared>,
     me: Arc<Peer>,
     cpuid: Arc<CpuidModel>,
-    info: InstructionInfoFactory,
+    translator: Translator,
     /// Whose jump cache each privilege's is.
     jump_owner: [Option<Mode>; 3],
     page_ids: Box<[Option<(PageKey, u32)>]>,
@@ -183,7 +183,7 @@ impl Bt {
             shared,
             me,
             cpuid,
-            info: InstructionInfoFactory::new(),
+            translator: Translator::default(),
             jump_owner: [None; 3],
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
@@ -553,7 +553,7 @@ impl Bt {
                 let fresh = again.is_none();
                 let translation = match again {
                     Some(translation) => translation,
-                    None => match emit::translate(frame, code, &limits, &mut self.info) {
+                    None => match self.translator.translate(frame, code, &limits) {
                         Ok(translation) => translation?,
                         Err(error) => {
                             tracing::warn!("block at {rip:#x} left to the interpreter: {error}");

@@ -170,7 +170,7 @@ impl Emitter<'_> {
             return self.stays();
         }
         dynasm!(self.asm ; .arch x64 ; rorx Rq(into), Rq(of), REGION_BITS);
-        find_delta(&mut self.asm, into, regions);
+        find_delta(self.asm, into, regions);
     }
 
     /// The inline TLB lookup, or the shadow window's delta. On entry the address is in `b.address`; after it `[address + addend]` is

@@ -45,7 +45,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, R
 use crate::area::offset;
 use crate::classify::{Class, slot_bytes};
 use crate::mode::Mode;
-use crate::plan::{Limits, Plan, Step, Uses, is_hint, plan};
+use crate::plan::{Drafts, Limits, Plan, Step, Uses, is_hint, plan};
 pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
 pub use memory::unguess;
 pub use template::Template;
@@ -60,6 +60,8 @@ const R11: u8 = 11;
 const RSP: u8 = 4;
 const RBP: u8 = 5;
 
+/// Room for most blocks' code.
+const CODE_BYTES: usize = 4096;
 /// The alignment that keeps a patchable displacement in one line of the cache.
 const LINE_BYTES: u64 = 64;
 
@@ -202,15 +204,16 @@ impl Frame {
 }
 
 /// Assembles one block.
-pub struct Emitter<'a> {
-    asm: VecAssembler<X64Relocation>,
-    encoder: Encoder,
+struct Emitter<'a> {
+    asm: &'a mut VecAssembler<X64Relocation>,
+    encoder: &'a mut Encoder,
     frame: Frame,
     /// The guest's code from the block's first instruction on.
     code: &'a [u8],
     sites: Vec<Site>,
     /// Code after the block proper: one piece for each site.
-    stubs: Vec<Stub>,
+    stubs: &'a mut Vec<Stub>,
+    map: Vec<MapEntry>,
     /// The block has made sure that the vector registers are the guest's.
     vector_live: bool,
     /// The same for the x87 registers; they may be anybody's at a block's entry.
@@ -250,24 +253,85 @@ enum Restore {
     Access(Borrowed),
 }
 
-/// Assembles the block whose code `bytes` begin with. `None` if it begins with nothing that can be
-/// decoded.
-///
-/// # Errors
-/// A bug of ours: something in the table has no encoding.
-pub fn translate(
-    frame: Frame,
-    bytes: &[u8],
-    limits: &Limits,
-    info: &mut InstructionInfoFactory,
-) -> Result<Option<Translation>, EmitError> {
-    let plan = plan(frame.mode, frame.rip, bytes, limits, info);
-    if plan.steps.is_empty() {
-        return Ok(None);
+/// Makes blocks. The memory that one needs on the way is kept for the next.
+pub struct Translator {
+    info: InstructionInfoFactory,
+    asm: VecAssembler<X64Relocation>,
+    encoder: Encoder,
+    plan: Plan,
+    drafts: Drafts,
+    stubs: Vec<Stub>,
+    spare: Spare,
+}
+
+/// What a translation was made of.
+#[derive(Debug, Default)]
+struct Spare {
+    sites: Vec<Site>,
+    map: Vec<MapEntry>,
+    places: Vec<Place>,
+}
+
+impl std::fmt::Debug for Translator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Translator").finish_non_exhaustive()
     }
-    let mut emitter = Emitter::new(frame, bytes);
-    emitter.counts = limits.counts;
-    emitter.block(&plan).map(Some)
+}
+
+impl Default for Translator {
+    fn default() -> Self {
+        Self {
+            info: InstructionInfoFactory::new(),
+            // Nothing that is assembled depends on where it will be but by distances, which are worked
+            // out here.
+            asm: VecAssembler::new(0),
+            encoder: Encoder::new(64),
+            plan: Plan::default(),
+            drafts: Drafts::default(),
+            stubs: Vec::new(),
+            spare: Spare::default(),
+        }
+    }
+}
+
+impl Translator {
+    /// Assembles the block whose code `bytes` begin with. `None` if it begins with nothing that can be
+    /// decoded.
+    ///
+    /// # Errors
+    /// A bug of ours: something in the table has no encoding.
+    pub fn translate(
+        &mut self,
+        frame: Frame,
+        bytes: &[u8],
+        limits: &Limits,
+    ) -> Result<Option<Translation>, EmitError> {
+        let old = std::mem::take(&mut self.plan);
+        let (info, drafts) = (&mut self.info, &mut self.drafts);
+        let plan = plan(frame.mode, frame.rip, bytes, limits, info, old, drafts);
+        let made = if plan.steps.is_empty() {
+            Ok(None)
+        } else {
+            let emitter = Emitter::new(frame, bytes, limits.counts, self);
+            emitter.block(&plan).map(Some)
+        };
+        self.plan = plan;
+        if made.is_err() {
+            // What is half done is no beginning.
+            *self = Self::default();
+        }
+        made
+    }
+
+    /// Takes back the memory of a translation that is done with.
+    pub fn recycle(&mut self, done: Translation) {
+        let Translation { mut sites, mut map, places, .. } = done;
+        sites.clear();
+        map.clear();
+        let mut places = places.unwrap_or_default();
+        places.clear();
+        self.spare = Spare { sites, map, places };
+    }
 }
 
 fn mask(rip: u64, bits: u8) -> u64 {
@@ -275,21 +339,24 @@ fn mask(rip: u64, bits: u8) -> u64 {
 }
 
 impl<'a> Emitter<'a> {
-    fn new(frame: Frame, code: &'a [u8]) -> Self {
+    fn new(frame: Frame, code: &'a [u8], counts: bool, memory: &'a mut Translator) -> Self {
+        let Spare { sites, map, places } = std::mem::take(&mut memory.spare);
+        memory.asm.reserve_ops(CODE_BYTES);
         Self {
-            asm: VecAssembler::new(frame.base as usize),
-            encoder: Encoder::new(64),
+            asm: &mut memory.asm,
+            encoder: &mut memory.encoder,
             frame,
             code,
-            sites: Vec::new(),
-            stubs: Vec::new(),
+            sites,
+            stubs: &mut memory.stubs,
+            map,
             vector_live: frame.mode.keeps_vector(),
             x87_live: false,
             spilled: [MapEntry::NONE; 2],
             region: None,
-            counts: false,
+            counts,
             uncounted: 0,
-            places: Some(Vec::new()),
+            places: Some(places),
         }
     }
 
@@ -302,7 +369,6 @@ impl<'a> Emitter<'a> {
         if let Some(second) = self.frame.second {
             self.guard(second);
         }
-        let mut map = Vec::with_capacity(plan.steps.len());
         for step in &plan.steps {
             let host = self.offset() as u32;
             self.spilled = [MapEntry::NONE; 2];
@@ -311,7 +377,7 @@ impl<'a> Emitter<'a> {
             self.instruction(step, plan)?;
             self.uncounted = if self.transfers(step) { 0 } else { self.uncounted + 1 };
             let guest = step.insn.ip().wrapping_sub(self.frame.rip) as u16;
-            map.push(MapEntry { host, guest, spilled: self.spilled, done, live });
+            self.map.push(MapEntry { host, guest, spilled: self.spilled, done, live });
         }
         if !plan.ends {
             // The page or the block's length is over; or the interpreter will raise what is due.
@@ -320,7 +386,7 @@ impl<'a> Emitter<'a> {
             self.chain(mask(next, bits), 0);
         }
         self.finish_stubs();
-        let code = self.asm.finalize().map_err(|error| EmitError::Assemble(error.to_string()))?;
+        let code = self.asm.take().map_err(|error| EmitError::Assemble(error.to_string()))?;
         Ok(Translation {
             code,
             sites: self.sites,
@@ -328,7 +394,7 @@ impl<'a> Emitter<'a> {
             plain: plain as u32,
             bytes: plan.bytes,
             instructions: plan.steps.len(),
-            map,
+            map: self.map,
             places: self.places,
         })
     }
@@ -554,7 +620,8 @@ impl<'a> Emitter<'a> {
     }
 
     fn finish_stubs(&mut self) {
-        for stub in std::mem::take(&mut self.stubs) {
+        let mut stubs = std::mem::take(self.stubs);
+        for stub in stubs.drain(..) {
             dynasm!(self.asm ; .arch x64 ; =>stub.label);
             match stub.restore {
                 Restore::Nothing => {}
@@ -573,6 +640,7 @@ impl<'a> Emitter<'a> {
             }
             self.leave_by(stub.site);
         }
+        *self.stubs = stubs;
     }
 
     /// Tells which site it is and leaves.
