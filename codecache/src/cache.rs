@@ -2,18 +2,18 @@
 //!
 //! Problem: a block must be found by where and how the guest runs, jumped to directly by its neighbours,
 //! and never run once its guest bytes have changed; and the memory for blocks must not grow without
-//! bound. Scheme: one map by key, one list for each guest page; a block remembers the jumps that were
-//! pointed at it, and invalidation points them back at their exit stubs. A page that was written to
-//! keeps the blocks whose bytes are still the same. The arena is a ring of segments: when the last one
-//! is full, the oldest is emptied and filled anew, so what is in use comes back at the price of
-//! translating it again, and what isn't is gone.
+//! bound. Scheme: one map by key, lists for each guest page; a block remembers the jumps that were
+//! pointed at it, and invalidation points them back at their exit stubs. A direct jump whose target isn't
+//! there waits for it by key. A page that was written to keeps the blocks whose bytes are still the
+//! same. The arena is a ring of segments: when the last one is full, the oldest is emptied and filled
+//! anew, so what is in use comes back at the price of translating it again, and what isn't is gone.
 //!
 //! Invariants: the map holds live blocks only; every patched jump into a live block is in its
-//! `incoming`; a site's number leads to its record until its segment is emptied, which the owner does only
+//! list; a site's number leads to its record until its segment is emptied, which the owner does only
 //! while nobody runs or will go on in the segment. One cache serves all vCPUs, behind a lock; records
 //! of sites are read without it. What a site means is the translator's: this crate only keeps it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -59,7 +59,18 @@ impl Hasher for NumberHasher {
 /// A map by numbers that no stranger chooses for collisions to matter.
 pub type NumberMap<K, V> = HashMap<K, V, BuildHasherDefault<NumberHasher>>;
 
-/// A jump that may be pointed at a block.
+/// Which entry of its target a direct jump goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Forward in the same page.
+    Plain,
+    /// Backward in the same page.
+    Polled,
+    /// To another page.
+    Guarded,
+}
+
+/// A jump that is pointed at a block or waits for one.
 #[derive(Clone, Copy, Debug)]
 struct Jump {
     /// Its 32-bit displacement.
@@ -69,7 +80,12 @@ struct Jump {
     /// The block that it leaves, and that block's serial number: it may be another one by now.
     from: u32,
     serial: u64,
+    link: Link,
+    /// The next in its list; [`NO_JUMP`] ends it.
+    next: u32,
 }
+
+const NO_JUMP: u32 = u32::MAX;
 
 /// Where a block can be entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +93,16 @@ pub struct Entries {
     pub guarded: usize,
     pub polled: usize,
     pub plain: usize,
+}
+
+impl Entries {
+    fn of(&self, link: Link) -> usize {
+        match link {
+            Link::Plain => self.plain,
+            Link::Polled => self.polled,
+            Link::Guarded => self.guarded,
+        }
+    }
 }
 
 /// A page of guest code that a block was made from: guest physical page, and the part of it.
@@ -104,6 +130,17 @@ pub struct NewBlock<'a, S> {
     pub map: &'a [(u32, u64)],
     /// What the owner wants to know of it again.
     pub tag: u64,
+    /// Direct jumps whose target's key is known: they lead there as soon as it exists.
+    pub links: &'a [NewLink],
+}
+
+/// A direct jump of a new block.
+#[derive(Clone, Copy, Debug)]
+pub struct NewLink {
+    /// Where its 32-bit displacement is, in the block's code.
+    pub patch: u32,
+    pub key: Key,
+    pub link: Link,
 }
 
 #[derive(Debug)]
@@ -112,12 +149,26 @@ struct Block {
     entries: Entries,
     /// Of all blocks ever made; 0 once its code is gone.
     serial: u64,
-    bytes: Box<[u8]>,
     sources: [Source; PAGES_MAX],
-    incoming: Vec<Jump>,
+    /// Jumps that are pointed at it, a list.
+    incoming: u32,
+    code_bytes: u32,
+    /// Where its guest bytes and its map are, in its segment's lists.
+    bytes_at: u32,
+    map_at: u32,
+    map_len: u32,
     live: bool,
     tag: u64,
-    map: Box<[(u32, u64)]>,
+}
+
+/// What the blocks of a segment have, dead ones too.
+#[derive(Debug, Default)]
+struct Segment {
+    /// In the order of their code's addresses.
+    blocks: Vec<u32>,
+    by_page: NumberMap<u64, Vec<u32>>,
+    bytes: Vec<u8>,
+    map: Vec<(u32, u64)>,
 }
 
 /// A place in a block's code.
@@ -218,11 +269,12 @@ pub struct Cache<S> {
     blocks: Vec<Block>,
     free: Vec<u32>,
     by_key: NumberMap<Key, u32>,
-    by_page: NumberMap<u64, Vec<u32>>,
-    /// Blocks by the address of their code, dead ones too.
-    starts: BTreeMap<usize, u32>,
-    /// Blocks of each segment, dead ones too.
-    segments: [Vec<u32>; SEGMENTS],
+    /// Jumps in all lists, and the list of those that are free.
+    jumps: Vec<Jump>,
+    free_jump: u32,
+    /// Lists of jumps whose target isn't there, by its key.
+    waiting: NumberMap<Key, u32>,
+    segments: [Segment; SEGMENTS],
     current: usize,
     next_site: u32,
     segment_bytes: usize,
@@ -252,9 +304,10 @@ impl<S: Copy> Cache<S> {
             blocks: Vec::new(),
             free: Vec::new(),
             by_key: NumberMap::default(),
-            by_page: NumberMap::default(),
-            starts: BTreeMap::new(),
-            segments: std::array::from_fn(|_| Vec::new()),
+            jumps: Vec::new(),
+            free_jump: NO_JUMP,
+            waiting: NumberMap::default(),
+            segments: Default::default(),
             current: 0,
             next_site: 0,
             segment_bytes,
@@ -316,32 +369,93 @@ impl<S: Copy> Cache<S> {
         };
         let none = Source { gpn: 0, offset: 0, len: 0 };
         let source = |n: usize| new.sources.get(n).copied().unwrap_or(none);
+        let serial = self.counters.blocks + 1;
+        let segment = &mut self.segments[self.current];
         let block = Block {
             key: new.key,
             entries,
-            serial: self.counters.blocks + 1,
-            bytes: new.bytes.into(),
+            serial,
             sources: [source(0), source(1)],
-            incoming: Vec::new(),
+            incoming: NO_JUMP,
+            code_bytes: new.code.len() as u32,
+            bytes_at: segment.bytes.len() as u32,
+            map_at: segment.map.len() as u32,
+            map_len: new.map.len() as u32,
             live: true,
             tag: new.tag,
-            map: new.map.into(),
         };
-        self.starts.insert(code, number);
+        segment.blocks.push(number);
+        for source in new.sources {
+            segment.by_page.entry(source.gpn).or_default().push(number);
+        }
+        segment.bytes.extend_from_slice(new.bytes);
+        segment.map.extend_from_slice(new.map);
         match self.blocks.get_mut(number as usize) {
             Some(slot) => *slot = block,
             None => self.blocks.push(block),
         }
         self.by_key.insert(new.key, number);
-        for source in new.sources {
-            self.by_page.entry(source.gpn).or_default().push(number);
-        }
-        self.segments[self.current].push(number);
         self.counters.blocks += 1;
         self.counters.instructions += u64::from(new.instructions);
         self.counters.guest_bytes += new.bytes.len() as u64;
         self.counters.host_bytes += new.code.len() as u64;
+        for &NewLink { patch, key, link } in new.links {
+            let at = code + patch as usize;
+            let original = self.arena.read_displacement(at);
+            let jump = Jump { at, original, from: number, serial, link, next: NO_JUMP };
+            let jump = self.keep_jump(jump);
+            match self.by_key.get(&key) {
+                Some(&target) => self.point(jump, target),
+                None => self.wait(jump, key),
+            }
+        }
+        let mut next = self.waiting.remove(&new.key).unwrap_or(NO_JUMP);
+        while next != NO_JUMP {
+            let jump = next;
+            next = self.jumps[jump as usize].next;
+            if self.is_there(jump) {
+                self.point(jump, number);
+            } else {
+                self.free_jump(jump);
+            }
+        }
         Some(entries)
+    }
+
+    fn keep_jump(&mut self, jump: Jump) -> u32 {
+        let number = self.free_jump;
+        if number == NO_JUMP {
+            self.jumps.push(jump);
+            return self.jumps.len() as u32 - 1;
+        }
+        self.free_jump = std::mem::replace(&mut self.jumps[number as usize], jump).next;
+        number
+    }
+
+    fn free_jump(&mut self, jump: u32) {
+        self.jumps[jump as usize].next = std::mem::replace(&mut self.free_jump, jump);
+    }
+
+    /// Whether the block that a jump leaves still runs.
+    fn is_there(&self, jump: u32) -> bool {
+        let jump = &self.jumps[jump as usize];
+        let from = &self.blocks[jump.from as usize];
+        from.live && from.serial == jump.serial
+    }
+
+    /// Points a jump that is in no list at a live block.
+    fn point(&mut self, jump: u32, target: u32) {
+        let block = &mut self.blocks[target as usize];
+        let Jump { at, link, next, .. } = &mut self.jumps[jump as usize];
+        *next = std::mem::replace(&mut block.incoming, jump);
+        let distance = block.entries.of(*link).wrapping_sub(*at + 4) as i32;
+        self.arena.patch(*at, distance);
+        self.counters.chains += 1;
+    }
+
+    /// Lets a jump that is in no list wait for a block.
+    fn wait(&mut self, jump: u32, key: Key) {
+        self.jumps[jump as usize].next = self.waiting.insert(key, jump).unwrap_or(NO_JUMP);
     }
 
     /// A live block.
@@ -370,36 +484,30 @@ impl<S: Copy> Cache<S> {
 
     /// Points the jump of a site, whose displacement is `patch` bytes into its block, at an entry of the
     /// block of `key`, if both are live.
-    pub fn chain(
-        &mut self,
-        record: &Record<S>,
-        patch: u32,
-        key: Key,
-        entry: impl FnOnce(Entries) -> usize,
-    ) {
+    pub fn chain(&mut self, record: &Record<S>, patch: u32, key: Key, link: Link) {
         let from = record.block;
         let Some(&number) = self.by_key.get(&key) else { return };
         let source = &self.blocks[from as usize];
-        if !source.live || source.entries.guarded != record.code {
+        let Entries { guarded, .. } = source.entries;
+        if !source.live || guarded != record.code {
             return;
         }
-        let serial = source.serial;
         let at = record.code + patch as usize;
-        let block = &mut self.blocks[number as usize];
-        let distance = entry(block.entries).wrapping_sub(at + 4) as i32;
         let original = self.arena.read_displacement(at);
-        if original == distance || block.incoming.iter().any(|jump| jump.at == at) {
+        // Not to its stub, which is behind it: another vCPU was quicker.
+        let stubs = at + 4..guarded + source.code_bytes as usize;
+        if !stubs.contains(&(at + 4).wrapping_add_signed(original as isize)) {
             return;
         }
-        block.incoming.push(Jump { at, original, from, serial });
-        self.arena.patch(at, distance);
-        self.counters.chains += 1;
+        let jump = Jump { at, original, from, serial: source.serial, link, next: NO_JUMP };
+        let jump = self.keep_jump(jump);
+        self.point(jump, number);
     }
 
     /// Whether a guest page has blocks.
     #[must_use]
     pub fn has_page(&self, gpn: u64) -> bool {
-        self.by_page.contains_key(&gpn)
+        self.segments.iter().any(|segment| segment.by_page.contains_key(&gpn))
     }
 
     /// A page was written to: drops the blocks whose bytes have changed. `read` gives the page's present
@@ -410,33 +518,38 @@ impl<S: Copy> Cache<S> {
         read: impl Fn(Source, &mut [u8]),
         mut dropped: impl FnMut(Key, u64),
     ) {
-        let Some(numbers) = self.by_page.remove(&gpn) else { return };
-        let mut kept = Vec::with_capacity(numbers.len());
         let mut now = Vec::new();
-        for number in numbers {
-            let block = &self.blocks[number as usize];
-            if !block.live {
-                continue;
-            }
-            now.resize(block.bytes.len(), 0);
-            let mut at = 0;
-            for source in block.sources {
-                let end = at + usize::from(source.len);
-                read(source, &mut now[at..end]);
-                at = end;
-            }
-            if now[..] == block.bytes[..] {
-                kept.push(number);
-            } else {
+        let mut spared = false;
+        for segment in 0..SEGMENTS {
+            let Some(mut numbers) = self.segments[segment].by_page.remove(&gpn) else { continue };
+            numbers.retain(|&number| {
+                let block = &self.blocks[number as usize];
+                if !block.live {
+                    return false;
+                }
+                let len = block.sources.iter().map(|source| usize::from(source.len)).sum();
+                now.resize(len, 0);
+                let mut at = 0;
+                for source in block.sources {
+                    let end = at + usize::from(source.len);
+                    read(source, &mut now[at..end]);
+                    at = end;
+                }
+                let bytes = &self.segments[segment].bytes[block.bytes_at as usize..];
+                if now[..] == bytes[..len] {
+                    return true;
+                }
                 dropped(block.key, block.tag);
                 self.counters.invalidated += 1;
                 self.unlink(number);
+                false
+            });
+            if !numbers.is_empty() {
+                spared = true;
+                self.segments[segment].by_page.insert(gpn, numbers);
             }
         }
-        self.counters.spared += u64::from(!kept.is_empty());
-        if !kept.is_empty() {
-            self.by_page.insert(gpn, kept);
-        }
+        self.counters.spared += u64::from(spared);
     }
 
     /// Overwrites code from host address `at` on, which nobody is running.
@@ -450,10 +563,15 @@ impl<S: Copy> Cache<S> {
     /// Which instruction of which block the code at `pc` is of.
     #[must_use]
     pub fn locate(&self, pc: usize) -> Option<Located> {
-        let (&code, &number) = self.starts.range(..=pc).next_back()?;
-        let block = &self.blocks[number as usize];
-        let after = block.map.partition_point(|&(host, _)| code + host as usize <= pc);
-        let &(host, word) = block.map.get(after.checked_sub(1)?)?;
+        let start = self.arena.first_entry().addr() + self.common_bytes;
+        let segment = self.segments.get(pc.checked_sub(start)? / self.segment_bytes)?;
+        let code = |number: u32| self.blocks[number as usize].entries.guarded;
+        let after = segment.blocks.partition_point(|&number| code(number) <= pc);
+        let number = *segment.blocks.get(after.checked_sub(1)?)?;
+        let (block, code) = (&self.blocks[number as usize], code(number));
+        let map = &segment.map[block.map_at as usize..][..block.map_len as usize];
+        let after = map.partition_point(|&(host, _)| code + host as usize <= pc);
+        let &(host, word) = map.get(after.checked_sub(1)?)?;
         Some(Located {
             block: number,
             key: block.key,
@@ -470,17 +588,25 @@ impl<S: Copy> Cache<S> {
         }
     }
 
-    /// Takes a block out of the maps and points the jumps into it back.
+    /// Takes a block out of the maps and points the jumps into it back: they wait for another of its key.
     fn unlink(&mut self, number: u32) {
         let block = &mut self.blocks[number as usize];
+        let key = block.key;
         block.live = false;
-        if self.by_key.get(&block.key) == Some(&number) {
-            self.by_key.remove(&block.key);
+        let mut next = std::mem::replace(&mut block.incoming, NO_JUMP);
+        if self.by_key.get(&key) == Some(&number) {
+            self.by_key.remove(&key);
         }
-        for jump in std::mem::take(&mut block.incoming) {
+        while next != NO_JUMP {
+            let jump = next;
+            let Jump { at, original, from, serial, .. } = self.jumps[jump as usize];
+            next = self.jumps[jump as usize].next;
             // The jump's own block may be gone, and other code be where it was.
-            if self.blocks[jump.from as usize].serial == jump.serial {
-                self.arena.patch(jump.at, jump.original);
+            if self.blocks[from as usize].serial == serial {
+                self.arena.patch(at, original);
+                self.wait(jump, key);
+            } else {
+                self.free_jump(jump);
             }
         }
     }
@@ -488,27 +614,43 @@ impl<S: Copy> Cache<S> {
     /// Empties the oldest segment and goes on there. Nobody may be in translated code, nor go on at an
     /// address of it; `dropped` is told the key and tag of each live block.
     pub fn evict(&mut self, mut dropped: impl FnMut(Key, u64)) {
-        let segment = (self.current + 1) % SEGMENTS;
-        let numbers = std::mem::take(&mut self.segments[segment]);
-        for &number in &numbers {
+        let number = (self.current + 1) % SEGMENTS;
+        let mut segment = std::mem::take(&mut self.segments[number]);
+        for &number in &segment.blocks {
             let block = &self.blocks[number as usize];
             if block.live {
                 self.counters.evicted += 1;
                 dropped(block.key, block.tag);
-                let pages = block.sources;
                 self.unlink(number);
-                for source in pages {
-                    if let Some(list) = self.by_page.get_mut(&source.gpn) {
-                        list.retain(|&other| other != number);
-                    }
+            }
+            self.blocks[number as usize].serial = 0;
+        }
+        self.free.append(&mut segment.blocks);
+        segment.by_page.clear();
+        segment.bytes.clear();
+        segment.map.clear();
+        self.segments[number] = segment;
+        self.forget_waiting();
+        self.open_segment(number);
+    }
+
+    /// Frees jumps that wait though their own blocks are gone.
+    fn forget_waiting(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|_, head| {
+            let mut next = std::mem::replace(head, NO_JUMP);
+            while next != NO_JUMP {
+                let jump = next;
+                next = self.jumps[jump as usize].next;
+                if self.is_there(jump) {
+                    self.jumps[jump as usize].next = std::mem::replace(head, jump);
+                } else {
+                    self.free_jump(jump);
                 }
             }
-            let block = &mut self.blocks[number as usize];
-            block.serial = 0;
-            self.starts.remove(&block.entries.guarded);
-        }
-        self.free.extend(numbers);
-        self.open_segment(segment);
+            *head != NO_JUMP
+        });
+        self.waiting = waiting;
     }
 
     /// Forgets all blocks, under the conditions of [`Self::evict`].

@@ -10,7 +10,8 @@
 //! the block is left there.
 
 use iced_x86::{
-    Decoder, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess, OpKind, Register,
+    Decoder, Instruction, InstructionInfoFactory, InstructionInfoOptions, Mnemonic, OpAccess,
+    OpKind, Register,
 };
 
 use crate::area::WINDOWS_MAX;

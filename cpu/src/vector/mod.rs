@@ -224,9 +224,8 @@ fn host() -> &'static HostFeatures {
 /// Codes that [`classify::classify`] refuses whatever their operands are: nearly all that a translator meets.
 fn is_foreign(code: Code) -> bool {
     static FOREIGN: std::sync::OnceLock<Box<[bool]>> = std::sync::OnceLock::new();
-    let table = FOREIGN.get_or_init(|| {
-        Code::values().map(|code| !classify::may_be_ours(code, host())).collect()
-    });
+    let table = FOREIGN
+        .get_or_init(|| Code::values().map(|code| !classify::may_be_ours(code, host())).collect());
     table[code as usize]
 }
 

@@ -12,6 +12,7 @@
 
 mod breakpoints;
 mod common;
+mod make;
 mod mmu;
 pub mod probe;
 mod segments;
@@ -21,12 +22,11 @@ mod vector;
 mod windows;
 
 use std::arch::asm;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use iced_x86::{EncodingKind, Instruction};
 use xenolith_codecache::arena::ArenaError;
-use xenolith_codecache::cache::{Entries, Key, NewBlock, Record, Source};
+use xenolith_codecache::cache::{Entries, Key, NumberMap, Record};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
@@ -35,14 +35,13 @@ use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
 use xenolith_translator::area::{Area, AreaBox, Rights};
-use xenolith_translator::emit::{self, Frame, Link, Page, Site, Translator};
-use xenolith_translator::guess::Start;
+use xenolith_translator::emit::{Page, Site};
 use xenolith_translator::mode::Mode;
-use xenolith_translator::plan::Limits;
 
 use crate::engine::{Engine, Exit};
 use crate::signal;
 use breakpoints::Breakpoints;
+use make::Maker;
 use mmu::{Flushed, NotingMmu};
 use segments::{Codes, Spot};
 use shared::{PageKey, Peer};
@@ -85,7 +84,7 @@ pub struct Bt {
     shared: Arc<Shared>,
     me: Arc<Peer>,
     cpuid: Arc<CpuidModel>,
-    translator: Translator,
+    maker: Maker,
     /// Whose jump cache each privilege's is.
     jump_owner: [Option<Mode>; 3],
     page_ids: Box<[Option<(PageKey, u32)>]>,
@@ -107,9 +106,9 @@ pub struct Bt {
     /// For user code and for the kernel's.
     windows: [Windows; 2],
     /// Faults at instructions that windows couldn't help.
-    faults: HashMap<u64, u32>,
+    faults: NumberMap<u64, u32>,
     /// Instructions whose region was guessed wrong.
-    misled: HashSet<u64>,
+    misled: NumberMap<u64, ()>,
     /// Blocks count: `remaining` was this at the last entry.
     entered_with: i64,
     /// Where this run's budget ends, as a value of `retired`.
@@ -182,8 +181,8 @@ impl Bt {
             area,
             shared,
             me,
+            maker: Maker::new(&cpuid),
             cpuid,
-            translator: Translator::default(),
             jump_owner: [None; 3],
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
@@ -195,8 +194,8 @@ impl Bt {
             stepping: false,
             unlucky: HashMap::new(),
             windows,
-            faults: HashMap::new(),
-            misled: HashSet::new(),
+            faults: NumberMap::default(),
+            misled: NumberMap::default(),
             entered_with: 0,
             end: u64::MAX,
             stats: Stats::default(),
@@ -317,6 +316,12 @@ impl Bt {
         true
     }
 
+    /// The identifier of the page last seen at `la`, if this vCPU remembers it.
+    fn known_page(&self, la: u64, user: bool) -> Option<u32> {
+        let (page, id) = self.page_ids[(la >> 12) as usize & (PAGE_IDS - 1)]?;
+        (page.la == la && page.user == user && page.code == 0).then_some(id)
+    }
+
     fn page_id(&mut self, page: PageKey) -> u32 {
         let slot = (page.la >> 12 ^ page.code) as usize & (PAGE_IDS - 1);
         if let Some((known, id)) = self.page_ids[slot]
@@ -403,211 +408,6 @@ impl Bt {
             *owner = Some(mode);
             self.area.flush_jumps_of(usize::from(mode.privilege));
         }
-    }
-
-    /// Makes the block at `rip` from the bytes of its page, or of two if its one instruction lies across.
-    fn make(
-        &mut self,
-        mode: Mode,
-        key: Key,
-        at: Spot,
-        first: (*const u8, Page, u64),
-        second: Option<(*const u8, Page, u64)>,
-    ) -> Option<Found> {
-        let (hva, page, gpn) = first;
-        let gpa = xenolith_cpu::Gpa(gpn << 12);
-        let in_page = (PAGE_SIZE - (at.la & (PAGE_SIZE - 1))) as usize;
-        // Code ends where its segment does.
-        let in_segment = usize::try_from(at.limit - at.rip).unwrap_or(usize::MAX).saturating_add(1);
-        let mut room = [0; LENGTH_MAX * INSN_BYTES_MAX];
-        for _ in 0..4 {
-            let version = self.interp.mem.watch_code(gpa);
-            let len = in_page.min(in_segment).min(room.len());
-            // SAFETY: `len` bytes are no more than what is left of the page that `hva` lies in.
-            unsafe { interp::copy_in(hva, &mut room[..len]) };
-            let mut across = None;
-            let mut bytes = len;
-            if let Some((tail, tail_page, tail_gpn)) = second
-                && in_segment > len
-                && self.is_cut(mode, at.rip, &room[..len])
-            {
-                let tail_gpa = xenolith_cpu::Gpa(tail_gpn << 12);
-                let tail_version = self.interp.mem.watch_code(tail_gpa);
-                bytes = len + INSN_BYTES_MAX.min(in_segment - len);
-                // SAFETY: the second page's beginning.
-                unsafe { interp::copy_in(tail, &mut room[len..bytes]) };
-                across = Some((tail_page, tail_gpn, tail_gpa, tail_version));
-            }
-            let code = &room[..bytes];
-            let second_page = across.map(|(page, ..)| page);
-            let made = self.translate(mode, key, at, page, second_page, code, |used| {
-                let first_len = used.min(len);
-                let offset = (at.la & (PAGE_SIZE - 1)) as u16;
-                let one = Source { gpn, offset, len: first_len as u16 };
-                let two = across.map(|(_, gpn, ..)| Source {
-                    gpn,
-                    offset: 0,
-                    len: (used - first_len) as u16,
-                });
-                (one, two)
-            })?;
-            let whole = self.interp.mem.code_version(gpa) == version
-                && across.is_none_or(|(_, _, gpa, version)| {
-                    self.interp.mem.code_version(gpa) == version
-                });
-            if whole {
-                return Some(made);
-            }
-            // Written while it was read.
-            self.shared.cache().remove(key);
-        }
-        None
-    }
-
-    /// The first instruction of `bytes` goes on where they end.
-    fn is_cut(&self, mode: Mode, rip: u64, bytes: &[u8]) -> bool {
-        let options = self.cpuid.decoder_options();
-        let mut decoder = iced_x86::Decoder::with_ip(u32::from(mode.bits), bytes, rip, options);
-        let _ = decoder.decode();
-        decoder.last_error() == iced_x86::DecoderError::NoMoreBytes
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "all that a block is made of")]
-    fn translate(
-        &mut self,
-        mode: Mode,
-        key: Key,
-        at: Spot,
-        page: Page,
-        second: Option<Page>,
-        code: &[u8],
-        sources: impl Fn(usize) -> (Source, Option<Source>),
-    ) -> Option<Found> {
-        let rip = at.rip;
-        let cpuid = Arc::clone(&self.cpuid);
-        // VEX prefixes are undefined in real and virtual-8086 mode (SDM vol. 2, "VEX Prefix").
-        let plain_only = self.interp.state.real_or_v86();
-        let allowed = |insn: &Instruction| {
-            insn.cpuid_features().iter().all(|&f| cpuid.allows(f))
-                && !(plain_only && insn.encoding() != EncodingKind::Legacy)
-        };
-        let with_windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
-        let faults = &self.faults;
-        let looks_up = |insn: &Instruction| windows::faults_often(faults, insn.ip());
-        let interp = &*self.interp;
-        let read = |la: u64| windows::peek_u64(interp, mode.privilege, la);
-        let misled = &self.misled;
-        let start = Start {
-            registers: interp.state.gpr,
-            bases: interp.state.seg.map(|segment| segment.base),
-            read: &read,
-            misleads: &|insn| misled.contains(&insn.ip()),
-        };
-        let limits = Limits {
-            start: mode.guesses.then_some(&start),
-            looks_up: &looks_up,
-            length_max: if second.is_some() { 1 } else { LENGTH_MAX },
-            allowed: &allowed,
-            decoder_options: self.cpuid.decoder_options(),
-            windows: with_windows,
-            counts: self.shared.options.counts,
-            code_limit: at.limit,
-        };
-        for _ in 0..2 {
-            {
-                let mut cache = self.shared.cache();
-                if let Some(entries) = cache.find(key) {
-                    // Another vCPU was quicker.
-                    return Some(Found { entries, key, epoch: self.shared.epoch() });
-                }
-                let (base, first_site) = cache.next();
-                let (exit, load_vector) = (self.shared.exit, self.shared.load_vector);
-                let frame = Frame {
-                    base,
-                    exit,
-                    load_vector,
-                    load_x87: self.shared.load_x87,
-                    first_site,
-                    mode,
-                    rip,
-                    page,
-                    second,
-                    code_base: at.la.wrapping_sub(rip),
-                };
-                // SAFETY: the time stamp counter may be read by any program here.
-                let start = unsafe { std::arch::x86_64::_rdtsc() };
-                // User code is at home in many address spaces.
-                let user = mode.privilege == Privilege::User as u8;
-                let source = (user && with_windows && !mode.segmented)
-                    .then(|| sources(1).0.gpn << 32 | key & 0xffff_ffff);
-                let again = source.and_then(|source| {
-                    let templates = self.shared.templates();
-                    let template = templates.get(source)?;
-                    let mut addresses =
-                        template.instructions().map(|at| rip.wrapping_add(u64::from(at)));
-                    let plain = faults.is_empty()
-                        || !addresses.any(|rip| windows::faults_often(faults, rip));
-                    plain.then(|| template.instantiate(&frame, code)).flatten()
-                });
-                self.stats.instances += u64::from(again.is_some());
-                let fresh = again.is_none();
-                let translation = match again {
-                    Some(translation) => translation,
-                    None => match self.translator.translate(frame, code, &limits) {
-                        Ok(translation) => translation?,
-                        Err(error) => {
-                            tracing::warn!("block at {rip:#x} left to the interpreter: {error}");
-                            return None;
-                        }
-                    },
-                };
-                if let Some(source) = source
-                    && fresh
-                    && !translation.map.iter().any(|entry| {
-                        windows::faults_often(faults, rip.wrapping_add(u64::from(entry.guest)))
-                    })
-                    && let Some(template) = emit::Template::of(&translation, frame, code)
-                {
-                    self.shared.templates().keep(source, template);
-                }
-                let (one, two) = sources(translation.bytes);
-                let both = [one, two.unwrap_or(one)];
-                let map: Vec<(u32, u64)> = translation
-                    .map
-                    .iter()
-                    .map(|entry| {
-                        let [first, second] = entry.spilled.map(u64::from);
-                        let done = u64::from(entry.done);
-                        let live = if entry.live { windows::LIVE } else { 0 };
-                        let word =
-                            u64::from(entry.guest) | first << 16 | second << 24 | done << 32 | live;
-                        (entry.host, word)
-                    })
-                    .collect();
-                let new = NewBlock {
-                    map: &map,
-                    key,
-                    code: &translation.code,
-                    sites: &translation.sites,
-                    polled: translation.polled,
-                    plain: translation.plain,
-                    bytes: &code[..translation.bytes],
-                    sources: &both[..1 + usize::from(two.is_some())],
-                    instructions: translation.instructions as u32,
-                    tag: at.tag(),
-                };
-                let inserted = cache.insert(&new);
-                // SAFETY: as above.
-                let end = unsafe { std::arch::x86_64::_rdtsc() };
-                self.stats.translating_ticks += end.wrapping_sub(start);
-                if let Some(entries) = inserted {
-                    return Some(Found { entries, key, epoch: self.shared.epoch() });
-                }
-            }
-            self.stats.evictions += 1;
-            self.shared.evict(&self.me);
-        }
-        None
     }
 
     /// Enters translated code, and stays while only the TLB or a chain is wanted. `state.rip` is always
@@ -697,11 +497,7 @@ impl Bt {
                     let next = self.find(mode)?;
                     let mut cache = self.shared.cache();
                     if next.epoch == epoch {
-                        cache.chain(&record, patch, next.key, |entries| match link {
-                            Link::Plain => entries.plain,
-                            Link::Polled => entries.polled,
-                            Link::Guarded => entries.guarded,
-                        });
+                        cache.chain(&record, patch, next.key, link);
                     }
                     drop(cache);
                     target = next.entries.polled;

@@ -62,6 +62,11 @@ impl Spot {
         (rip <= limit).then_some(Self { rip, la, limit, number })
     }
 
+    /// Another place of code that isn't segmented.
+    pub fn other(&self, rip: u64) -> Self {
+        Self { rip, la: rip, ..*self }
+    }
+
     /// What the jump cache knows it by.
     pub fn tag(&self) -> u64 {
         self.number.wrapping_add(self.rip)

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 
 use iced_x86::{Decoder, Register};
-use xenolith_codecache::cache::Located;
+use xenolith_codecache::cache::{Located, NumberMap};
 use xenolith_cpu::env::{Access, Memory, Place, Privilege};
 use xenolith_cpu::interp::{Interp, copy_in, is_canonical};
 use xenolith_cpu::state::Cr4;
@@ -396,7 +396,7 @@ impl Bt {
         if self.misled.len() >= FAULTING_MAX {
             self.misled.clear();
         }
-        self.misled.insert(self.interp.state.rip);
+        self.misled.insert(self.interp.state.rip, ());
         if self.shared.is_alone() {
             let behind = std::ptr::with_exposed_provenance::<[u8; UNGUESSED_BYTES]>(pc);
             // SAFETY: code of ours, readable; blocks are followed by more than a few bytes.
@@ -438,6 +438,6 @@ pub(super) fn peek_u64(interp: &Interp<NotingMmu>, privilege: u8, la: u64) -> Op
 }
 
 /// Whether the instruction at `rip` does without windows.
-pub(super) fn faults_often(faults: &HashMap<u64, u32>, rip: u64) -> bool {
+pub(super) fn faults_often(faults: &NumberMap<u64, u32>, rip: u64) -> bool {
     faults.get(&rip).is_some_and(|&times| times >= FAULTS_MAX)
 }

@@ -49,6 +49,7 @@ use crate::plan::{Drafts, Limits, Plan, Step, Uses, is_hint, plan};
 pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
 pub use memory::unguess;
 pub use template::Template;
+use xenolith_codecache::cache::Link;
 
 use memory::Borrowed;
 use names::{constant_address, scratch_number, wide_form};
@@ -108,17 +109,6 @@ pub enum Site {
         /// Instructions that the block is going to count when it goes on.
         again: u8,
     },
-}
-
-/// Which entry of its target a direct transfer may go to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
-    /// Forward in the same page.
-    Plain,
-    /// Backward in the same page.
-    Polled,
-    /// To another page.
-    Guarded,
 }
 
 /// A translated block, to be placed at the address it was assembled for.
@@ -267,6 +257,7 @@ pub struct Translator {
 /// What a translation was made of.
 #[derive(Debug, Default)]
 struct Spare {
+    code: Vec<u8>,
     sites: Vec<Site>,
     map: Vec<MapEntry>,
     places: Vec<Place>,
@@ -325,12 +316,13 @@ impl Translator {
 
     /// Takes back the memory of a translation that is done with.
     pub fn recycle(&mut self, done: Translation) {
-        let Translation { mut sites, mut map, places, .. } = done;
+        let Translation { mut code, mut sites, mut map, places, .. } = done;
+        code.clear();
         sites.clear();
         map.clear();
         let mut places = places.unwrap_or_default();
         places.clear();
-        self.spare = Spare { sites, map, places };
+        self.spare = Spare { code, sites, map, places };
     }
 }
 
@@ -340,7 +332,7 @@ fn mask(rip: u64, bits: u8) -> u64 {
 
 impl<'a> Emitter<'a> {
     fn new(frame: Frame, code: &'a [u8], counts: bool, memory: &'a mut Translator) -> Self {
-        let Spare { sites, map, places } = std::mem::take(&mut memory.spare);
+        let Spare { sites, map, places, .. } = std::mem::take(&mut memory.spare);
         memory.asm.reserve_ops(CODE_BYTES);
         Self {
             asm: &mut memory.asm,

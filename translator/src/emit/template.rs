@@ -6,7 +6,7 @@
 //! [`Template::instantiate`] copies the code and moves those. What can't be moved makes its block
 //! without template. Invariant: an instance is, byte for byte, what the emitter would have made.
 
-use super::{Frame, MapEntry, Site, Translation};
+use super::{Frame, MapEntry, Site, Spare, Translation, Translator};
 
 /// What depends on a block's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,14 +74,25 @@ impl Template {
             + self.bytes.len()
     }
 
+    /// Bytes of the code that it was made from.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Guest addresses of its instructions, from the block's.
     pub fn instructions(&self) -> impl Iterator<Item = u16> {
         self.map.iter().map(|entry| entry.guest)
     }
 
-    /// The block for another frame of the same mode, if `bytes` begin with the same code.
+    /// The block for another frame of the same mode, if `bytes` begin with the same code. `memory` has room for it.
     #[must_use]
-    pub fn instantiate(&self, frame: &Frame, bytes: &[u8]) -> Option<Translation> {
+    pub fn instantiate(
+        &self,
+        frame: &Frame,
+        bytes: &[u8],
+        memory: &mut Translator,
+    ) -> Option<Translation> {
         let old = &self.frame;
         let same = frame.mode == old.mode
             && frame.second.is_none()
@@ -92,7 +103,8 @@ impl Template {
             return None;
         }
         let moved = frame.rip.wrapping_sub(old.rip);
-        let mut code = self.code.to_vec();
+        let Spare { mut code, mut sites, mut map, .. } = std::mem::take(&mut memory.spare);
+        code.extend_from_slice(&self.code);
         for place in &self.places {
             let at = place.at as usize;
             let four = |code: &[u8]| {
@@ -121,14 +133,16 @@ impl Template {
             code[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
         let bits = frame.mode.bits;
+        sites.extend(self.sites.iter().map(|site| site.moved(moved, bits)));
+        map.extend_from_slice(&self.map);
         Some(Translation {
             code,
-            sites: self.sites.iter().map(|site| site.moved(moved, bits)).collect(),
+            sites,
             polled: self.polled,
             plain: self.plain,
             bytes: self.bytes.len(),
             instructions: self.instructions,
-            map: self.map.to_vec(),
+            map,
             places: None,
         })
     }
