@@ -49,6 +49,7 @@ fn mode(name: &str) -> Result<Mode> {
         shadow,
         guesses: false,
         ring0: name == "kernel",
+        time: true,
         segmented: false,
         stack16: false,
         expands_down: false,

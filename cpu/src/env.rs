@@ -129,6 +129,11 @@ pub trait Env: Send {
     fn mmio_write(&mut self, gpa: Gpa, size: u8, value: u64);
     /// Raw time stamp counter, before `Msrs::tsc_offset`. `retired` is the vCPU's instruction count.
     fn tsc(&mut self) -> u64;
+    /// What has to be added to the host's time stamp counter to get [`Self::tsc`]; nothing if each reading must
+    /// be asked for.
+    fn tsc_base(&self) -> Option<u64> {
+        None
+    }
     /// Tells counted time how far this vCPU is; called before any other call that may read time.
     fn set_retired(&mut self, retired: u64);
     /// 64 random bits for RDRAND and RDSEED.

@@ -24,6 +24,10 @@ pub trait Clock: Send + Sync {
     fn tsc(&self) -> u64;
     /// Ticks of the raw time stamp counter in a second.
     fn tsc_hz(&self) -> u64;
+    /// What has to be added to the host's time stamp counter to get [`Self::tsc`]; nothing if that isn't all.
+    fn tsc_base(&self) -> Option<u64> {
+        None
+    }
     /// Seconds since 1970-01-01 UTC at machine start, for the RTC.
     fn start_unix_seconds(&self) -> i64;
 }

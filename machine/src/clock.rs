@@ -94,6 +94,10 @@ impl Clock for HostClock {
         self.ticks_hz
     }
 
+    fn tsc_base(&self) -> Option<u64> {
+        self.fallback.is_none().then_some(self.start_ticks.wrapping_neg())
+    }
+
     fn start_unix_seconds(&self) -> i64 {
         self.start_unix_seconds
     }

@@ -91,6 +91,10 @@ impl Env for VcpuEnv {
         self.clock.tsc()
     }
 
+    fn tsc_base(&self) -> Option<u64> {
+        self.clock.tsc_base()
+    }
+
     fn set_retired(&mut self, retired: u64) {
         self.world.pins.tell_retired(retired);
         if let Time::Counted(clock) = &self.world.time {

@@ -18,7 +18,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use xenolith_codecache::span::Span;
-use xenolith_cpu::state::Segment;
+use xenolith_cpu::state::{Rflags, Segment};
 
 /// Entries of each table of the inline TLB; a power of two.
 pub const TLB_ENTRIES: usize = 1 << 16;
@@ -36,6 +36,19 @@ pub const WINDOWS_MAX: usize = 16;
 /// Numbers of code segments begin with this and are below half as much more: with a RIP added they are no
 /// canonical addresses, so they aren't the RIPs of code that isn't segmented.
 pub const SEGMENTED_CODE: u64 = 1 << 63;
+/// See [`Area::crossed`].
+pub const CROSSED_IN: u64 = 1;
+pub const CROSSED_OUT: u64 = 2;
+/// What [`Area::sysret_looks`] has to gather: IF alone.
+pub const SYSRET_GATHERED: i32 = 2;
+/// RFLAGS's bits that SYSRET in translated code may not set, and IF, which it must.
+const SYSRET_LOOKS: Rflags = Rflags::TF
+    .union(Rflags::IF)
+    .union(Rflags::DF)
+    .union(Rflags::NT)
+    .union(Rflags::RF)
+    .union(Rflags::VM)
+    .union(Rflags::AC);
 /// Privileges, as [`xenolith_cpu::env::Privilege`] numbers them.
 const PRIVILEGES: usize = 3;
 
@@ -128,6 +141,27 @@ pub struct Area {
     pub windows: [u64; WINDOWS_MAX],
     /// Segment bases.
     pub seg_base: [u64; 6],
+    /// What SWAPGS exchanges GS's base for.
+    pub kernel_gs_base: u64,
+    /// CR0 to CR4.
+    pub control: [u64; 5],
+    /// SYSCALL and SYSRET have to be left to Rust, unless this is zero.
+    pub crossing_closed: u64,
+    /// Which of them translated code has done that Rust doesn't know of: [`CROSSED_IN`] if the last was
+    /// SYSCALL, [`CROSSED_OUT`] if it was SYSRET, and with [`CROSSED_IN`] if a SYSCALL came before it.
+    pub crossed: u64,
+    /// The privilege that translated code runs with.
+    pub side: u64,
+    /// IA32_LSTAR, and the bits of RFLAGS that SYSCALL leaves.
+    pub lstar: u64,
+    pub syscall_keeps: u64,
+    /// PEXT masks: RFLAGS's bits that SYSRET may not set here, with IF; what isn't zero in addresses that
+    /// SYSRET may not go to here.
+    pub sysret_looks: u64,
+    pub sysret_upper: u64,
+    /// What is added to the host's time stamp counter, and IA32_TSC_AUX.
+    pub tsc_base: u64,
+    pub tsc_aux: u64,
     /// Where code is segmented: what offsets are checked against, by segment.
     pub bounds: [Bounds; 6],
     /// Where code is segmented: selectors, and whether one was loaded that Rust doesn't know of.
@@ -309,13 +343,24 @@ impl Ledger {
     }
 }
 
-/// Which pages the jump caches know, hashed.
+/// Which pages the jump caches know, hashed: so many bits that a page of data seldom looks like one of them,
+/// since looking for it takes a walk through all that the caches hold.
 #[derive(Debug)]
-struct Pages([u64; 64]);
+struct Pages(Box<[u64; PAGES_WORDS]>);
+
+const PAGES_WORDS: usize = 512;
+
+impl Default for Pages {
+    fn default() -> Self {
+        Self(Box::new([0; PAGES_WORDS]))
+    }
+}
 
 impl Pages {
     fn bit(page: u64) -> (usize, u64) {
-        ((page >> 6) as usize & 63, 1 << (page & 63))
+        // Neighbours stay apart, and so do the same pages of two regions.
+        let hash = page ^ (page >> 16).wrapping_mul(0x9e37);
+        ((hash >> 6) as usize & (PAGES_WORDS - 1), 1 << (hash & 63))
     }
     fn note(&mut self, page: u64) {
         let (word, bit) = Self::bit(page);
@@ -375,7 +420,7 @@ impl AreaBox {
             tlb: Default::default(),
             jumps: Default::default(),
             exec: Ledger::default(),
-            jump_pages: [Pages([0; 64]), Pages([0; 64])],
+            jump_pages: Default::default(),
         };
         this.attention = attention;
         this.tlb_index = (TLB_ENTRIES as u64 - 1) << 12;
@@ -383,6 +428,9 @@ impl AreaBox {
         this.page_and_16 = !0xfff | 15;
         this.page_and_32 = !0xfff | 31;
         this.bit_number = [31, 63];
+        this.sysret_looks = SYSRET_LOOKS.bits();
+        this.sysret_upper = !0 << 47;
+        this.crossing_closed = 1;
         this.status = 0x8d5;
         this.sign = 1 << 63;
         this.vector_idle = 1;
@@ -591,6 +639,20 @@ pub mod offset {
     pub const fn seg_base(segment: usize) -> i32 {
         at(offset_of!(Area, seg_base) + 8 * segment)
     }
+    pub const KERNEL_GS_BASE: i32 = at(offset_of!(Area, kernel_gs_base));
+    #[must_use]
+    pub const fn control(register: usize) -> i32 {
+        at(offset_of!(Area, control) + 8 * register)
+    }
+    pub const CROSSING_CLOSED: i32 = at(offset_of!(Area, crossing_closed));
+    pub const CROSSED: i32 = at(offset_of!(Area, crossed));
+    pub const SIDE: i32 = at(offset_of!(Area, side));
+    pub const LSTAR: i32 = at(offset_of!(Area, lstar));
+    pub const SYSCALL_KEEPS: i32 = at(offset_of!(Area, syscall_keeps));
+    pub const SYSRET_LOOKS: i32 = at(offset_of!(Area, sysret_looks));
+    pub const SYSRET_UPPER: i32 = at(offset_of!(Area, sysret_upper));
+    pub const TSC_BASE: i32 = at(offset_of!(Area, tsc_base));
+    pub const TSC_AUX: i32 = at(offset_of!(Area, tsc_aux));
     pub const ATTENTION: i32 = at(offset_of!(Area, attention));
     pub const ATTENTION_MASK: i32 = at(offset_of!(Area, attention_mask));
     pub const SYSTEM_FLAGS: i32 = at(offset_of!(Area, system_flags));

@@ -8,6 +8,7 @@
 
 use iced_x86::{Code, FlowControl, Instruction, Mnemonic as N, OpKind, Register};
 
+use xenolith_cpu::env::Privilege;
 use xenolith_cpu::vector::{Plain, Unit};
 
 use crate::mode::{Loads, Mode};
@@ -54,6 +55,15 @@ pub enum Class {
     /// LDMXCSR and FLDCW, once the value is known to mask every exception.
     LoadMxcsr,
     LoadControlWord,
+    /// RDTSC and RDTSCP.
+    ReadTime,
+    /// MOV from CR0, CR2, CR3 or CR4 at CPL 0.
+    ReadControl,
+    /// SWAPGS at CPL 0.
+    SwapGs,
+    /// SYSCALL from 64-bit code at CPL 3, and SYSRET back.
+    EnterKernel,
+    LeaveKernel,
     /// PUSHF, CLI and STI at CPL 0.
     PushFlags,
     ClearInterrupts,
@@ -76,6 +86,7 @@ impl Class {
             Self::Jump | Self::Call | Self::Return | Self::JumpIndirect | Self::CallIndirect => {
                 true
             }
+            Self::EnterKernel | Self::LeaveKernel => true,
             Self::HandOver => insn.flow_control() != FlowControl::Next,
             _ => false,
         }
@@ -102,6 +113,9 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
             _ => Class::Vector(plain),
         };
     }
+    if let Some(class) = of_system(insn, mode) {
+        return class;
+    }
     if let Some(class) = of_segments(insn, mode) {
         return if memory_fits(insn, mode.bits) { class } else { Class::HandOver };
     }
@@ -121,6 +135,29 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
         return Class::HandOver;
     }
     class
+}
+
+/// Instructions that ask only for what the area has a copy of.
+fn of_system(insn: &Instruction, mode: Mode) -> Option<Class> {
+    match insn.code() {
+        Code::Rdtsc | Code::Rdtscp if mode.time => Some(Class::ReadTime),
+        Code::Mov_r32_cr | Code::Mov_r64_cr
+            if mode.ring0
+                && !insn.has_lock_prefix()
+                && matches!(
+                    insn.op1_register(),
+                    Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4
+                ) =>
+        {
+            Some(Class::ReadControl)
+        }
+        Code::Swapgs if mode.ring0 => Some(Class::SwapGs),
+        Code::Syscall if mode.may_cross() && mode.privilege == Privilege::User as u8 => {
+            Some(Class::EnterKernel)
+        }
+        Code::Sysretq if mode.may_cross() && mode.ring0 => Some(Class::LeaveKernel),
+        _ => None,
+    }
 }
 
 /// Instructions about segment registers that segmented code has inline, and those that only 16- and 32-bit

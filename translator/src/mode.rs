@@ -32,6 +32,8 @@ pub struct Mode {
     pub guesses: bool,
     /// CPL 0: CLI and STI may be done.
     pub ring0: bool,
+    /// RDTSC is allowed, and the guest's counter is the host's plus a constant.
+    pub time: bool,
     /// Offsets are checked against segments, and their bases added.
     pub segmented: bool,
     /// What follows is for segmented modes only. The stack pointer is SP.
@@ -87,6 +89,20 @@ impl Mode {
         }
     }
 
+    /// A mode that SYSCALL and SYSRET may lead from and to without Rust.
+    #[must_use]
+    pub fn may_cross(&self) -> bool {
+        self.bits == 64 && !self.armed && self.privilege != Privilege::SupervisorAc as u8
+    }
+
+    /// The mode that SYSCALL or SYSRET lead to from this one, with the inline TLB.
+    #[must_use]
+    pub fn other_side(&self) -> Self {
+        let user = self.privilege == Privilege::User as u8;
+        let privilege = if user { Privilege::Supervisor } else { Privilege::User } as u8;
+        Self { privilege, ring0: user, shadow: false, guesses: false, ..*self }
+    }
+
     /// The mode as a number below 2^20, another one for each.
     #[must_use]
     pub fn number(&self) -> u32 {
@@ -104,6 +120,7 @@ impl Mode {
             | u32::from(self.armed) << 15
             | u32::from(self.x87) << 16
             | u32::from(self.guesses) << 17
+            | u32::from(self.time) << 18
     }
 
     /// While such code runs the vector registers are always the guest's.
@@ -158,6 +175,7 @@ impl Mode {
             shadow: false,
             guesses: false,
             ring0: state.cpl == 0,
+            time: !(state.cr4(Cr4::TSD) && state.cpl != 0 && state.protected()),
             segmented: !flat,
             stack16: !flat && !seg[sreg::SS].is_big(),
             expands_down: !flat && seg.iter().any(Segment::is_expand_down),

@@ -28,6 +28,31 @@ impl<M: Memory> Interp<M> {
         self.state.seg[sreg::SS] = flat(ss, cpl, false, Segment::DB);
         self.state.cpl = cpl;
     }
+
+    /// What SYSCALL in 64-bit mode does to CS, SS and CPL, for an engine that does the rest.
+    pub fn enter_by_syscall(&mut self) {
+        let selector = (self.state.msr.star >> 32) as u16;
+        self.enter_flat(selector & 0xfffc, selector.wrapping_add(8), 0, Segment::LONG);
+        self.refresh();
+    }
+
+    /// What SYSRET with a 64-bit operand does to CS, SS and CPL.
+    pub fn leave_by_sysret(&mut self) {
+        self.leave_flat(Segment::LONG);
+        self.refresh();
+    }
+
+    fn leave_flat(&mut self, size: u32) {
+        let base = (self.state.msr.star >> 48) as u16;
+        let cs = if size == Segment::LONG { base.wrapping_add(16) } else { base };
+        let ss = self.state.seg[sreg::SS];
+        self.enter_flat(cs | 3, base.wrapping_add(8) | 3, 3, size);
+        if self.amd {
+            // Only the selector changes, as it stands in STAR. (Of the rights, DPL follows CPL here.)
+            let access = ss.access & !(3 << 5) | 3 << 5;
+            self.state.seg[sreg::SS] = Segment { selector: base.wrapping_add(8), access, ..ss };
+        }
+    }
 }
 
 /// SYSCALL and SYSRET exist in this mode.
@@ -76,16 +101,7 @@ pub(super) fn sysret<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
     if wide && !is_canonical(target) && !vm.amd {
         return Err(Trap::gp0());
     }
-    let base = (vm.state.msr.star >> 48) as u16;
-    let (cs, size) =
-        if wide { (base.wrapping_add(16), Segment::LONG) } else { (base, Segment::DB) };
-    let ss = vm.state.seg[sreg::SS];
-    vm.enter_flat(cs | 3, base.wrapping_add(8) | 3, 3, size);
-    if vm.amd {
-        // Only the selector changes, as it stands in STAR. (Of the rights, DPL follows CPL here.)
-        let access = ss.access & !(3 << 5) | 3 << 5;
-        vm.state.seg[sreg::SS] = Segment { selector: base.wrapping_add(8), access, ..ss };
-    }
+    vm.leave_flat(if wide { Segment::LONG } else { Segment::DB });
     vm.state.rip = if wide { target } else { target & 0xffff_ffff };
     if !vm.mode.long64 {
         vm.state.rflags |= Rflags::IF.bits();

@@ -12,6 +12,7 @@
 
 mod breakpoints;
 mod common;
+mod crossing;
 mod make;
 mod mmu;
 pub mod probe;
@@ -87,6 +88,8 @@ pub struct Bt {
     maker: Maker,
     /// Whose jump cache each privilege's is.
     jump_owner: [Option<Mode>; 3],
+    /// The mode that SYSCALL or SYSRET lead to, while translated code may do them.
+    other: Option<Mode>,
     page_ids: Box<[Option<(PageKey, u32)>]>,
     prepared_insns: Box<[Option<KnownInsn>]>,
     /// Where the guest's vector registers are while Rust runs.
@@ -95,6 +98,8 @@ pub struct Bt {
     x87_ready: bool,
     /// The thread is prepared: signals are blocked, faults are understood.
     prepared: bool,
+    /// What makes the host's time stamp counter the guest's, but for the guest's own offset.
+    tsc_base: Option<u64>,
     /// Numbers of code segments.
     codes: Codes,
     /// The breakpoints that are armed, as far as translated code's tables know.
@@ -162,6 +167,7 @@ impl Bt {
             return Err(BtError::Host);
         }
         let attention = env.attention();
+        let tsc_base = env.tsc_base();
         let mut area = AreaBox::new(Arc::as_ptr(&attention).cast()).map_err(BtError::Area)?;
         area.exit = shared.exit;
         let make = || Shadow::new(Arc::clone(soft.guest_ram()));
@@ -184,10 +190,12 @@ impl Bt {
             maker: Maker::new(&cpuid),
             cpuid,
             jump_owner: [None; 3],
+            other: None,
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
             home: Home::State,
             x87_ready: false,
+            tsc_base,
             codes: Codes::default(),
             breakpoints: None,
             prepared: false,
@@ -212,7 +220,8 @@ impl Bt {
         self.settle();
         let Some(mode) = self.mode() else {
             self.stats.unfit += 1;
-            return self.interpret(if self.stepping { 1 } else { INTERPRETED_RUN }, true);
+            let one = self.stepping || self.fits_soon();
+            return self.interpret(if one { 1 } else { INTERPRETED_RUN }, true);
         };
         match self.find(mode) {
             Some(found) => self.run_from(found, mode),
@@ -222,6 +231,14 @@ impl Bt {
                 self.interpret(run, true)
             }
         }
+    }
+
+    /// The state has no blocks, but will after one instruction: after a fault was returned from (RF), or while
+    /// interrupts are held off.
+    fn fits_soon(&self) -> bool {
+        let state = &self.interp.state;
+        let stays = Rflags::TF | Rflags::DF;
+        state.rflags & stays.bits() == 0 && state.pending_debug == 0
     }
 
     /// Something must be looked at before the next instruction.
@@ -406,6 +423,7 @@ impl Bt {
         let owner = &mut self.jump_owner[usize::from(mode.privilege)];
         if *owner != Some(mode) {
             *owner = Some(mode);
+            self.area.crossing_closed = 1;
             self.area.flush_jumps_of(usize::from(mode.privilege));
         }
     }
@@ -447,6 +465,7 @@ impl Bt {
             self.enter_guest(target);
             self.me.go_out();
             self.vectors_left();
+            mode = self.settle_crossing(mode);
             if self.area.fault_pc != 0 {
                 match self.window_fault(mode) {
                     Some((host, vectors)) => {
@@ -529,7 +548,11 @@ impl Bt {
                     target = next.entries.polled;
                     epoch = next.epoch;
                 }
-                Site::Guard { rip } => {
+                Site::Guard { .. } | Site::Crossed => {
+                    let rip = match record.site {
+                        Site::Guard { rip } => rip,
+                        _ => self.area.rip,
+                    };
                     self.count(0);
                     self.stats.guard_exits += 1;
                     self.unload(rip);
@@ -668,6 +691,7 @@ impl Bt {
         if mode.segmented {
             self.load_segments(mode);
         }
+        self.ready_crossing(mode);
         self.area.attention_mask = self.deliverable();
         let state = &self.interp.state;
         let (status, interrupt) = (Rflags::STATUS.bits(), Rflags::IF.bits());
@@ -678,6 +702,10 @@ impl Bt {
         for register in [sreg::FS, sreg::GS] {
             self.area.seg_base[register] = state.seg[register].base;
         }
+        self.area.kernel_gs_base = state.msr.kernel_gs_base;
+        self.area.control = [state.cr0, 0, state.cr2, state.cr3, state.cr4];
+        self.area.tsc_base = self.tsc_base.unwrap_or(0).wrapping_add(state.msr.tsc_offset);
+        self.area.tsc_aux = state.msr.tsc_aux;
     }
 
     /// Registers from the area to the state.
@@ -686,6 +714,8 @@ impl Bt {
         let status = Rflags::STATUS.bits();
         let state = &mut self.interp.state;
         state.gpr = self.area.gpr;
+        state.seg[sreg::GS].base = self.area.seg_base[sreg::GS];
+        state.msr.kernel_gs_base = self.area.kernel_gs_base;
         let system = self.area.system_flags | self.area.interrupt_flag;
         state.rflags = system | self.area.flags & status;
         state.rip = rip;

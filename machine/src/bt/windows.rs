@@ -122,9 +122,15 @@ impl Bt {
 
     /// The mode of the present state: with windows if its address space has them.
     pub(super) fn mode(&mut self) -> Option<Mode> {
-        let mode = Mode::of(&self.interp.state)?;
+        let mut mode = Mode::of(&self.interp.state)?;
+        mode.time &= self.tsc_base.is_some();
+        Some(self.with_windows(mode))
+    }
+
+    /// A mode of this address space, with the windows that it has.
+    pub(super) fn with_windows(&mut self, mode: Mode) -> Mode {
         if !may_have_windows(mode) {
-            return Some(mode);
+            return mode;
         }
         let privilege = usize::from(mode.privilege);
         let era = self.window_era(privilege);
@@ -141,7 +147,7 @@ impl Bt {
         // A kernel's pointers lead everywhere: guesses gain nothing there, as measured.
         let at_work = windows.at_work == era || self.shared.options.mmu == Mmu::Shadow;
         let guesses = privilege == 0 && mode.bits == 64 && shadow && at_work;
-        Some(Mode { shadow, guesses: guesses && self.shared.has_probe, ..mode })
+        Mode { shadow, guesses: guesses && self.shared.has_probe, ..mode }
     }
 
     /// An interrupt came while user code ran, or kernel code was left: that earns windows.

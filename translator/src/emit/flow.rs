@@ -266,13 +266,18 @@ impl Emitter<'_> {
     /// Looks for the address in r10 in the jump cache: after it r11 is the slot, to be scaled by 8. Leaves
     /// by `site` if it isn't there. In segmented code the segment's number is part of what is looked for.
     fn look_up_jump(&mut self, site: Site) {
+        self.look_up_jump_of(self.frame.mode.privilege, site);
+    }
+
+    /// The same in the jump cache of another privilege.
+    pub(super) fn look_up_jump_of(&mut self, privilege: u8, site: Site) {
         if self.segmented() {
             dynasm!(self.asm ; .arch x64
                 ; gs mov r11, [offset::CODE_NUMBER]
                 ; lea r10, [r10 + r11]
             );
         }
-        let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
+        let jumps = offset::jumps(usize::from(privilege));
         let hit = self.asm.new_dynamic_label();
         let out = self.asm.new_dynamic_label();
         dynasm!(self.asm ; .arch x64

@@ -91,6 +91,9 @@ pub enum Site {
     /// An indirect transfer to `Area::rip` that the jump cache doesn't know. The instruction was at
     /// `rip` and moved RSP by `moved`.
     Indirect { rip: u64, moved: i64 },
+    /// SYSCALL or SYSRET to `Area::rip`, which the other side's jump cache doesn't know. All is done but the
+    /// jump.
+    Crossed,
     /// Something is in the attention word; the guest is at `rip`.
     Poll { rip: u64 },
     /// The table of executable pages doesn't vouch for the block's page.
@@ -472,9 +475,14 @@ impl<'a> Emitter<'a> {
             Class::Vector(plain) => self.vector(step, plan, plain)?,
             Class::LoadMxcsr => self.load_mxcsr(step)?,
             Class::LoadControlWord => self.load_control_word(step)?,
+            Class::ReadTime => self.read_time(insn),
+            Class::ReadControl => self.read_control(insn),
+            Class::SwapGs => self.swap_gs(),
+            Class::EnterKernel => self.enter_kernel(step, next),
+            Class::LeaveKernel => self.leave_kernel(step, next),
             Class::PushFlags => self.push_flags(step, plan),
             Class::ClearInterrupts => self.clear_interrupts(),
-            Class::SetInterrupts => self.set_interrupts(),
+            Class::SetInterrupts => self.set_interrupts(step, next),
             Class::PushSegment => self.push_segment(step, plan),
             Class::PopSegment => self.pop_segment(step, plan),
             Class::StoreSegment => self.store_segment(step)?,

@@ -1,26 +1,211 @@
 //! Sensitive instructions that need no Rust.
 
-use dynasmrt::{DynasmApi, dynasm};
-use xenolith_cpu::env::attention;
+use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use iced_x86::{Instruction, Mnemonic};
+use xenolith_cpu::env::{Privilege, attention};
+use xenolith_cpu::state::{Rflags, sreg};
 
-use super::Emitter;
-use crate::area::offset;
+use super::names::scratch_number;
+use super::template::Kind;
+use super::{Emitter, Restore, Site, Stub, mask};
+use crate::area::{CROSSED_IN, CROSSED_OUT, SYSRET_GATHERED, offset};
+use crate::plan::Step;
+
+/// The attention bits that matter while interrupts are off.
+const UNMASKABLE: i32 = !(attention::INTR as i32);
+/// RFLAGS's bits that SYSRET takes from R11, but for the status flags and IF.
+const SYSRET_SYSTEM: u64 = Rflags::all()
+    .difference(Rflags::STATUS)
+    .difference(Rflags::IF)
+    .difference(Rflags::RF)
+    .difference(Rflags::VM)
+    .bits();
+/// Rights of a bit of RFLAGS in byte 1 to be OF: it then overflows with this added.
+const OVERFLOW_BIT: i8 = 8;
+const OVERFLOWS: i8 = 0x78;
 
 impl Emitter<'_> {
     /// CLI: maskable interrupts are no reason to stop any more.
     pub(super) fn clear_interrupts(&mut self) {
-        let masked = !(attention::INTR as i32);
         dynasm!(self.asm ; .arch x64
             ; gs mov QWORD [offset::INTERRUPT_FLAG], 0
-            ; gs mov DWORD [offset::ATTENTION_MASK], masked
+            ; gs mov DWORD [offset::ATTENTION_MASK], UNMASKABLE
         );
     }
 
-    /// STI. The next poll comes after at least one more instruction: that is the shadow.
-    pub(super) fn set_interrupts(&mut self) {
+    /// STI. If something waits, the interpreter does it, and takes what is due behind the next instruction:
+    /// there may be a CLI before the next poll.
+    pub(super) fn set_interrupts(&mut self, step: &Step, next: u64) {
+        let out = self.hand_over_here(step, next);
         dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov rcx, [offset::ATTENTION]
+            ; mov ecx, [rcx]
+            ; jrcxz >quiet
+            ; jmp =>out
+            ; quiet:
+            ; gs mov rcx, [offset::spill(0)]
             ; gs mov QWORD [offset::INTERRUPT_FLAG], 0x200
             ; gs mov DWORD [offset::ATTENTION_MASK], -1
+        );
+    }
+
+    /// RDTSC, RDTSCP. The latter waits for what comes before it here too.
+    pub(super) fn read_time(&mut self, insn: &Instruction) {
+        if insn.mnemonic() == Mnemonic::Rdtscp {
+            dynasm!(self.asm ; .arch x64 ; rdtscp ; gs mov ecx, [offset::TSC_AUX]);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; rdtsc);
+        }
+        dynasm!(self.asm ; .arch x64
+            ; rorx rdx, rdx, 32
+            ; lea rax, [rax + rdx]
+            ; gs mov r11, [offset::TSC_BASE]
+            ; lea rax, [rax + r11]
+            ; rorx rdx, rax, 32
+            ; mov edx, edx
+            ; mov eax, eax
+        );
+    }
+
+    /// MOV from a control register.
+    pub(super) fn read_control(&mut self, insn: &Instruction) {
+        let target = insn.op0_register().full_register();
+        let number = target.number() as u8;
+        let from = offset::control(insn.op1_register().number());
+        if self.wide() {
+            dynasm!(self.asm ; .arch x64 ; gs mov Rq(number), [from]);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; gs mov Rd(number), [from]);
+        }
+        if let Some(number) = scratch_number(target) {
+            self.store_guest(number);
+        }
+    }
+
+    /// The stub of an instruction that the interpreter does if it can't be done here, with RCX spilled.
+    fn hand_over_here(&mut self, step: &Step, next: u64) -> dynasmrt::DynamicLabel {
+        let rip = mask(step.insn.ip(), self.frame.mode.bits);
+        let site = Site::HandOver {
+            rip,
+            next,
+            resume: 0,
+            vector: false,
+            live: self.vector_live,
+            mnemonic: step.insn.mnemonic(),
+            done: self.uncounted,
+            again: 0,
+        };
+        let (label, site) = (self.asm.new_dynamic_label(), self.site(site));
+        self.stubs.push(Stub { label, site, restore: Restore::Rcx });
+        label
+    }
+
+    /// Sets the status flags to those in RCX, by way of RAX.
+    fn set_status(&mut self) {
+        dynasm!(self.asm ; .arch x64
+            ; mov al, ch
+            ; and al, OVERFLOW_BIT
+            ; add al, OVERFLOWS
+            ; mov ah, cl
+            ; sahf
+        );
+    }
+
+    /// Goes to the address in r10 with another privilege.
+    fn cross(&mut self, to: Privilege) {
+        let jumps = offset::jumps(to as usize);
+        self.look_up_jump_of(to as u8, Site::Crossed);
+        dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [r11 * 8 + jumps + 8]);
+    }
+
+    /// SYSCALL. Rust has seen that FMASK clears IF and all that blocks can't run with.
+    pub(super) fn enter_kernel(&mut self, step: &Step, next: u64) {
+        let out = self.hand_over_here(step, next);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov rcx, [offset::CROSSING_CLOSED]
+            ; jrcxz >open
+            ; jmp =>out
+            ; open:
+            ; gs mov [offset::spill(1)], rax
+            ; gs mov [offset::spill(3)], rsp
+            ; gs mov rsp, [offset::HOST_RSP]
+            ; pushfq
+            ; pop rcx
+            ; gs mov rsp, [offset::spill(3)]
+            ; gs and rcx, [offset::STATUS]
+            ; gs mov rax, [offset::SYSTEM_FLAGS]
+            ; or rcx, rax
+            ; gs or rcx, [offset::INTERRUPT_FLAG]
+            ; gs mov [offset::gpr(11)], rcx
+            ; gs and rax, [offset::SYSCALL_KEEPS]
+            ; gs mov [offset::SYSTEM_FLAGS], rax
+            ; gs and rcx, [offset::SYSCALL_KEEPS]
+            ; gs mov QWORD [offset::INTERRUPT_FLAG], 0
+            ; gs mov DWORD [offset::ATTENTION_MASK], UNMASKABLE
+            ; gs mov QWORD [offset::CROSSED], CROSSED_IN as i32
+            ; gs mov QWORD [offset::SIDE], Privilege::Supervisor as i32
+        );
+        self.set_status();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov rax, [offset::spill(1)]
+            ; mov rcx, QWORD next as i64
+        );
+        self.depends(Kind::Guest64);
+        self.count_instructions(self.uncounted + 1);
+        dynasm!(self.asm ; .arch x64 ; gs mov r10, [offset::LSTAR]);
+        self.cross(Privilege::Supervisor);
+    }
+
+    /// SYSRET to 64-bit code, with interrupts and nothing that blocks can't run with.
+    pub(super) fn leave_kernel(&mut self, step: &Step, next: u64) {
+        let out = self.hand_over_here(step, next);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs pext r11, rcx, [offset::SYSRET_UPPER]
+            ; gs mov rcx, [offset::CROSSING_CLOSED]
+            ; lea rcx, [rcx + r11 * 2]
+            ; jrcxz >open
+            ; jmp =>out
+            ; open:
+            ; gs mov r10, [offset::gpr(11)]
+            ; gs pext rcx, r10, [offset::SYSRET_LOOKS]
+            ; lea rcx, [rcx - SYSRET_GATHERED]
+            ; jrcxz >fits
+            ; jmp =>out
+            ; fits:
+            ; gs mov [offset::spill(1)], rax
+            ; mov rcx, r10
+            ; and r10d, SYSRET_SYSTEM as i32
+            ; or r10d, Rflags::FIXED.bits() as i32
+            ; gs mov [offset::SYSTEM_FLAGS], r10
+            ; gs mov QWORD [offset::INTERRUPT_FLAG], Rflags::IF.bits() as i32
+            ; gs mov DWORD [offset::ATTENTION_MASK], -1
+            ; gs or QWORD [offset::CROSSED], CROSSED_OUT as i32
+            ; gs mov QWORD [offset::SIDE], Privilege::User as i32
+        );
+        self.set_status();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov rax, [offset::spill(1)]
+            ; gs mov rcx, [offset::spill(0)]
+        );
+        self.count_instructions(self.uncounted + 1);
+        if self.frame.mode.vector > 0 {
+            self.load_vector();
+        }
+        dynasm!(self.asm ; .arch x64 ; mov r10, rcx);
+        self.cross(Privilege::User);
+    }
+
+    /// SWAPGS.
+    pub(super) fn swap_gs(&mut self) {
+        let base = offset::seg_base(sreg::GS);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov r10, [base]
+            ; gs mov r11, [offset::KERNEL_GS_BASE]
+            ; gs mov [base], r11
+            ; gs mov [offset::KERNEL_GS_BASE], r10
         );
     }
 }

@@ -159,6 +159,7 @@ impl Site {
             | Self::Poll { rip }
             | Self::Guard { rip } => shift(rip),
             Self::Chain { target, .. } => shift(target),
+            Self::Crossed => {}
             Self::HandOver { rip, next, .. } => {
                 shift(rip);
                 shift(next);

@@ -16,7 +16,7 @@ const MXCSR_GATHERED: i32 = 0x3f;
 impl Emitter<'_> {
     /// Makes sure that the vector registers are the guest's. In modes that don't keep them loaded they
     /// are on a block's first vector instruction.
-    fn load_vector(&mut self) {
+    pub(super) fn load_vector(&mut self) {
         if !std::mem::replace(&mut self.vector_live, true) {
             self.load_by(offset::VECTOR_IDLE, self.frame.load_vector);
         }
