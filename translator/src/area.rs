@@ -145,9 +145,9 @@ pub struct Area {
     pub kernel_gs_base: u64,
     /// CR0 to CR4.
     pub control: [u64; 5],
-    /// SYSCALL and SYSRET have to be left to Rust, unless this is zero.
+    /// SYSCALL, SYSRET, STAC and CLAC have to be left to Rust, unless this is zero.
     pub crossing_closed: u64,
-    /// Which of them translated code has done that Rust doesn't know of: [`CROSSED_IN`] if the last was
+    /// Which of the first two translated code has done that Rust doesn't know of: [`CROSSED_IN`] if the last was
     /// SYSCALL, [`CROSSED_OUT`] if it was SYSRET, and with [`CROSSED_IN`] if a SYSCALL came before it.
     pub crossed: u64,
     /// The privilege that translated code runs with.

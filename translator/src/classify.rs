@@ -64,6 +64,8 @@ pub enum Class {
     /// SYSCALL from 64-bit code at CPL 3, and SYSRET back.
     EnterKernel,
     LeaveKernel,
+    /// STAC and CLAC at CPL 0, if they change AC.
+    ToggleAc,
     /// PUSHF, CLI and STI at CPL 0.
     PushFlags,
     ClearInterrupts,
@@ -86,7 +88,7 @@ impl Class {
             Self::Jump | Self::Call | Self::Return | Self::JumpIndirect | Self::CallIndirect => {
                 true
             }
-            Self::EnterKernel | Self::LeaveKernel => true,
+            Self::EnterKernel | Self::LeaveKernel | Self::ToggleAc => true,
             Self::HandOver => insn.flow_control() != FlowControl::Next,
             _ => false,
         }
@@ -155,7 +157,13 @@ fn of_system(insn: &Instruction, mode: Mode) -> Option<Class> {
         Code::Syscall if mode.may_cross() && mode.privilege == Privilege::User as u8 => {
             Some(Class::EnterKernel)
         }
-        Code::Sysretq if mode.may_cross() && mode.ring0 => Some(Class::LeaveKernel),
+        Code::Sysretq if mode.may_cross() && mode.ring0 && !mode.has_ac() => {
+            Some(Class::LeaveKernel)
+        }
+        Code::Stac | Code::Clac if mode.may_cross() && mode.ring0 => {
+            let changes = mode.has_ac() != (insn.code() == Code::Stac);
+            Some(if changes { Class::ToggleAc } else { Class::Same })
+        }
         _ => None,
     }
 }

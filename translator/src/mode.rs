@@ -89,18 +89,23 @@ impl Mode {
         }
     }
 
-    /// A mode that SYSCALL and SYSRET may lead from and to without Rust.
+    /// A mode that SYSCALL, SYSRET, STAC and CLAC may lead from and to without Rust.
     #[must_use]
     pub fn may_cross(&self) -> bool {
-        self.bits == 64 && !self.armed && self.privilege != Privilege::SupervisorAc as u8
+        self.bits == 64 && !self.armed
     }
 
-    /// The mode that SYSCALL or SYSRET lead to from this one, with the inline TLB.
+    /// The supervisor's mode with AC set.
     #[must_use]
-    pub fn other_side(&self) -> Self {
-        let user = self.privilege == Privilege::User as u8;
-        let privilege = if user { Privilege::Supervisor } else { Privilege::User } as u8;
-        Self { privilege, ring0: user, shadow: false, guesses: false, ..*self }
+    pub fn has_ac(&self) -> bool {
+        self.privilege == Privilege::SupervisorAc as u8
+    }
+
+    /// The mode that they lead to with another privilege, with the inline TLB.
+    #[must_use]
+    pub fn with_privilege(&self, privilege: Privilege) -> Self {
+        let ring0 = privilege != Privilege::User;
+        Self { privilege: privilege as u8, ring0, shadow: false, guesses: false, ..*self }
     }
 
     /// The mode as a number below 2^20, another one for each.

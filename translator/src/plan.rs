@@ -503,6 +503,8 @@ pub fn is_hint(insn: &Instruction) -> bool {
     matches!(
         insn.mnemonic(),
         N::Nop
+            | N::Stac
+            | N::Clac
             | N::Cld
             | N::Endbr32
             | N::Endbr64

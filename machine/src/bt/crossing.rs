@@ -1,11 +1,12 @@
-//! SYSCALL and SYSRET that translated code does by itself.
+//! SYSCALL, SYSRET, STAC and CLAC that translated code does by itself.
 //!
-//! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when code that may
-//! do one is entered, the mode on the other side is worked out too; translated code then changes RFLAGS and goes
+//! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when 64-bit code is
+//! entered, the modes of the other privileges are worked out too; translated code then changes RFLAGS and goes
 //! to the other privilege's jump cache, and notes what it has done; CS, SS and CPL follow when it is left.
-//! Invariants: while crossing is open, the jump caches of both privileges are those of [`Bt::other`] and of the mode
-//! that runs; nothing that either mode depends on changes but in Rust. Source: SDM vol. 2, SYSCALL, SYSRET.
+//! Invariants: while crossing is open, the jump caches are those of [`Bt::sides`]; nothing that these modes
+//! depend on changes but in Rust. Source: SDM vol. 2, SYSCALL, SYSRET, STAC, CLAC.
 
+use xenolith_cpu::env::Privilege;
 use xenolith_cpu::interp::is_canonical;
 use xenolith_cpu::state::{Cr4, Efer, Rflags};
 use xenolith_translator::area::{CROSSED_IN, CROSSED_OUT};
@@ -34,11 +35,18 @@ impl Bt {
         }
         self.area.lstar = msr.lstar;
         self.area.syscall_keeps = !(msr.fmask | Rflags::RF.bits());
-        let mut other = mode.other_side();
-        other.time = self.tsc_base.is_some() && (other.ring0 || !state.cr4(Cr4::TSD));
-        let other = self.with_windows(other);
-        self.own_jumps(other);
-        self.other = Some(other);
+        let user_time = !state.cr4(Cr4::TSD);
+        for privilege in [Privilege::User, Privilege::Supervisor, Privilege::SupervisorAc] {
+            let side = if mode.privilege == privilege as u8 {
+                mode
+            } else {
+                let side = mode.with_privilege(privilege);
+                let time = self.tsc_base.is_some() && (side.ring0 || user_time);
+                self.with_windows(Mode { time, ..side })
+            };
+            self.own_jumps(side);
+            self.sides[privilege as usize] = Some(side);
+        }
         self.area.crossing_closed = 0;
     }
 
@@ -55,6 +63,6 @@ impl Bt {
         if self.area.side == u64::from(mode.privilege) {
             return mode;
         }
-        self.other.replace(mode).expect("it was open")
+        self.sides[self.area.side as usize].expect("it was open")
     }
 }

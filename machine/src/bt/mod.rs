@@ -88,8 +88,8 @@ pub struct Bt {
     maker: Maker,
     /// Whose jump cache each privilege's is.
     jump_owner: [Option<Mode>; 3],
-    /// The mode that SYSCALL or SYSRET lead to, while translated code may do them.
-    other: Option<Mode>,
+    /// The modes of each privilege, while translated code may go from one to another.
+    sides: [Option<Mode>; 3],
     page_ids: Box<[Option<(PageKey, u32)>]>,
     prepared_insns: Box<[Option<KnownInsn>]>,
     /// Where the guest's vector registers are while Rust runs.
@@ -190,7 +190,7 @@ impl Bt {
             maker: Maker::new(&cpuid),
             cpuid,
             jump_owner: [None; 3],
-            other: None,
+            sides: [None; 3],
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
             home: Home::State,

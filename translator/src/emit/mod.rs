@@ -91,7 +91,7 @@ pub enum Site {
     /// An indirect transfer to `Area::rip` that the jump cache doesn't know. The instruction was at
     /// `rip` and moved RSP by `moved`.
     Indirect { rip: u64, moved: i64 },
-    /// SYSCALL or SYSRET to `Area::rip`, which the other side's jump cache doesn't know. All is done but the
+    /// SYSCALL, SYSRET, STAC or CLAC to `Area::rip`, which the other side's jump cache doesn't know. All is done but the
     /// jump.
     Crossed,
     /// Something is in the attention word; the guest is at `rip`.
@@ -480,6 +480,7 @@ impl<'a> Emitter<'a> {
             Class::SwapGs => self.swap_gs(),
             Class::EnterKernel => self.enter_kernel(step, next),
             Class::LeaveKernel => self.leave_kernel(step, next),
+            Class::ToggleAc => self.toggle_ac(step, next),
             Class::PushFlags => self.push_flags(step, plan),
             Class::ClearInterrupts => self.clear_interrupts(),
             Class::SetInterrupts => self.set_interrupts(step, next),

@@ -198,6 +198,31 @@ impl Emitter<'_> {
         self.cross(Privilege::User);
     }
 
+    /// STAC or CLAC, where AC isn't what it will be.
+    pub(super) fn toggle_ac(&mut self, step: &Step, next: u64) {
+        let out = self.hand_over_here(step, next);
+        let (by, to) = match step.insn.mnemonic() {
+            Mnemonic::Stac => (Rflags::AC.bits() as i32, Privilege::SupervisorAc),
+            _ => (-(Rflags::AC.bits() as i32), Privilege::Supervisor),
+        };
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov rcx, [offset::CROSSING_CLOSED]
+            ; jrcxz >open
+            ; jmp =>out
+            ; open:
+            ; gs mov rcx, [offset::SYSTEM_FLAGS]
+            ; lea rcx, [rcx + by]
+            ; gs mov [offset::SYSTEM_FLAGS], rcx
+            ; gs mov rcx, [offset::spill(0)]
+            ; gs mov QWORD [offset::SIDE], to as i32
+        );
+        self.count_instructions(self.uncounted + 1);
+        dynasm!(self.asm ; .arch x64 ; mov r10, QWORD next as i64);
+        self.depends(Kind::Guest64);
+        self.cross(to);
+    }
+
     /// SWAPGS.
     pub(super) fn swap_gs(&mut self) {
         let base = offset::seg_base(sreg::GS);
