@@ -244,11 +244,11 @@ impl Board {
         router.attach(&mut wiring.ports, &mut wiring.memory).map_err(overlap)?;
         if wiring.as_after_firmware {
             router.firmware_defaults();
-        } else {
-            let items = firmware::items(map, config.vcpus, &acpi).map_err(in_acpi)?;
-            let device = Arc::new(Mutex::new(FwCfg::new(items, ram.memory_arc())));
-            wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
         }
+        // Small guests without firmware ask it for the number of processors, too.
+        let items = firmware::items(map, config.vcpus, &acpi).map_err(in_acpi)?;
+        let device = Arc::new(Mutex::new(FwCfg::new(items, ram.memory_arc())));
+        wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
         wiring.memory(&ram).map_err(overlap)?;
         let Legacy { ferr, pm } = wiring.legacy(map).map_err(overlap)?;
         if let Some(path) = &config.debug_output {

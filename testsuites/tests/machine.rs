@@ -93,14 +93,39 @@ fn a_reset_starts_again_from_power_on() -> Result<()> {
     }
     guest.handle().quit();
     assert_eq!(guest.end(LIMIT)?, End::Quit);
+    // Reset control register, and the keyboard controller's pulse on its output port's bit 0.
+    for (port, value) in [(0xcf9, 6), (0x64, 0xfe)] {
+        let (guest, _file) = boot(
+            |config| config.no_reboot = true,
+            |a| {
+                out(a, port, value)?;
+                hang(a)
+            },
+        )?;
+        assert_eq!(guest.end(LIMIT)?, End::Reboot, "by port {port:#x}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_configuration_device_tells_the_number_of_processors() -> Result<()> {
+    const SELECTOR: u32 = 0x510;
+    // QEMU, docs/specs/fw_cfg: FW_CFG_NB_CPUS.
+    const PROCESSORS: u32 = 5;
     let (guest, _file) = boot(
-        |config| config.no_reboot = true,
+        |config| config.vcpus = 3,
         |a| {
-            out(a, 0xcf9, 6)?;
+            a.mov(dx, SELECTOR)?;
+            a.mov(ax, PROCESSORS)?;
+            a.out(dx, ax)?;
+            a.mov(dx, SELECTOR + 1)?;
+            a.in_(al, dx)?;
+            a.mov(dx, 0xf4)?;
+            a.out(dx, al)?;
             hang(a)
         },
     )?;
-    assert_eq!(guest.end(LIMIT)?, End::Reboot);
+    assert_eq!(guest.end(LIMIT)?, End::DebugExit(3));
     Ok(())
 }
 
