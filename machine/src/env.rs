@@ -52,7 +52,25 @@ impl fmt::Debug for VcpuEnv {
     }
 }
 
+/// Nanoseconds that a read of the 8254 takes: four cycles of the ISA bus at 8 MHz, and its recovery time.
+const ISA_READ_NS: u64 = 1000;
+
+/// Ports of the 8254 and the one beside it, which guests read in loops to measure their processors' speed.
+fn is_timer(port: u16) -> bool {
+    matches!(port, 0x40..=0x43 | 0x61)
+}
+
 impl VcpuEnv {
+    /// Lets the time pass that a read takes on a real bus. Guests compare the longest read of a loop with the
+    /// shortest, and give up if something held it up for ten times as long: a read that takes next to
+    /// no time makes that out of every interrupt of the host.
+    fn wait_for_the_bus(&self) {
+        let end = self.clock.now_ns() + ISA_READ_NS;
+        while self.clock.now_ns() < end {
+            std::hint::spin_loop();
+        }
+    }
+
     #[must_use]
     pub fn new(world: World) -> Self {
         let random = match world.time {
@@ -65,6 +83,9 @@ impl VcpuEnv {
 
 impl Env for VcpuEnv {
     fn pio_read(&mut self, port: u16, size: u8) -> u32 {
+        if is_timer(port) && matches!(self.world.time, Time::Host(_)) {
+            self.wait_for_the_bus();
+        }
         // At most four bytes are asked for.
         self.world.buses.ports.read(u64::from(port), size) as u32
     }
