@@ -34,7 +34,7 @@ impl Bt {
             return;
         }
         self.area.lstar = msr.lstar;
-        self.area.syscall_keeps = !(msr.fmask | Rflags::RF.bits());
+        self.area.syscall_keeps = !(msr.fmask | Rflags::RF.bits()) | Rflags::FIXED.bits();
         let user_time = !state.cr4(Cr4::TSD);
         for privilege in [Privilege::User, Privilege::Supervisor, Privilege::SupervisorAc] {
             let side = if mode.privilege == privilege as u8 {

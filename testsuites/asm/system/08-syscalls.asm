@@ -25,6 +25,63 @@
 ; out: rcx=CODE+0x2 rdx=STACK+0x1000 rbx=0x202 r11=0x202 cs=0x10 ss=0x18
 ; out-mem: STACK+0xff8 = 02 02
 
+; case: syscall-masks-every-flag
+; in: flags=CF,SF,OF
+; setup:
+        wrmsr_imm 0xc0000082, .entry
+        wrmsr_imm 0xc0000084, 0x257fd7
+; code:
+        syscall
+.entry: pushfq
+        pop rbx
+; out: rcx=CODE+0x2 rbx=0x2 r11=0xa83 flags=-IF cs=0x10 ss=0x18
+; out-mem: STACK+0xff8 = 02
+
+; case: syscall-leaves-status-flags
+; qemu-differs: 10.0 clears them; SDM vol. 2B, "SYSCALL": RFLAGS AND NOT(IA32_FMASK)
+; in: flags=CF,PF,AF,ZF,SF,OF
+; setup:
+        wrmsr_imm 0xc0000082, .entry
+        wrmsr_imm 0xc0000084, 0x47700
+; code:
+        syscall
+.entry: pushfq
+        pop rbx
+; out: rcx=CODE+0x2 rbx=0x8d7 r11=0xad7 flags=CF,PF,AF,ZF,SF,OF,-IF cs=0x10 ss=0x18
+; out-mem: STACK+0xff8 = d7 08
+
+; case: three-system-calls
+; setup:
+        wrmsr_imm 0xc0000082, .entry
+        wrmsr_imm 0xc0000084, 0x47700
+; code:
+        jmp .start
+.entry: o64 sysret
+.start: syscall
+        inc edi
+        cmp edi, 3
+        jne .start
+        mov eax, cs
+        mov ebx, ss
+; out: rax=0x33 rbx=0x2b rcx=CODE+0x7 rdi=3 r11=0x297 flags=PF,ZF
+
+; case: stac-and-clac-about-a-system-call
+; setup:
+        wrmsr_imm 0xc0000082, .entry
+        wrmsr_imm 0xc0000084, 0x47700
+; code:
+        syscall
+.entry: stac
+        stac
+        pushfq
+        pop rax
+        clac
+        clac
+        pushfq
+        pop rbx
+; out: rax=0x40002 rbx=0x2 rcx=CODE+0x2 r11=0x202 flags=-IF cs=0x10 ss=0x18
+; out-mem: STACK+0xff8 = 02
+
 ; case: syscall-disabled
 ; host: no, a system call
 ; setup:
