@@ -292,15 +292,7 @@ pub fn walk(
 ) -> Result<Translation, PageFault> {
     for attempt in 0..=RETRIES_MAX {
         let descent = match paging.mode {
-            Mode::Off => {
-                return Ok(Translation {
-                    gpa: Gpa(ram.issue(gva.0 & 0xffff_f000)),
-                    page_shift: 12,
-                    rights: Rights::ALL,
-                    dirty: true,
-                    global: false,
-                });
-            }
+            Mode::Off => return Ok(itself(ram, gva)),
             Mode::Bits32 => descend_32bit(ram, paging, gva.0 & 0xffff_ffff),
             Mode::Pae => descend_pae(ram, paging, gva.0 & 0xffff_ffff),
             Mode::FourLevel => {
@@ -327,7 +319,7 @@ pub fn walk(
 #[must_use]
 pub fn peek(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<Translation> {
     let path = match paging.mode {
-        Mode::Off => return None,
+        Mode::Off => return Some(itself(ram, gva)),
         Mode::Bits32 => descend_32bit(ram, paging, gva.0 & 0xffff_ffff),
         Mode::Pae => descend_pae(ram, paging, gva.0 & 0xffff_ffff),
         Mode::FourLevel => descend_wide(ram, paging, gva.0, paging.cr3 & paging.address_mask(), 39),
@@ -336,6 +328,17 @@ pub fn peek(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<Translation> {
     let accessed = path.steps[..path.len].iter().all(|step| step.value & entry::ACCESSED != 0);
     let gpa = Gpa(ram.issue(path.translation.gpa.0));
     accessed.then_some(Translation { gpa, ..path.translation })
+}
+
+/// Without paging a linear address is the physical one.
+fn itself(ram: &GuestRam, gva: Gva) -> Translation {
+    Translation {
+        gpa: Gpa(ram.issue(gva.0 & 0xffff_f000)),
+        page_shift: 12,
+        rights: Rights::ALL,
+        dirty: true,
+        global: false,
+    }
 }
 
 fn set_accessed(ram: &GuestRam, path: &Path, write: bool, force: bool) -> Result<(), Changed> {

@@ -48,7 +48,7 @@ use segments::{Codes, Spot};
 use shared::{PageKey, Peer};
 use stats::Stats;
 use vector::Home;
-use windows::Windows;
+use windows::{Faults, Windows, Without};
 
 pub use shared::{Options, Shared, SharedSlot};
 pub use stats::Report;
@@ -111,7 +111,10 @@ pub struct Bt {
     /// For user code and for the kernel's.
     windows: [Windows; 2],
     /// Faults at instructions that windows couldn't help.
-    faults: NumberMap<u64, u32>,
+    faults: NumberMap<u64, Faults>,
+    /// Blocks that do without windows because of them, and when the first tries again.
+    without: Vec<Without>,
+    next_retry: u64,
     /// Instructions whose region was guessed wrong.
     misled: NumberMap<u64, ()>,
     /// Blocks count: `remaining` was this at the last entry.
@@ -203,6 +206,8 @@ impl Bt {
             unlucky: HashMap::new(),
             windows,
             faults: NumberMap::default(),
+            without: Vec::new(),
+            next_retry: u64::MAX,
             misled: NumberMap::default(),
             entered_with: 0,
             end: u64::MAX,
@@ -483,6 +488,7 @@ impl Bt {
             let record = self.shared.sites().get(self.area.site as u32);
             match record.site {
                 Site::Miss { rip, write, writes, size, align, resume, live: vectors, done } => {
+                    self.retry_windows();
                     self.count(u64::from(done));
                     self.interp.state.rip = rip;
                     // Two pages of one instruction may want one entry of the inline TLB, by turns.

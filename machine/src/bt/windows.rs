@@ -5,13 +5,13 @@
 //! seen at work by several interrupts without its TLB having been flushed gets a space of windows;
 //! its code is translated anew, for them. A fault maps the page, and its neighbours that need no bit
 //! set; what can't be mapped (devices, code being written, a real fault) is the interpreter's, and an
-//! instruction that comes there often is translated with the inline TLB. Invariants: the space in use is
+//! instruction that comes there often is translated with the inline TLB for a while. Invariants: the space in use is
 //! that of the soft TLB's era; the area's regions are those of the space in use.
 
 use std::collections::HashMap;
 
 use iced_x86::{Decoder, Register};
-use xenolith_codecache::cache::{Located, NumberMap};
+use xenolith_codecache::cache::{Key, Located, NumberMap};
 use xenolith_cpu::env::{Access, Memory, Place, Privilege};
 use xenolith_cpu::interp::{Interp, copy_in, is_canonical};
 use xenolith_cpu::state::Cr4;
@@ -39,8 +39,11 @@ const TIME_TO_PROMOTE: u64 = 20_000_000;
 const ERAS_MAX: usize = 32;
 /// Pages looked at around a fault; a power of two.
 const AROUND_PAGES: u64 = 16;
-/// Faults at one instruction that the interpreter had to see to before it does without windows.
+/// Faults at one instruction that the interpreter had to see to before it does without windows for a while.
 const FAULTS_MAX: u32 = 8;
+/// How long the first time, in ticks of the time stamp counter; then twice as long each time, so many times.
+const WITHOUT_TICKS: u64 = 20_000_000;
+const DOUBLED_MAX: u32 = 10;
 /// Bytes of code that hold the rest of a guess.
 const UNGUESSED_BYTES: usize = 32;
 /// Instructions that faults are counted of.
@@ -87,8 +90,7 @@ impl Windows {
         if self.earned.len() >= ERAS_MAX {
             self.earned.clear();
         }
-        // SAFETY: the time stamp counter may be read by any program here.
-        let now = unsafe { std::arch::x86_64::_rdtsc() };
+        let now = ticks();
         let (count, since) = self.earned.entry(era).or_insert((0, now));
         *count += 1;
         let is_enough = *count >= enough || now.wrapping_sub(*since) >= time;
@@ -218,6 +220,7 @@ impl Bt {
     /// be loaded there; or nothing if the interpreter must do
     /// the instruction; `state.rip` is then its address, as after [`Bt::unload`].
     pub(super) fn window_fault(&mut self, mode: Mode) -> Option<(usize, bool)> {
+        self.retry_windows();
         let pc = std::mem::take(&mut self.area.fault_pc) as usize;
         let located = self.shared.cache().locate(pc);
         let at = located.expect("translated code faults only at instructions of blocks");
@@ -423,14 +426,66 @@ impl Bt {
         if self.faults.len() >= FAULTING_MAX {
             self.faults.clear();
         }
-        let times = self.faults.entry(rip).or_insert(0);
-        *times += 1;
-        // Other blocks may have the same instruction.
-        if *times >= FAULTS_MAX {
-            self.shared.cache().remove(at.key);
-            self.shared.forget_jumps(&[(at.key, at.tag)]);
+        let faults = self.faults.entry(rip).or_default();
+        faults.times += 1;
+        if faults.times < FAULTS_MAX {
+            return;
+        }
+        if faults.times == FAULTS_MAX {
+            faults.spells += 1;
+        }
+        // Other blocks may have the same instruction, so this may not be the first.
+        let doubled = (faults.spells - 1).min(DOUBLED_MAX);
+        let until = ticks() + (WITHOUT_TICKS << doubled);
+        self.without.push(Without { until, rip, key: at.key, tag: at.tag });
+        self.next_retry = self.next_retry.min(until);
+        self.shared.cache().remove(at.key);
+        self.shared.forget_jumps(&[(at.key, at.tag)]);
+    }
+
+    /// Lets instructions that have done without windows for long enough try again: what they fault on, pages
+    /// that once held code above all, may be behind them.
+    pub(super) fn retry_windows(&mut self) {
+        let now = ticks();
+        if now < self.next_retry {
+            return;
+        }
+        let (due, later) = self.without.drain(..).partition(|without| without.until <= now);
+        self.without = later;
+        self.next_retry =
+            self.without.iter().map(|without| without.until).min().unwrap_or(u64::MAX);
+        let due: Vec<Without> = due;
+        for Without { rip, key, tag, .. } in due {
+            if let Some(faults) = self.faults.get_mut(&rip) {
+                faults.times = 0;
+            }
+            self.shared.cache().remove(key);
+            self.shared.forget_jumps(&[(key, tag)]);
         }
     }
+}
+
+/// Faults of one instruction that windows couldn't help.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Faults {
+    /// Since it was last tried with windows.
+    times: u32,
+    /// How often it has come to do without.
+    spells: u32,
+}
+
+/// A block whose instruction at `rip` does without windows.
+#[derive(Debug)]
+pub(super) struct Without {
+    until: u64,
+    rip: u64,
+    key: Key,
+    tag: u64,
+}
+
+fn ticks() -> u64 {
+    // SAFETY: the time stamp counter may be read by any program here.
+    unsafe { std::arch::x86_64::_rdtsc() }
 }
 
 /// The eight bytes at a linear address, if they are in one page of RAM.
@@ -444,6 +499,6 @@ pub(super) fn peek_u64(interp: &Interp<NotingMmu>, privilege: u8, la: u64) -> Op
 }
 
 /// Whether the instruction at `rip` does without windows.
-pub(super) fn faults_often(faults: &NumberMap<u64, u32>, rip: u64) -> bool {
-    faults.get(&rip).is_some_and(|&times| times >= FAULTS_MAX)
+pub(super) fn faults_often(faults: &NumberMap<u64, Faults>, rip: u64) -> bool {
+    faults.get(&rip).is_some_and(|faults| faults.times >= FAULTS_MAX)
 }

@@ -151,6 +151,8 @@ fn play(tables: &mut Tables, scene: &Scene) -> Result<(), TestCaseError> {
         let what = format!("{access:?} by {privilege:?} at {gva:#x}");
         match (expected, found) {
             (Ok(expected), Ok(found)) => {
+                // It has left nothing to be set.
+                prop_assert_eq!(peek(&tables.ram, &paging, Gva(gva)), Some(found), "{}", what);
                 let found = crate::oracle::Found {
                     gpa: found.gpa.0,
                     page_shift: found.page_shift,
