@@ -13,6 +13,9 @@ pub const EBDA_START: u64 = 0x9_fc00;
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
 /// The firmware's segments, where the ACPI tables are: reserved, but RAM.
 pub const FIRMWARE_START: u64 = 0xe_0000;
+/// End of the tables in the firmware's segments. Linkers put a kernel's ELF headers into the page below
+/// its code, which is the last of these segments for code at 1 MiB.
+pub const FIRMWARE_TABLES_END: u64 = 0xf_1000;
 pub const EXTENDED_START: u64 = 0x10_0000;
 /// First address of the PCI hole, which reaches to 4 GiB.
 pub const HOLE_START: u64 = 0xc000_0000;
@@ -89,6 +92,14 @@ impl MemoryMap {
             entry.kind == Kind::Ram && entry.start <= start && end <= entry.start + entry.len
         })
     }
+
+    /// Whether a kernel's part may lie in all of `start..start + len`: usable RAM, or the firmware's
+    /// segments behind its tables and low RAM that follows them.
+    #[must_use]
+    pub fn is_loadable(&self, start: u64, len: u64) -> bool {
+        let Some(end) = start.checked_add(len) else { return false };
+        self.is_ram(start, len) || (FIRMWARE_TABLES_END <= start && end <= self.low_end)
+    }
 }
 
 /// Where the ACPI tables begin.
@@ -96,6 +107,9 @@ pub const ACPI_TABLES: Gpa = Gpa(FIRMWARE_START);
 
 #[cfg(test)]
 mod tests {
+    use xenolith_devices::acpi::tables::{self, AcpiConfig};
+    use xenolith_devices::smbios;
+
     use super::*;
 
     #[test]
@@ -107,11 +121,25 @@ mod tests {
         assert!(map.is_ram(1 << 32, 1 << 30));
         assert!(!map.is_ram(0x9_f000, 0x1000), "the EBDA is reserved");
         assert!(!map.is_ram(u64::MAX, 2));
+        assert!(!map.is_loadable(u64::MAX, 2));
         let ram: u64 =
             map.e820().iter().filter(|it| it.kind == Kind::Ram).map(|entry| entry.len).sum();
         assert_eq!(ram, (4 << 30) - (EXTENDED_START - EBDA_START));
         let small = MemoryMap::new(64 << 20);
         assert_eq!((small.low_end(), small.high_end()), (64 << 20, 1 << 32));
         assert!(small.e820().iter().all(|entry| entry.len > 0));
+    }
+    #[test]
+    fn kernels_may_reach_into_the_page_below_1_mib_but_not_into_the_tables() {
+        let map = MemoryMap::new(64 << 20);
+        assert!(map.is_loadable(0xf_f000, 0xd4));
+        assert!(map.is_loadable(0xf_f000, 0x5000));
+        assert!(!map.is_loadable(FIRMWARE_TABLES_END - 1, 2));
+        assert!(!map.is_loadable(0xa_0000, 1));
+        assert!(!map.is_loadable(0xf_f000, 64 << 20));
+        let acpi = AcpiConfig { vcpus: 64, ..AcpiConfig::default() };
+        let tables = tables::build(&acpi).expect("the most processors");
+        assert!(tables.load_gpa + tables.bytes.len() as u64 <= FIRMWARE_TABLES_END);
+        assert!(smbios::LOAD_GPA + smbios::build().len() as u64 <= FIRMWARE_TABLES_END);
     }
 }

@@ -51,6 +51,24 @@ pub fn matches(image: &[u8]) -> bool {
         && u16_at(image, header::BOOT_FLAG) == Some(0xaa55)
 }
 
+/// Where the signature ends of an image that is signed for UEFI: the last bytes of the file. Source:
+/// Microsoft PE Format, "Optional Header Data Directories", "The Attribute Certificate Table".
+fn signature_end(image: &[u8]) -> Option<u64> {
+    let pe = u32_at(image, 0x3c)? as usize;
+    if !image.starts_with(b"MZ") || image.get(pe..pe.checked_add(4)?)? != b"PE\0\0" {
+        return None;
+    }
+    let optional = pe + 24;
+    let directories = match u16_at(image, optional)? {
+        0x10b => optional + 96,
+        0x20b => optional + 112,
+        _ => return None,
+    };
+    let certificates = directories + 4 * 8;
+    let (at, size) = (u32_at(image, certificates)?, u32_at(image, certificates + 4)?);
+    Some(u64::from(at) + u64::from(size))
+}
+
 pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
     let image = request.kernel;
     let short = || request.bad("the bzImage is cut short in its header");
@@ -89,6 +107,14 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
         return Err(request.bad(format!(
             "the bzImage is cut short: its header promises {} bytes and the file has {}",
             setup_bytes as u64 + code_bytes,
+            image.len()
+        )));
+    }
+    if let Some(end) = signature_end(image)
+        && end > image.len() as u64
+    {
+        return Err(request.bad(format!(
+            "the bzImage is cut short: its signature ends at {end} bytes and the file has {}",
             image.len()
         )));
     }

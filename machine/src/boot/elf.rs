@@ -93,6 +93,14 @@ impl<'a> Elf<'a> {
             }
             segments.push(Segment { kind, physical, linear, bytes, memory_bytes, align });
         }
+        // Nothing is loaded from the sections, but they end a file that is whole.
+        let sections = word(0, 32, 40)?;
+        let section_size = u64::from(u16_at(image, size_at + 4).ok_or_else(cut)?);
+        let section_count = u64::from(u16_at(image, count_at + 4).ok_or_else(cut)?);
+        match sections.checked_add(section_size * section_count) {
+            Some(end) if end <= image.len() as u64 => {}
+            _ => return Err(cut()),
+        }
         Ok(Self { entry, segments })
     }
 

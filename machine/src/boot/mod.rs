@@ -4,9 +4,9 @@
 //! files that may be cut short or hostile. Scheme: a loader is a pure function from the files and the
 //! [`MemoryMap`] to a [`Loaded`]: pieces of memory and entry registers. The machine copies the pieces
 //! at every (re)start, so loaders need no RAM to be tested. Every format we take is entered in flat
-//! 32-bit protected mode with paging off. Invariants: pieces lie in RAM and don't overlap; a file
-//! offset is used only after it was checked against the file's length. Called before the machine
-//! runs.
+//! 32-bit protected mode with paging off. Invariants: pieces lie in RAM, apart from each other and from
+//! the firmware's tables; a file offset is used only after it was checked against the file's length.
+//! Called before the machine runs.
 //!
 //! The image is tried as QEMU does: bzImage, multiboot, then ELF with a PVH note.
 
@@ -266,7 +266,7 @@ fn check(loaded: &Loaded, map: &MemoryMap, kernel: &Path) -> Result<(), ConfigEr
     let mut spans: Vec<(u64, u64)> = Vec::new();
     for piece in &loaded.pieces {
         let len = piece.bytes.len() as u64;
-        if !map.is_ram(piece.gpa, len) {
+        if !map.is_loadable(piece.gpa, len) {
             return bad(format!(
                 "it loads {len:#x} bytes at {:#x}, where there is no memory; give more with -m",
                 piece.gpa

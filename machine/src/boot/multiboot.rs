@@ -142,7 +142,7 @@ fn flat(request: &Request<'_>, header: usize) -> Result<(Vec<Piece>, u32, u64), 
     };
     let load_end = u64::from(load_addr) + bytes.len() as u64;
     let end = load_end.max(u64::from(bss_end_addr));
-    if !request.map.is_ram(u64::from(load_addr), end - u64::from(load_addr)) {
+    if !request.map.is_loadable(u64::from(load_addr), end - u64::from(load_addr)) {
         return Err(request.bad(format!(
             "it wants the memory from {load_addr:#x} to {end:#x}, where there is none; give more \
              with -m"
@@ -161,7 +161,7 @@ fn segments(request: &Request<'_>) -> Result<(Vec<Piece>, u32, u64), ConfigError
     // The entry point is a linear address; a kernel linked high is entered where it was loaded.
     let mut entry = elf.entry;
     for segment in elf.loads() {
-        if !request.map.is_ram(segment.physical, segment.memory_bytes) {
+        if !request.map.is_loadable(segment.physical, segment.memory_bytes) {
             return Err(request.bad(format!(
                 "it loads {:#x} bytes at {:#x}, where there is no memory; give more with -m",
                 segment.memory_bytes, segment.physical

@@ -27,7 +27,7 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
     };
     let mut pieces = Vec::new();
     for segment in elf.loads() {
-        if !request.map.is_ram(segment.physical, segment.memory_bytes) {
+        if !request.map.is_loadable(segment.physical, segment.memory_bytes) {
             return Err(request.bad(format!(
                 "it loads {:#x} bytes at {:#x}, where there is no memory; give more with -m",
                 segment.memory_bytes, segment.physical

@@ -178,6 +178,24 @@ fn damaged_bzimages_are_refused() {
 }
 
 #[test]
+fn bzimages_without_the_end_of_their_signature_are_refused() {
+    for (magic, certificates) in [(0x10bu16, 24 + 96 + 32), (0x20b, 24 + 112 + 32)] {
+        let mut image = bzimage(5000);
+        let end = image.len() as u32;
+        put(&mut image, 0, b"MZ");
+        put(&mut image, 0x3c, &0x40u32.to_le_bytes());
+        put(&mut image, 0x40, b"PE\0\0");
+        put(&mut image, 0x40 + 24, &magic.to_le_bytes());
+        put(&mut image, 0x40 + certificates, &end.to_le_bytes());
+        put(&mut image, 0x40 + certificates + 4, &100u32.to_le_bytes());
+        image.extend([0; 100]);
+        assert!(load_from(&image, None).is_ok());
+        let error = load_from(&image[..image.len() - 1], None).expect_err("cut");
+        assert!(error.to_string().contains("signature"), "{error}");
+    }
+}
+
+#[test]
 fn initrd_must_fit() {
     for kernel in [bzimage(5000), elf(true, &[0x90; 64], &pvh_note()), flat_multiboot()] {
         let error = load_from(&kernel, Some(vec![0; 70 << 20])).expect_err("too large");
@@ -205,12 +223,40 @@ fn pvh_kernels_start_at_their_note() {
 }
 
 #[test]
+fn elf_headers_may_be_loaded_below_1_mib() {
+    // `gcc -Wl,-Ttext=0x100000` makes a segment of the headers, in the page below the code.
+    for wide in [false, true] {
+        for note in [pvh_note(), multiboot_header(3)] {
+            let mut image = elf(wide, &note, &pvh_note());
+            let (physical, linear) = if wide { (24, 16) } else { (12, 8) };
+            let table = 64;
+            for at in [physical, linear] {
+                put(&mut image, table + at, &0xf_f000u32.to_le_bytes());
+            }
+            let loaded = load_from(&image, None).expect("sound");
+            assert_eq!(bytes_at(&loaded, 0xf_f000, note.len()), note);
+        }
+    }
+}
+
+#[test]
 fn damaged_elf_files_are_refused() {
     let image = elf(true, &[0x90; 64], &pvh_note());
     for len in 4..image.len() {
         assert!(load_from(&image[..len], None).is_err(), "{len} bytes");
     }
     assert!(load_from(&elf(true, &[0x90; 64], b""), None).is_err(), "no note");
+    // Sections are not loaded, but a file that promises more of them was cut.
+    for wide in [false, true] {
+        let mut sections = elf(wide, &[0x90; 64], &pvh_note());
+        let (offset_at, size_at) = if wide { (40, 58) } else { (32, 46) };
+        let end = sections.len() as u32;
+        put(&mut sections, offset_at, &end.to_le_bytes());
+        put(&mut sections, size_at, &[40, 0, 2, 0]);
+        sections.extend([0; 80]);
+        assert!(load_from(&sections, None).is_ok());
+        assert!(load_from(&sections[..sections.len() - 1], None).is_err(), "a section missing");
+    }
     // Every byte of the headers and notes bent: an error or a sane result, never a panic.
     for at in 4..0x440 {
         for value in [0, 0x7f, 0xff] {
