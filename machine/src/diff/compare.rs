@@ -8,7 +8,9 @@
 
 use std::fmt::Write as _;
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register, RflagsBits};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register, RflagsBits,
+};
 use xenolith_cpu::CpuState;
 use xenolith_cpu::state::{Rflags, VectorState};
 
@@ -119,26 +121,47 @@ pub fn decode(bits: u32, rip: u64, bytes: &[u8]) -> Instruction {
     Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE).decode()
 }
 
+/// What an instruction does to the knowledge of which status flags are undefined.
+#[derive(Clone, Copy, Debug)]
+pub struct Undefined {
+    kept: u64,
+    added: u64,
+}
+
+impl Undefined {
+    #[must_use]
+    pub fn by(insn: &Instruction) -> Self {
+        let of = |bits: u32| {
+            let pairs = [
+                (RflagsBits::CF, Rflags::CF),
+                (RflagsBits::PF, Rflags::PF),
+                (RflagsBits::AF, Rflags::AF),
+                (RflagsBits::ZF, Rflags::ZF),
+                (RflagsBits::SF, Rflags::SF),
+                (RflagsBits::OF, Rflags::OF),
+            ];
+            let set = pairs.into_iter().filter(|(bit, _)| bits & bit != 0);
+            set.fold(0, |all, (_, flag)| all | flag.bits())
+        };
+        // With a count of zero a shift leaves all flags alone, so the old ones may still be there.
+        let by_cl = (1..insn.op_count())
+            .any(|n| insn.op_kind(n) == OpKind::Register && insn.op_register(n) == Register::CL);
+        let defined = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
+        let kept = if by_cl { u64::MAX } else { !of(defined) };
+        Self { kept, added: of(insn.rflags_undefined()) }
+    }
+
+    /// Status flags that are undefined behind the instruction, given those undefined before it.
+    #[must_use]
+    pub fn after(self, before: u64) -> u64 {
+        before & self.kept | self.added
+    }
+}
+
 /// Status flags that `insn` leaves undefined, given those undefined before it.
 #[must_use]
 pub fn undefined_after(insn: &Instruction, before: u64) -> u64 {
-    let of = |bits: u32| {
-        let pairs = [
-            (RflagsBits::CF, Rflags::CF),
-            (RflagsBits::PF, Rflags::PF),
-            (RflagsBits::AF, Rflags::AF),
-            (RflagsBits::ZF, Rflags::ZF),
-            (RflagsBits::SF, Rflags::SF),
-            (RflagsBits::OF, Rflags::OF),
-        ];
-        pairs.into_iter().filter(|(bit, _)| bits & bit != 0).fold(0, |all, (_, f)| all | f.bits())
-    };
-    // With a count of zero a shift leaves all flags alone, so the old ones may still be there.
-    let by_cl = (1..insn.op_count())
-        .any(|n| insn.op_kind(n) == OpKind::Register && insn.op_register(n) == Register::CL);
-    let defined = insn.rflags_written() | insn.rflags_cleared() | insn.rflags_set();
-    let kept = if by_cl { before } else { before & !of(defined) };
-    kept | of(insn.rflags_undefined())
+    Undefined::by(insn).after(before)
 }
 
 /// Instructions whose result is not the guest's alone: it comes from the machine or the CPU model.
@@ -161,6 +184,55 @@ pub fn asks_the_machine(insn: &Instruction) -> bool {
             | Code::Rdpid_r32
             | Code::Rdpid_r64
     )
+}
+
+/// Instructions that may change what a debugger can't write, or not by itself.
+#[must_use]
+pub fn loads_system_state(insn: &Instruction) -> bool {
+    let loads = match insn.mnemonic() {
+        Mnemonic::Lgdt
+        | Mnemonic::Lidt
+        | Mnemonic::Lldt
+        | Mnemonic::Ltr
+        | Mnemonic::Xsetbv
+        | Mnemonic::Invd
+        | Mnemonic::Wbinvd
+        | Mnemonic::Wrmsr => true,
+        Mnemonic::Mov => matches!(
+            insn.code(),
+            Code::Mov_cr_r32 | Code::Mov_cr_r64 | Code::Mov_dr_r32 | Code::Mov_dr_r64
+        ),
+        _ => false,
+    };
+    loads || loads_segments(insn)
+}
+
+/// Instructions that load segment registers.
+#[must_use]
+pub fn loads_segments(insn: &Instruction) -> bool {
+    match insn.mnemonic() {
+        Mnemonic::Mov => matches!(
+            insn.code(),
+            Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16
+        ),
+        Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => true,
+        Mnemonic::Pop => insn.op0_register().is_segment_register(),
+        _ => transfers_far(insn),
+    }
+}
+
+/// Far jumps, calls and returns.
+#[must_use]
+pub fn transfers_far(insn: &Instruction) -> bool {
+    let returns = matches!(
+        insn.mnemonic(),
+        Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
+    );
+    returns
+        || insn.is_jmp_far()
+        || insn.is_jmp_far_indirect()
+        || insn.is_call_far()
+        || insn.is_call_far_indirect()
 }
 
 /// 8-byte words of a page that differ; those that differ in a paging entry's accessed and dirty bits only

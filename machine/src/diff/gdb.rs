@@ -1,9 +1,12 @@
 //! A client of the GDB remote serial protocol, as far as QEMU needs it.
 //!
-//! Problem: QEMU can be stopped, stepped and written to only through its debugger's socket. Scheme: one
-//! request, one reply, over a Unix socket, each acknowledged. Invariants: no request is sent while the
-//! guest runs but the interrupt byte; a reply that does not come in time is an error, never a wait for
-//! ever. Source: GDB manual, "The GDB Remote Serial Protocol"; QEMU manual, "GDB usage".
+//! Problem: QEMU can be stopped, stepped and written to only through its debugger's socket, and a round trip takes
+//! longer than thousands of guest instructions. Scheme: a Unix socket. Requests that are answered by "OK" only are
+//! *queued*, and sent in one piece with the next that is asked for an answer or lets the guest run; their answers are
+//! read then. Replies are not acknowledged: QEMU takes the next request for it. Invariants: no request is sent while
+//! the guest runs but the interrupt byte, so one that lets it run is the last of its piece; who looks at QEMU's memory
+//! past the socket has called [`Gdb::settle`]; a reply that does not come in time is an error, never a wait for ever.
+//! Source: GDB manual, "The GDB Remote Serial Protocol"; QEMU manual, "GDB usage".
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read, Write};
@@ -16,6 +19,8 @@ use super::DiffError;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes written in one packet: half a packet of QEMU's, in hexadecimal digits.
 const WRITE_MAX: usize = 1024;
+/// Requests that are queued at most: their answers must find room in the socket.
+const QUEUED_MAX: usize = 64;
 
 /// Why the guest stands again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +35,10 @@ pub enum Stopped {
 pub struct Gdb {
     socket: UnixStream,
     received: Vec<u8>,
+    patience: Duration,
+    /// Requests that have not been sent, and how many "OK" are still to come, those for them included.
+    queue: String,
+    owed: usize,
 }
 
 fn lost(error: impl std::fmt::Display) -> DiffError {
@@ -41,7 +50,7 @@ impl Gdb {
     /// The socket's.
     pub fn new(socket: UnixStream) -> Result<Self, DiffError> {
         socket.set_write_timeout(Some(PATIENCE)).map_err(lost)?;
-        let mut gdb = Self { socket, received: Vec::new() };
+        let mut gdb = Self::on(socket);
         gdb.ask("qSupported")?;
         // Only who has asked for the description may write single registers.
         gdb.ask("qXfer:features:read:target.xml:0,fff")?;
@@ -50,19 +59,51 @@ impl Gdb {
         Ok(gdb)
     }
 
-    fn send(&mut self, request: &str) -> Result<(), DiffError> {
+    fn on(socket: UnixStream) -> Self {
+        let queue = String::new();
+        Self { socket, received: Vec::new(), patience: Duration::ZERO, queue, owed: 0 }
+    }
+
+    fn enqueue(&mut self, request: &str) {
         let sum = request.bytes().fold(0u8, u8::wrapping_add);
-        let packet = format!("${request}#{sum:02x}");
-        self.socket.write_all(packet.as_bytes()).map_err(lost)
+        // Writing to a String can't fail.
+        let _ = write!(self.queue, "${request}#{sum:02x}");
+    }
+
+    /// Sends what is queued and reads the answers that are owed.
+    fn send(&mut self) -> Result<(), DiffError> {
+        self.socket.write_all(self.queue.as_bytes()).map_err(lost)?;
+        self.queue.clear();
+        while self.owed > 0 {
+            match self.reply(PATIENCE)?.as_deref() {
+                Some("OK") => self.owed -= 1,
+                Some(answer) => {
+                    let text = format!("its debugger answers {answer:?} to a request");
+                    return Err(DiffError::Qemu(text));
+                }
+                None => return Err(lost("no answer to a request")),
+            }
+        }
+        Ok(())
+    }
+
+    /// Has all that is queued done.
+    ///
+    /// # Errors
+    /// QEMU refuses one of the requests, or is gone.
+    pub fn settle(&mut self) -> Result<(), DiffError> {
+        if self.owed > 0 { self.send() } else { Ok(()) }
     }
 
     /// The next reply; `None` if none came in time.
     fn reply(&mut self, patience: Duration) -> Result<Option<String>, DiffError> {
-        self.socket.set_read_timeout(Some(patience)).map_err(lost)?;
         loop {
             if let Some(text) = self.parse() {
-                self.socket.write_all(b"+").map_err(lost)?;
                 return Ok(Some(text));
+            }
+            if self.patience != patience {
+                self.socket.set_read_timeout(Some(patience)).map_err(lost)?;
+                self.patience = patience;
             }
             let mut buffer = [0; 4096];
             match self.socket.read(&mut buffer) {
@@ -92,15 +133,16 @@ impl Gdb {
     }
 
     fn ask(&mut self, request: &str) -> Result<String, DiffError> {
-        self.send(request)?;
+        self.enqueue(request);
+        self.send()?;
         self.reply(PATIENCE)?.ok_or_else(|| lost(format!("no answer to {request:.20}")))
     }
 
+    /// Queues a request that QEMU answers with "OK".
     fn command(&mut self, request: &str) -> Result<(), DiffError> {
-        match self.ask(request)?.as_str() {
-            "OK" => Ok(()),
-            answer => Err(DiffError::Qemu(format!("it answers {answer:?} to {request:.40}"))),
-        }
+        self.enqueue(request);
+        self.owed += 1;
+        if self.owed >= QUEUED_MAX { self.send() } else { Ok(()) }
     }
 
     /// All registers, in QEMU's order.
@@ -110,12 +152,12 @@ impl Gdb {
         Ok(text.as_bytes().chunks_exact(2).map(|it| digit(it[0]) << 4 | digit(it[1])).collect())
     }
 
-    /// Writes one register.
+    /// Writes one register (queued).
     pub fn set_register(&mut self, number: usize, bytes: &[u8]) -> Result<(), DiffError> {
         self.command(&format!("P{number:x}={}", hex(bytes)))
     }
 
-    /// Writes physical memory; QEMU forgets what it has translated from there.
+    /// Writes physical memory (queued); QEMU forgets what it has translated from there.
     pub fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), DiffError> {
         for (n, part) in bytes.chunks(WRITE_MAX).enumerate() {
             let at = gpa + (n * WRITE_MAX) as u64;
@@ -139,12 +181,13 @@ impl Gdb {
 
     /// Lets the guest run for ever.
     pub fn run(&mut self) -> Result<(), DiffError> {
-        self.send("c")
+        self.enqueue("c");
+        self.send()
     }
 
     /// Lets the guest run to a breakpoint, or for `limit`.
     pub fn go(&mut self, limit: Duration) -> Result<Stopped, DiffError> {
-        self.send("c")?;
+        self.run()?;
         if self.reply(limit)?.is_some() {
             return Ok(Stopped::Trap);
         }
@@ -171,7 +214,7 @@ mod tests {
     #[test]
     fn packets_come_in_pieces_and_with_noise() {
         let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
-        let mut gdb = Gdb { socket: ours, received: Vec::new() };
+        let mut gdb = Gdb::on(ours);
         theirs.write_all(b"++$T05thr").expect("room");
         assert_eq!(gdb.reply(Duration::from_millis(10)).expect("open"), None);
         theirs.write_all(b"ead:01;#07+$OK#9a").expect("room");
@@ -180,5 +223,21 @@ mod tests {
         assert_eq!(gdb.reply(soon).expect("open").as_deref(), Some("OK"));
         drop(theirs);
         assert!(gdb.reply(soon).is_err(), "an ended QEMU is an error");
+    }
+
+    #[test]
+    fn requests_without_an_answer_of_their_own_go_in_one_piece() {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+        let mut gdb = Gdb::on(ours);
+        gdb.set_register(1, &[0xab]).expect("queued");
+        gdb.set_breakpoint(0x10).expect("queued");
+        theirs.write_all(b"+$OK#9a+$OK#9a+$T05#b9").expect("room");
+        assert_eq!(gdb.go(Duration::from_secs(5)).expect("answered"), Stopped::Trap);
+        let mut sent = [0; 64];
+        let len = theirs.read(&mut sent).expect("open");
+        assert_eq!(&sent[..len], b"$P1=ab#81$Z0,10,1#74$c#63");
+        gdb.set_register(1, &[0xab]).expect("queued");
+        theirs.write_all(b"$E22#a9").expect("room");
+        assert!(gdb.settle().is_err(), "a refusal is told");
     }
 }

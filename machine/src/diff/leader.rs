@@ -172,6 +172,11 @@ impl<E: Engine> Leader<E> {
     /// One step of the engine. [`Leader::settle`] comes before.
     pub fn step(&mut self) -> Step {
         let exit = self.engine.step();
+        self.after(exit)
+    }
+
+    /// What a step was that the engine came back from like this.
+    pub fn after(&mut self, exit: Exit) -> Step {
         if self.console.read(&self.log) {
             return Step::Ended(Stop::Marker);
         }
@@ -220,10 +225,10 @@ impl Console {
 
     /// Whether the marker has now been written. Looks at the events of the step just made.
     fn read(&mut self, log: &Log) -> bool {
-        let log = lock(log);
-        if log.is_empty() || self.marker.is_empty() {
+        if self.marker.is_empty() {
             return false;
         }
+        let log = lock(log);
         for event in &*log {
             match *event {
                 Event::PortWrite { port: COM1_LCR, value, .. } => self.dlab = value & DLAB != 0,

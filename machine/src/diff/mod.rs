@@ -18,6 +18,7 @@
 //! translator blocks signals on it.
 
 mod compare;
+mod decoded;
 pub(crate) mod gdb;
 mod leader;
 mod memory;
@@ -26,6 +27,7 @@ mod peer;
 mod qemu;
 mod replay;
 mod report;
+mod segments;
 mod watch;
 
 use std::time::Duration;

@@ -263,7 +263,27 @@ impl Peer {
         Ok(theirs)
     }
 
-    /// Writes the registers in which `theirs`, its present state, is not `to`.
+    /// Takes QEMU back from `theirs`, its present state, to an earlier one, with the translations and the hidden parts
+    /// of segments that the memory of then gives.
+    pub fn take_back(&mut self, to: &CpuState, theirs: &CpuState) -> Result<(), DiffError> {
+        if !to.long_mode() {
+            // A selector that is there already isn't loaded again.
+            for n in [2, 3, 4, 5] {
+                self.gdb.set_register(number::CS + n, &[0; 4])?;
+            }
+        }
+        let mut now = theirs.clone();
+        // Written in any case: that makes QEMU forget its translations.
+        now.cr3 = !to.cr3;
+        if !to.long_mode() {
+            for n in [sreg::DS, sreg::ES, sreg::FS, sreg::GS] {
+                now.seg[n].selector = 0;
+            }
+        }
+        self.set_state(to, &now)
+    }
+
+    /// Writes the registers in which `theirs`, its present state, is not `to` (queued).
     pub fn set_state(&mut self, to: &CpuState, theirs: &CpuState) -> Result<(), DiffError> {
         let control = [
             (number::CR4, to.cr4, theirs.cr4),
@@ -284,7 +304,11 @@ impl Peer {
         if to.long_mode() {
             let bases =
                 |s: &CpuState| [s.seg[sreg::FS].base, s.seg[sreg::GS].base, s.msr.kernel_gs_base];
+            let loaded = |n: usize| to.seg[n].selector != theirs.seg[n].selector;
+            // A selector loads the base of its descriptor, too.
+            let loaded = [loaded(sreg::FS), loaded(sreg::GS), false];
             for (n, (new, old)) in bases(to).into_iter().zip(bases(theirs)).enumerate() {
+                let old = if loaded[n] { !new } else { old };
                 self.set_u64(number::FS_BASE + n, new, old)?;
             }
         }
@@ -334,7 +358,8 @@ impl Peer {
             let (start, end) = (run[0], run[run.len() - 1] + 8);
             self.gdb.write(gpn * PAGE_SIZE + start as u64, &page[start..end])?;
         }
-        Ok(())
+        // Whoever looks at the page sees what has been written.
+        self.gdb.settle()
     }
 
     pub fn step(&mut self) -> Result<(), DiffError> {

@@ -9,48 +9,65 @@
 //! where registers and all pages that the stretch stored to are compared. A stretch that ends otherwise
 //! is taken back on both sides, which is possible because nothing in it touches the machine or
 //! registers that a debugger can't write, and gone through again in shorter ones; the one of these that ends
-//! otherwise likewise, down to single steps: so the report names the instruction. Flags that the manual leaves undefined are made ours. Thread: the lockstep's.
+//! otherwise likewise, down to single steps: so the report names the instruction. Flags that the manual leaves
+//! undefined are made ours. An interrupt that comes where QEMU would stop often before, in a loop, is held off until
+//! the guest is behind the loop: processors promise no moment. Invariant: `known` is QEMU's state, if it is there.
+//! Thread: the lockstep's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::time::{Duration, Instant};
 
-use iced_x86::{Code, Instruction, Mnemonic};
-use xenolith_cpu::env::Memory as _;
+use iced_x86::{Instruction, Mnemonic, Register};
+use xenolith_cpu::env::{Memory as _, attention};
 use xenolith_cpu::interp::Interp;
 use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gpa, PAGE_SIZE};
 use xenolith_devices::clock::lock;
 
-use super::compare::{asks_the_machine, decode, differing, undefined_after, words_differing};
+use super::compare::{
+    asks_the_machine, loads_segments, loads_system_state, same, transfers_far, undefined_after,
+    words_differing,
+};
+use super::decoded::{Decoded, DecodedCache};
 use super::leader::{Leader, Plan, Step};
 use super::memory::{Pages, read};
-use super::ours::code_at;
 use super::peer::Peer;
 use super::report::{Difference, Executed, History, MemoryRow};
+use super::segments;
 use super::watch::{SHOWN, Touch, Watched};
 use super::{DiffConfig, DiffError, Outcome, Stop, Summary};
+use crate::engine::{Engine, Exit};
 
 const NAMES: [&str; 2] = ["interp", "qemu"];
 /// Steps after which a stretch ends where QEMU stops at few breakpoints before; and at the latest. QEMU forgets all
 /// that it has translated at every new breakpoint.
 const STRETCH: usize = 500_000;
-const STRETCH_MAX: usize = 5_000_000;
+const STRETCH_MAX: usize = 100_000_000;
 /// Earlier visits of a stretch's last address that are few: QEMU stops at each.
-const VISITS_FEW: usize = 8;
+const VISITS_FEW: u32 = 8;
 /// Parts that a stretch is gone through again in, and the steps below which it isn't parted.
 const PARTS: usize = 16;
 const PART_MIN: usize = 256;
 /// A stretch no longer than this is stepped through: that takes less time than a breakpoint.
-const SHORT: usize = 3;
+const SHORT: usize = 1;
+/// Steps that an interrupt is held off at most, until it comes where QEMU stops at few breakpoints before.
+const HELD_MAX: u64 = 20_000_000;
+/// Steps between two looks at the timers.
+const SETTLE_EVERY: usize = 64;
 /// Stops at a breakpoint before the right one, beyond those that are known (repeated string instructions
 /// stop at every iteration).
-const EXTRA_STOPS: usize = 64;
+const EXTRA_STOPS: u32 = 64;
 /// How long QEMU may take for a stretch: at any rate, and for each step. One that it takes longer for is gone
 /// through again in parts.
 const STRETCH_TIME: Duration = Duration::from_millis(500);
 const STEP_TIME: Duration = Duration::from_micros(2);
+/// How long it may take for the rest of one repeated instruction.
+const REPEAT_TIME: Duration = Duration::from_secs(60);
 /// Iterations of one repeated instruction that are stepped through before a breakpoint is used.
 const ITERATIONS_STEPPED: usize = 8;
+/// Iterations that are stepped through where the instruction isn't finished, as it has faulted.
+const ITERATIONS_STEPPED_MAX: usize = 1 << 14;
 
 /// How QEMU does a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,35 +77,106 @@ enum Kind {
     Injected,
 }
 
+/// Spreads addresses.
+#[derive(Default)]
+struct AddressHasher(u64);
+
+impl Hasher for AddressHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0 ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(32);
+    }
+}
+
+/// How often each address was executed.
+type Visits = HashMap<u64, u32, BuildHasherDefault<AddressHasher>>;
+
 /// Plain steps that QEMU has yet to do.
 struct Stretch {
     start: CpuState,
+    /// It may load segment registers: they can be brought back to those of its start.
+    loads_segments: bool,
     steps: usize,
-    /// Addresses of its instructions, with how often each.
-    seen: BTreeMap<u64, usize>,
-    /// Pages stored to.
+    /// Iterations of repeated string instructions.
+    iterations: u64,
+    seen: Visits,
+    /// Pages stored to, and the last of them.
     stored: BTreeSet<u64>,
+    last_stored: u64,
     /// Status flags that are undefined at its end.
     undefined: u64,
 }
 
 impl Stretch {
-    fn new(start: CpuState) -> Self {
-        Self { start, steps: 0, seen: BTreeMap::new(), stored: BTreeSet::new(), undefined: 0 }
+    fn new(leader: &mut Machine) -> Self {
+        let vm = &mut leader.engine;
+        let start = vm.state.clone();
+        Self {
+            loads_segments: segments::are_loadable(&mut vm.mem.soft, &leader.ram, &start),
+            start,
+            steps: 0,
+            iterations: 0,
+            seen: Visits::default(),
+            stored: BTreeSet::new(),
+            last_stored: u64::MAX,
+            undefined: 0,
+        }
     }
 
-    /// Takes in a plain step of the leader, made at the linear address `at`.
-    fn note(&mut self, at: u64, done: &Done) {
+    /// Takes in a plain step of the leader, made at the linear address `at`, that stored to these pages and had so many
+    /// iterations.
+    fn note(&mut self, at: u64, decoded: &Decoded, stored: &[u64], iterations: u64) {
         *self.seen.entry(at).or_default() += 1;
         self.steps += 1;
-        self.stored.extend(&done.stored);
-        self.undefined = undefined_after(&done.insn, self.undefined);
+        self.iterations += iterations;
+        for &gpn in stored {
+            if gpn != self.last_stored {
+                self.stored.insert(gpn);
+                self.last_stored = gpn;
+            }
+        }
+        self.undefined = decoded.undefined.after(self.undefined);
+    }
+
+    /// Whether QEMU would stop at few breakpoints before if `at` was the end.
+    fn few(&self, at: u64) -> bool {
+        self.seen.get(&at).is_none_or(|&visits| visits <= VISITS_FEW)
     }
 
     /// Whether `at`, after at least `steps`, is a good end.
     fn may_end(&self, at: u64, steps: usize) -> bool {
-        let few = self.seen.get(&at).is_none_or(|&visits| visits <= VISITS_FEW);
-        self.steps >= steps && few || self.steps >= STRETCH_MAX
+        self.steps >= steps && self.few(at) || self.steps >= STRETCH_MAX
+    }
+}
+
+/// An interrupt that is held off. A guest that waits for it in a loop without changing anything comes by the same
+/// state again, and any of its visits will do for QEMU to stop at: then it goes on no longer. States are compared with
+/// one that is taken anew at every power of two (Brent's way to find a cycle).
+#[derive(Default)]
+struct Held {
+    steps: u64,
+    rip: u64,
+    rflags: u64,
+    gpr: [u64; 16],
+}
+
+impl Held {
+    fn goes_on(&mut self, state: &CpuState) -> bool {
+        let again = self.steps > 0
+            && (self.rip, self.rflags) == (state.rip, state.rflags)
+            && self.gpr == state.gpr;
+        self.steps += 1;
+        if self.steps.is_power_of_two() {
+            (self.rip, self.rflags, self.gpr) = (state.rip, state.rflags, state.gpr);
+        }
+        !again && self.steps < HELD_MAX
     }
 }
 
@@ -97,6 +185,15 @@ type Machine = Leader<Interp<Watched>>;
 struct Lockstep {
     leader: Machine,
     peer: Peer,
+    cache: DecodedCache,
+    /// The leader's state before its last step, and that instruction.
+    before: CpuState,
+    decoded: Decoded,
+    /// `before` has other vector registers than the leader.
+    vector_changed: bool,
+    /// QEMU's state.
+    known: Option<CpuState>,
+    held: Held,
     every_instruction: bool,
     history: History,
     steps: u64,
@@ -109,22 +206,30 @@ struct Lockstep {
 struct Done {
     kind: Kind,
     before: CpuState,
-    insn: Instruction,
-    bytes: Vec<u8>,
+    decoded: Decoded,
     stored: Vec<u64>,
     touches: Vec<Touch>,
 }
 
 pub fn run(mut config: DiffConfig) -> Result<Outcome, DiffError> {
     let plan = Plan::new(&config)?;
-    let leader = Leader::build(&plan, config.until.as_deref(), |parts| {
+    let mut leader = Leader::build(&plan, config.until.as_deref(), |parts| {
         let mmu = Watched::new(parts.mmu);
         Ok(Interp::new(parts.state, mmu, parts.env, parts.model, parts.index, parts.code))
     })?;
     let peer = Peer::start(&leader.ram, &leader.engine.state)?;
+    let before = leader.engine.state.clone();
+    let mut cache = DecodedCache::default();
+    let decoded = cache.get(&mut leader.engine.mem, &leader.ram, &before);
     let mut lockstep = Lockstep {
         leader,
         peer,
+        cache,
+        before,
+        decoded,
+        vector_changed: false,
+        known: None,
+        held: Held::default(),
         every_instruction: config.every_instruction,
         history: History::default(),
         steps: 0,
@@ -143,49 +248,61 @@ fn linear(state: &CpuState) -> u64 {
     }
 }
 
-fn transfers_far(insn: &Instruction) -> bool {
-    let returns = matches!(
-        insn.mnemonic(),
-        Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq
-    );
-    returns
-        || insn.is_jmp_far()
-        || insn.is_jmp_far_indirect()
-        || insn.is_call_far()
-        || insn.is_call_far_indirect()
+/// Copies all but x87 and vector registers.
+fn copy_registers(to: &mut CpuState, from: &CpuState) {
+    let CpuState {
+        gpr,
+        rip,
+        rflags,
+        seg,
+        ldtr,
+        tr,
+        gdtr,
+        idtr,
+        cr0,
+        cr2,
+        cr3,
+        cr4,
+        efer,
+        xcr0,
+        dr,
+        pdpte,
+        cpl,
+        activity,
+        shadow,
+        nmi_blocked,
+        pending_debug,
+        ref msr,
+        retired,
+        vector: _,
+    } = *from;
+    (to.gpr, to.rip, to.rflags, to.seg) = (gpr, rip, rflags, seg);
+    (to.ldtr, to.tr, to.gdtr, to.idtr) = (ldtr, tr, gdtr, idtr);
+    (to.cr0, to.cr2, to.cr3, to.cr4, to.efer, to.xcr0) = (cr0, cr2, cr3, cr4, efer, xcr0);
+    (to.dr, to.pdpte, to.cpl, to.activity, to.shadow) = (dr, pdpte, cpl, activity, shadow);
+    (to.nmi_blocked, to.pending_debug, to.retired) = (nmi_blocked, pending_debug, retired);
+    to.msr.clone_from(msr);
 }
 
-/// System instructions that load what a debugger can't write.
-fn is_native(insn: &Instruction, state: &CpuState) -> bool {
+/// System instructions that QEMU does by itself and a debugger can't take back. `loads` tells that it can take back
+/// segment registers.
+fn is_native(insn: &Instruction, state: &CpuState, loads: bool) -> bool {
     match insn.mnemonic() {
-        Mnemonic::Lgdt
-        | Mnemonic::Lidt
-        | Mnemonic::Lldt
-        | Mnemonic::Ltr
-        | Mnemonic::Xsetbv
-        | Mnemonic::Invd
-        | Mnemonic::Wbinvd => true,
-        Mnemonic::Mov => matches!(
-            insn.code(),
-            Code::Mov_cr_r32
-                | Code::Mov_cr_r64
-                | Code::Mov_dr_r32
-                | Code::Mov_dr_r64
-                | Code::Mov_Sreg_rm16
-                | Code::Mov_Sreg_r32m16
-                | Code::Mov_Sreg_r64m16
-        ),
-        // A segment can only be written by its selector: its hidden part might be another by then.
-        _ if transfers_far(insn) => true,
-        Mnemonic::Lds | Mnemonic::Les | Mnemonic::Lfs | Mnemonic::Lgs | Mnemonic::Lss => true,
-        Mnemonic::Pop => insn.op0_register().is_segment_register(),
-        // MSRs that both sides keep and that change what instructions do.
+        // MSRs that both sides keep and that change what instructions do. Bases are registers for a debugger, too.
         Mnemonic::Wrmsr => matches!(
             state.gpr[1] as u32,
-            0x174..=0x176 | 0x277 | 0xc000_0080..=0xc000_0084 | 0xc000_0100..=0xc000_0103
+            0x174..=0x176 | 0x277 | 0xc000_0080..=0xc000_0084 | 0xc000_0103
         ),
-        _ => false,
+        // Control registers are written one by one, which suits CR3 alone.
+        Mnemonic::Mov if insn.op0_register() == Register::CR3 => false,
+        _ if loads_segments(insn) => !loads,
+        _ => loads_system_state(insn),
     }
+}
+
+/// MSRs whose writes QEMU does by itself and a debugger can take back.
+fn is_plain_wrmsr(state: &CpuState) -> bool {
+    state.long_mode() && matches!(state.gpr[1] as u32, 0xc000_0100..=0xc000_0102)
 }
 
 impl Lockstep {
@@ -198,7 +315,7 @@ impl Lockstep {
                 config.report_progress(retired);
                 told = retired + 10_000;
             }
-            let mut stretch = Stretch::new(self.leader.engine.state.clone());
+            let mut stretch = Stretch::new(&mut self.leader);
             let (last, stop) = self.gather(&mut stretch, config);
             // The state at the end of the stretch: the leader may be one step beyond.
             let at_end = match &last {
@@ -236,71 +353,146 @@ impl Lockstep {
     ) -> (Option<Done>, Option<Stop>) {
         let limit = if self.every_instruction { 1 } else { STRETCH };
         loop {
-            if config.steps.is_some_and(|limit| self.steps >= limit) {
+            let inside = stretch.steps > 0 && self.inside_repeat();
+            if !inside && config.steps.is_some_and(|limit| self.steps >= limit) {
                 return (None, Some(Stop::Steps));
             }
             let at = linear(&self.leader.engine.state);
-            if stretch.may_end(at, limit) || self.every_instruction && stretch.steps >= 1 {
+            if !inside && stretch.may_end(at, limit) {
                 return (None, None);
             }
-            self.leader.tell_retired(self.leader.engine.state.retired);
-            if let Some(stop) = self.leader.settle() {
-                return (None, Some(stop));
+            let word = self.leader.pins();
+            let look = stretch.steps.is_multiple_of(SETTLE_EVERY) || word & !attention::INTR != 0;
+            if look {
+                self.leader.tell_retired(self.leader.engine.state.retired);
+                if let Some(stop) = self.leader.settle() {
+                    return (None, Some(stop));
+                }
             }
-            let (done, step) = self.lead(config);
+            let hold = word == attention::INTR
+                && (inside || !stretch.few(at) && self.held.goes_on(&self.leader.engine.state));
+            if !hold {
+                self.held.steps = 0;
+            }
+            let (kind, step) = self.lead(config, hold, look, stretch.loads_segments);
             let stop = match step {
                 Step::Ended(stop) => Some(stop),
                 Step::Ran | Step::Waited => None,
             };
-            if done.kind != Kind::Plain || stop.is_some() {
-                return (Some(done), stop);
+            if kind != Kind::Plain || stop.is_some() {
+                return (Some(self.done(kind)), stop);
             }
-            stretch.note(at, &done);
+            stretch.note(at, &self.decoded, &self.leader.engine.mem.stored, self.iterations());
         }
     }
 
-    /// One step of the leader: an interrupt, or else an instruction.
-    fn lead(&mut self, config: &mut DiffConfig) -> (Done, Step) {
-        let before = self.leader.engine.state.clone();
-        self.leader.engine.mem.forget();
-        // Takes what is due and executes nothing.
-        self.leader.engine.run(0);
-        let interrupted = self.leader.engine.state.rip != before.rip;
-        let bits = before.code_bits();
+    /// One step of the leader: an interrupt, unless it is held off, or else an instruction. `look` tells that devices
+    /// may have stored something just before, `loads` that segment registers can be taken back.
+    fn lead(
+        &mut self,
+        config: &mut DiffConfig,
+        hold: bool,
+        look: bool,
+        loads: bool,
+    ) -> (Kind, Step) {
+        let wanted = !hold && self.leader.pins() != 0;
         let vm = &mut self.leader.engine;
-        let bytes = code_at(&mut vm.mem, &self.leader.ram, &before, before.rip, bits);
-        let insn = decode(bits, before.rip, &bytes);
-        let step = if interrupted { Step::Ran } else { self.leader.step() };
+        if std::mem::take(&mut self.vector_changed) {
+            self.before.clone_from(&vm.state);
+        } else {
+            copy_registers(&mut self.before, &vm.state);
+        }
+        vm.mem.forget();
+        let exit = match wanted || vm.state.activity != Activity::Running {
+            // Takes what is due and executes nothing.
+            true => Engine::run(vm, 0),
+            false => Exit::Budget,
+        };
+        let interrupted = vm.state.rip != self.before.rip;
+        self.decoded = self.cache.get(&mut vm.mem, &self.leader.ram, &self.before);
+        if !interrupted && exit == Exit::Budget {
+            Interp::step(vm);
+        }
+        let step = if interrupted { Step::Ran } else { self.leader.after(exit) };
         self.steps += 1;
         let vm = &mut self.leader.engine;
         config.tamper(self.steps, &mut vm.state);
-        self.history.note(before.rip, vm.state.rip);
+        self.vector_changed = self.decoded.vector || config.tamper.is_some();
+        self.history.note(self.before.rip, vm.state.rip);
         let asked = {
             let mut log = lock(&self.leader.log);
             let asked = !log.is_empty();
             log.clear();
             asked
         };
-        let mut stored = vm.mem.stored.clone();
-        let by_devices = self.leader.ram.code().take_device_stores();
-        let asked = asked || !by_devices.is_empty();
-        stored.extend(by_devices);
+        let by_devices = match asked || look {
+            true => self.leader.ram.code().take_device_stores(),
+            false => Vec::new(),
+        };
         let injected = asked
+            || !by_devices.is_empty()
             || interrupted
             || step == Step::Waited
-            || asks_the_machine(&insn)
             || vm.state.activity != Activity::Running;
-        let kind = if injected {
+        vm.mem.stored.extend(by_devices);
+        if injected {
+            return (Kind::Injected, step);
+        }
+        // A task switch, also one by a gate.
+        if vm.state.tr != self.before.tr || vm.state.v86() != self.before.v86() {
+            return (Kind::Native, step);
+        }
+        if !self.decoded.special {
+            return (Kind::Plain, step);
+        }
+        let insn = &self.decoded.insn;
+        let kind = if asks_the_machine(insn) {
             Kind::Injected
-        } else if is_native(&insn, &before) {
+        } else if is_native(insn, &self.before, loads) {
             Kind::Native
-        } else if insn.mnemonic() == Mnemonic::Wrmsr {
+        } else if insn.mnemonic() == Mnemonic::Wrmsr && !is_plain_wrmsr(&self.before) {
             Kind::Injected
         } else {
             Kind::Plain
         };
-        let touches = vm.mem.touches.clone();
-        (Done { kind, before, insn, bytes, stored, touches }, step)
+        (kind, step)
+    }
+
+    /// Whether the leader's last step has left a repeated string instruction unfinished.
+    fn inside_repeat(&self) -> bool {
+        self.decoded.repeats && self.leader.engine.state.rip == self.before.rip
+    }
+
+    /// Iterations in the leader's last step.
+    fn iterations(&self) -> u64 {
+        match self.decoded.repeats {
+            true => self.before.gpr[1].wrapping_sub(self.leader.engine.state.gpr[1]) & 0xffff_ffff,
+            false => 0,
+        }
+    }
+
+    /// Makes up to `left` steps, one instruction in all: how many, and what it was.
+    fn lead_whole(&mut self, config: &mut DiffConfig, left: usize, loads: bool) -> (usize, Done) {
+        let (kind, _) = self.lead(config, true, false, loads);
+        let mut done = self.done(kind);
+        let mut steps = 1;
+        while self.inside_repeat() && steps < left {
+            self.lead(config, true, false, loads);
+            done.stored.extend(&self.leader.engine.mem.stored);
+            steps += 1;
+        }
+        (steps, done)
+    }
+
+    /// The step just made, to keep.
+    fn done(&self, kind: Kind) -> Done {
+        Done {
+            kind,
+            before: self.before.clone(),
+            decoded: self.decoded,
+            stored: self.leader.engine.mem.stored.clone(),
+            touches: self.leader.engine.mem.touches.clone(),
+        }
     }
 
     /// Lets QEMU do a stretch and compares its end. When that differs, both sides go back and through it
@@ -336,10 +528,15 @@ impl Lockstep {
             .collect();
         if ran {
             let theirs = self.peer.state(&stretch.start)?;
+            if !arrived {
+                // It may have run past the end, and have stored anywhere.
+                self.heal(&pages)?;
+            }
             for (gpn, page) in &old_pages {
                 self.peer.write_page(*gpn, page)?;
             }
-            self.peer.set_state(&stretch.start, &theirs)?;
+            self.peer.take_back(&stretch.start, &theirs)?;
+            self.known = None;
             self.repeated += 1;
         }
         let beyond_pages =
@@ -361,6 +558,20 @@ impl Lockstep {
         Ok(None)
     }
 
+    /// Makes all of QEMU's RAM as the leader's, but for these pages.
+    fn heal(&mut self, but: &BTreeSet<u64>) -> Result<(), DiffError> {
+        let mut gpns = self.leader.ram.touched();
+        gpns.extend(self.peer.touched());
+        gpns.sort_unstable();
+        gpns.dedup();
+        for gpn in gpns {
+            if !but.contains(&gpn) && self.peer.page_differs(&self.leader.ram, gpn).0.is_some() {
+                self.peer.copy_page(&self.leader.ram, gpn)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Goes once more through the next part of a stretch of which `left` steps are left: how many steps it had, and
     /// the difference in it.
     fn again(
@@ -370,20 +581,21 @@ impl Lockstep {
         config: &mut DiffConfig,
     ) -> Result<(usize, Option<Box<Difference>>), DiffError> {
         if stretch.steps <= PART_MIN {
-            let (done, _) = self.lead(config);
-            return Ok((1, self.single(done)?));
+            let (steps, done) = self.lead_whole(config, left, stretch.loads_segments);
+            return Ok((steps, self.single(done)?));
         }
         let size = stretch.steps.div_ceil(PARTS);
-        let mut part = Stretch::new(self.leader.engine.state.clone());
+        let mut part = Stretch::new(&mut self.leader);
         loop {
             let at = linear(&self.leader.engine.state);
             // Half of a loop is worth its breakpoints: the whole of it would be stepped through otherwise.
             let enough = part.may_end(at, size) || part.steps >= stretch.steps / 2;
-            if part.steps == left || enough {
+            let inside = part.steps > 0 && self.inside_repeat();
+            if part.steps == left || enough && !inside {
                 break;
             }
-            let (done, _) = self.lead(config);
-            part.note(at, &done);
+            self.lead(config, true, false, stretch.loads_segments);
+            part.note(at, &self.decoded, &self.leader.engine.mem.stored, self.iterations());
         }
         let end = self.leader.engine.state.clone();
         Ok((part.steps, self.follow(&mut part, &end, None, config)?))
@@ -401,23 +613,28 @@ impl Lockstep {
         let vm = &mut self.leader.engine;
         vm.state.clone_from(state);
         vm.mem.flush_all();
+        self.vector_changed = true;
     }
 
     /// Runs QEMU to the end of the stretch; `false` if it doesn't come there.
     fn run_to(&mut self, stretch: &Stretch, at_end: &CpuState) -> Result<bool, DiffError> {
         let target = linear(at_end);
+        self.known = None;
         let mut stops = stretch.seen.get(&target).copied().unwrap_or_default() + EXTRA_STOPS;
         if linear(&stretch.start) == target {
             self.peer.step()?;
         }
-        let patience = STRETCH_TIME + STEP_TIME * u32::try_from(stretch.steps).unwrap_or(u32::MAX);
+        let instructions = (stretch.steps as u64).saturating_add(stretch.iterations);
+        let patience = STRETCH_TIME + STEP_TIME * u32::try_from(instructions).unwrap_or(u32::MAX);
         self.peer.set_breakpoint(target)?;
         let mut there = false;
         while !there && stops > 0 && self.peer.go(patience)? {
             let theirs = self.peer.state(at_end)?;
             there = theirs.gpr == at_end.gpr && theirs.rip == at_end.rip;
             stops -= 1;
-            if !there {
+            if there {
+                self.known = Some(theirs);
+            } else {
                 // A single step goes on from a breakpoint.
                 self.peer.step()?;
             }
@@ -456,7 +673,10 @@ impl Lockstep {
         ours: &CpuState,
         undefined: u64,
     ) -> Result<(bool, CpuState), DiffError> {
-        let mut theirs = self.peer.state(ours)?;
+        let mut theirs = match self.known.take() {
+            Some(known) => known,
+            None => self.peer.state(ours)?,
+        };
         let flags = theirs.rflags ^ ours.rflags;
         if flags != 0 && flags & !(undefined & Rflags::STATUS.bits()) == 0 {
             let mut right = theirs.clone();
@@ -465,7 +685,8 @@ impl Lockstep {
             theirs = right;
             self.allowed += 1;
         }
-        Ok((differing(ours, &theirs).is_empty(), theirs))
+        self.known = Some(theirs.clone());
+        Ok((same(ours, &theirs), theirs))
     }
 
     /// The step behind a stretch.
@@ -475,24 +696,28 @@ impl Lockstep {
         }
         self.injected += 1;
         let after = self.leader.engine.state.clone();
-        let theirs = self.peer.state(&done.before)?;
+        let theirs = match self.known.take() {
+            Some(known) => known,
+            None => self.peer.state(&done.before)?,
+        };
         // Segment registers are loaded by the guest's tables, so memory comes first.
         for &gpn in &done.stored {
             self.peer.copy_page(&self.leader.ram, gpn)?;
         }
         self.peer.set_state(&after, &theirs)?;
+        self.known = Some(after);
         Ok(None)
     }
 
     /// QEMU does one instruction that the leader has done, and is compared.
     fn single(&mut self, done: Done) -> Result<Option<Box<Difference>>, DiffError> {
         let ours = self.leader.engine.state.clone();
+        self.known = None;
         self.peer.step()?;
-        let repeats = done.insn.has_rep_prefix() || done.insn.has_repne_prefix();
-        if repeats && done.insn.is_string_instruction() {
+        if done.decoded.repeats {
             self.finish_repeat(&done, &ours)?;
         }
-        let undefined = undefined_after(&done.insn, 0);
+        let undefined = undefined_after(&done.decoded.insn, 0);
         let (equal, theirs) = self.state_equal(&ours, undefined)?;
         let mut note = None;
         for &gpn in &done.stored {
@@ -518,7 +743,7 @@ impl Lockstep {
     fn forgets_accessed(&self, done: &Done, gpn: u64) -> bool {
         const ACCESSED: u64 = 1 << 40;
         let (true, Some(ours), Some(theirs)) =
-            (transfers_far(&done.insn), self.leader.ram.page(gpn), self.peer.page(gpn))
+            (transfers_far(&done.decoded.insn), self.leader.ram.page(gpn), self.peer.page(gpn))
         else {
             return false;
         };
@@ -554,10 +779,10 @@ impl Lockstep {
                 return Ok(());
             }
             if n >= ITERATIONS_STEPPED && ours.rip != done.before.rip {
-                self.peer.run_to(linear(ours), STRETCH_TIME)?;
+                self.peer.run_to(linear(ours), REPEAT_TIME)?;
                 return Ok(());
             }
-            if n > 1 << 14 {
+            if n > ITERATIONS_STEPPED_MAX {
                 return Ok(());
             }
             self.peer.step()?;
@@ -579,11 +804,10 @@ impl Lockstep {
             MemoryRow { touch, after }
         });
         let memory = rows.collect();
-        let len = done.insn.len().min(done.bytes.len());
         let executed = Executed {
             rip: done.before.rip,
-            bytes: done.bytes[..len].to_vec(),
-            insn: done.insn,
+            bytes: done.decoded.bytes[..done.decoded.len].to_vec(),
+            insn: done.decoded.insn,
             touches_from: 0,
         };
         let difference = Difference {
