@@ -9,7 +9,7 @@
 use iced_x86::{Code, DecoderOptions, EncodingKind, Instruction, Mnemonic as M};
 use xenolith_cpu::cpuid::CpuidModel;
 
-use crate::snippet::Bits;
+use crate::snippet::{Bits, System};
 
 /// What is done with an instruction code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,6 +144,13 @@ pub fn is_compared(insn: &Instruction, bytes: &[u8], bits: u32, model: &CpuidMod
         && has(model, insn.code())
         // INT 0x80 is Linux's.
         && !(insn.mnemonic() == M::Int && insn.immediate8() == 0x80)
+}
+
+/// Whether an instruction does nothing that only a kernel may, under that system. Real mode has no kernel: there such
+/// instructions would change the mode, halt or reach devices, which the conformance suite tries.
+#[must_use]
+pub fn may_run(insn: &Instruction, system: System) -> bool {
+    system != System::Real || !insn.is_privileged()
 }
 
 /// Whether the model has the code.

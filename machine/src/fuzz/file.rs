@@ -15,7 +15,7 @@ use crate::snippet::judge::{Mask, vector_name};
 use crate::snippet::layout::{
     ABSENT, CODE, CODE16, DATA, DATA16, EXTRA16, PAGE, RO, RWX, STACK, STACK16,
 };
-use crate::snippet::{Bits, End, Ending, FLAGS, Snippet};
+use crate::snippet::{Bits, End, Ending, FLAGS, Snippet, System};
 
 use super::shrink::boundaries;
 
@@ -223,12 +223,17 @@ pub fn text(
     for remark in remarks {
         let _ = writeln!(text, "; {}", remark.replace(": ", " - "));
     }
-    let mode = match snippet.bits {
-        Bits::B16 => "compat16",
-        Bits::B32 => "compat32",
-        Bits::B64 => "long64",
+    let iopl = (snippet.rflags & Rflags::IOPL.bits()) >> 12;
+    let mode = match (snippet.system, snippet.bits) {
+        (System::Real, _) => "real".to_owned(),
+        (System::V86, _) => format!("v86 iopl={iopl}"),
+        (System::Protected, Bits::B16) => "pm16 cpl=3".to_owned(),
+        (System::Protected, _) => "pae32 cpl=3".to_owned(),
+        (System::Long, Bits::B16) => "compat16 cpl=3".to_owned(),
+        (System::Long, Bits::B32) => "compat32 cpl=3".to_owned(),
+        (System::Long, Bits::B64) => "long64 cpl=3".to_owned(),
     };
-    let _ = writeln!(text, "; mode: {mode} cpl=3\n\n; case: {name}");
+    let _ = writeln!(text, "; mode: {mode}\n\n; case: {name}");
     list(&mut text, "needs", &needs(snippet));
     list(&mut text, "in", &inputs(snippet));
     if snippet.pattern != 0 {
@@ -253,7 +258,7 @@ pub fn text(
 
 /// Registers that aren't as cases have them at their start.
 fn inputs(snippet: &Snippet) -> Vec<String> {
-    let usual = Snippet::new(snippet.bits, Vec::new());
+    let usual = snippet.usual();
     let wide = snippet.bits != Bits::B16;
     let mut words = Vec::new();
     for n in 0..16 {
@@ -262,7 +267,7 @@ fn inputs(snippet: &Snippet) -> Vec<String> {
             words.push(format!("{}={value}", register(snippet, n)));
         }
     }
-    if snippet.rflags & !Rflags::RF.bits() != FLAGS {
+    if snippet.rflags & !(Rflags::RF | Rflags::IOPL).bits() != FLAGS {
         words.push(format!("flags={}", flags(snippet.rflags)));
     }
     for (n, name) in SEGMENTS.iter().enumerate() {

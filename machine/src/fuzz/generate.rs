@@ -29,7 +29,7 @@ use crate::snippet::layout::{
     ABSENT, CODE, DATA, PAGE, RO, RWX, STACK, STACK_MID, STACK16_SP, UCODE32, UDATA,
 };
 use crate::snippet::undefined::read_flags;
-use crate::snippet::{Bits, FLAGS, Snippet};
+use crate::snippet::{Bits, FLAGS, Snippet, System};
 
 /// Instructions in a snippet at most.
 const LENGTH_MAX: u64 = 8;
@@ -77,13 +77,17 @@ impl Generator {
     /// Snippet number `n` of a seed.
     pub fn snippet(&mut self, seed: u64, n: u64) -> Snippet {
         let rng = &mut Rng::of(seed, n);
-        // 16-bit code has memory of its own, so changing to it takes time.
-        let bits = match rng.below(16) {
-            _ if self.sixteen && (n / BATCH) % 8 == 7 => Bits::B16,
-            0..=4 => Bits::B32,
-            _ => Bits::B64,
+        // 16-bit code has memory of its own, and every system its tables, so changing to them takes time.
+        let (system, bits) = match ((n / BATCH) % 32, rng.below(16)) {
+            (3 | 19, _) => (System::Real, Bits::B16),
+            (11 | 27, _) => (System::V86, Bits::B16),
+            (5, _) => (System::Protected, Bits::B16),
+            (21, _) => (System::Protected, Bits::B32),
+            (7 | 15 | 23 | 31, _) if self.sixteen => (System::Long, Bits::B16),
+            (_, 0..=4) => (System::Long, Bits::B32),
+            _ => (System::Long, Bits::B64),
         };
-        let mut draft = start(rng, bits);
+        let mut draft = start(rng, system, bits);
         let length = 1 + rng.below(LENGTH_MAX);
         for _ in 0..length {
             if !self.append(rng, &mut draft) {
@@ -113,6 +117,9 @@ impl Generator {
             let bytes = &assembled.bytes[..assembled.len];
             let insn = Decoder::with_ip(bits.number(), bytes, rip, DecoderOptions::NONE).decode();
             if !acceptable(rng, &insn, template, bytes, bits, &self.model) {
+                continue;
+            }
+            if !coverage::may_run(&insn, draft.snippet.system) {
                 continue;
             }
             if names_esp(bits, &insn) || read_flags(&insn) & draft.undefined != 0 && !rng.one_in(32)
@@ -229,8 +236,8 @@ fn undefined_after(insn: &Instruction, before: u64) -> u64 {
 }
 
 /// An empty snippet with random registers.
-fn start(rng: &mut Rng, bits: Bits) -> Draft {
-    let mut snippet = Snippet::new(bits, Vec::with_capacity(64));
+fn start(rng: &mut Rng, system: System, bits: Bits) -> Draft {
+    let mut snippet = Snippet::under(system, bits, Vec::with_capacity(64));
     let count = if bits == Bits::B64 { 16 } else { 8 };
     for n in (0..count).filter(|&n| n != 4) {
         let value = number(rng);
@@ -243,6 +250,9 @@ fn start(rng: &mut Rng, bits: Bits) -> Draft {
         if rng.one_in(odds) {
             snippet.rflags |= flag.bits();
         }
+    }
+    if system == System::V86 && rng.one_in(2) {
+        snippet.rflags |= Rflags::IOPL.bits();
     }
     if !rng.one_in(6) {
         snippet.vector.clone_from(vector_state(rng));

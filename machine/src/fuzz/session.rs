@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use iced_x86::{Code, Decoder, DecoderOptions};
 use xenolith_cpu::cpuid::CpuidModel;
 
-use super::coverage::is_compared;
+use super::coverage::{is_compared, may_run};
 use super::generate::{BATCH, Generator};
 use super::shrink::{boundaries, shrink};
 use super::{file, shrink};
@@ -18,7 +18,7 @@ use crate::config;
 use crate::snippet::engine::{self, EngineRunner};
 use crate::snippet::host::has_local_descriptors;
 use crate::snippet::judge::{self, Difference, Excuse, Mask, agree, differences};
-use crate::snippet::{End, Ending, Runner, RunnerError, Snippet, Who};
+use crate::snippet::{End, Ending, Runner, RunnerError, Snippet, System, Who};
 
 /// Is told something.
 pub type Listener<T> = Box<dyn FnMut(&T)>;
@@ -116,6 +116,9 @@ struct Bench {
     runners: Vec<Box<dyn Runner>>,
     /// Those to whom endless snippets are not given.
     slow: Vec<bool>,
+    /// The interpreter's place, and whether it is there only for what nobody else judges.
+    interp: usize,
+    substitute: bool,
     /// For going through snippets by single instructions.
     tracer: EngineRunner,
     model: Arc<CpuidModel>,
@@ -143,12 +146,13 @@ pub fn run(mut config: Config) -> Result<Counts, RunnerError> {
         }
         let batch: Vec<Snippet> =
             (number..number + left).map(|n| bench.generator.snippet(config.seed, n)).collect();
-        let endings = bench.run(&batch)?;
+        let (reference, others) = bench.compared(batch[0].system);
+        let endings = bench.run(&batch, reference, &others)?;
         for (n, snippet) in batch.iter().enumerate() {
             counts.snippets += 1;
-            note_end(&mut counts, &endings[0][n]);
-            for other in 1..endings.len() {
-                let pair = [&endings[0][n], &endings[other][n]];
+            note_end(&mut counts, &endings[reference][n]);
+            for &other in &others {
+                let pair = [&endings[reference][n], &endings[other][n]];
                 if pair.iter().all(|it| it.end != End::Endless) {
                     counts.instructions += executed(&endings, n);
                 }
@@ -210,7 +214,8 @@ fn note_end(counts: &mut Counts, ending: &Ending) {
 
 /// Instructions of snippet `n`, the one that faulted included; the interpreter counts them best.
 fn executed(endings: &[Vec<Ending>], n: usize) -> u64 {
-    endings.iter().map(|list| list[n].retired).find(|&retired| retired > 0).unwrap_or(0) + 1
+    let known = endings.iter().filter_map(|list| list.get(n));
+    known.map(|ending| ending.retired).find(|&retired| retired > 0).unwrap_or(0) + 1
 }
 
 /// A failure on its way to a finding.
@@ -224,30 +229,52 @@ struct Found {
 impl Bench {
     fn new(config: &Config) -> Result<Self, RunnerError> {
         let model = engine::model(&config.cpu)?;
-        let runners = config
-            .who
-            .iter()
-            .map(|who| who.runner(config.mmu, &model))
-            .collect::<Result<Vec<_>, _>>()?;
-        let slow = config.who.iter().map(|who| *who == Who::Qemu).collect();
+        let mut who = config.who.clone();
+        let known = who.iter().position(|who| *who == Who::Interp);
+        let interp = known.unwrap_or(who.len());
+        if known.is_none() {
+            who.push(Who::Interp);
+        }
+        let runners =
+            who.iter().map(|who| who.runner(config.mmu, &model)).collect::<Result<Vec<_>, _>>()?;
+        let slow = who.iter().map(|who| *who == Who::Qemu).collect();
         // The host's kernel may give no LDT.
         let sixteen = !config.who.contains(&Who::Host) || has_local_descriptors();
         let tracer = EngineRunner::new(config::Engine::Interp, config.mmu, &model)?;
         let generator = Generator::new(&model, sixteen);
-        Ok(Self { runners, slow, tracer, model, generator })
+        let substitute = known.is_none();
+        Ok(Self { runners, slow, interp, substitute, tracer, model, generator })
     }
 
-    /// All endings, by runner.
-    fn run(&mut self, batch: &[Snippet]) -> Result<Vec<Vec<Ending>>, RunnerError> {
-        for runner in &mut self.runners {
-            runner.start(batch)?;
+    /// Who is compared under that system: the reference, and the others. The first that was asked for is it, where it
+    /// can; else the interpreter.
+    fn compared(&self, system: System) -> (usize, Vec<usize>) {
+        let (reference, end) = match self.runners[0].takes(system) {
+            true => (0, self.runners.len() - usize::from(self.substitute)),
+            false => (self.interp, self.runners.len()),
+        };
+        let takes = |&n: &usize| n != reference && self.runners[n].takes(system);
+        (reference, (0..end).filter(takes).collect())
+    }
+
+    /// All endings, by runner; none of those that aren't compared.
+    fn run(
+        &mut self,
+        batch: &[Snippet],
+        reference: usize,
+        others: &[usize],
+    ) -> Result<Vec<Vec<Ending>>, RunnerError> {
+        let mut places = vec![reference];
+        places.extend(others);
+        for &n in &places {
+            self.runners[n].start(batch)?;
         }
         let mut endings: Vec<Vec<Ending>> = vec![Vec::new(); self.runners.len()];
         // Those that work in this thread first: the other process goes on meanwhile.
-        for n in (0..self.runners.len()).rev().filter(|&n| !self.slow[n]) {
+        for &n in places.iter().rev().filter(|&&n| !self.slow[n]) {
             endings[n] = self.runners[n].finish(batch)?;
         }
-        for n in (0..self.runners.len()).filter(|&n| self.slow[n]) {
+        for &n in places.iter().filter(|&&n| self.slow[n]) {
             let known = endings.iter().find(|list| !list.is_empty());
             let ends: Vec<bool> = (0..batch.len())
                 .map(|at| known.is_none_or(|list| list[at].end != End::Endless))
@@ -272,13 +299,14 @@ impl Bench {
         let model = Arc::clone(&self.model);
         let bits = snippet.bits.number();
         judge::excuse(&mut self.tracer, snippet, a, b, |insn, bytes| {
-            is_compared(insn, bytes, bits, &model)
+            is_compared(insn, bytes, bits, &model) && may_run(insn, snippet.system)
         })
     }
 
     /// The endings of the reference and of runner `other`.
     fn pair(&mut self, snippet: &Snippet, other: usize) -> Result<[Ending; 2], RunnerError> {
-        Ok([self.runners[0].run(snippet)?, self.runners[other].run(snippet)?])
+        let (reference, _) = self.compared(snippet.system);
+        Ok([self.runners[reference].run(snippet)?, self.runners[other].run(snippet)?])
     }
 
     /// Whether the two disagree without excuse.
@@ -297,8 +325,10 @@ impl Bench {
         endings: &[Vec<Ending>],
     ) -> Result<Unsteady, RunnerError> {
         let n = batch.len() - 1;
-        let names = [self.runners[0].name(), self.runners[other].name()];
-        let found = differences(&batch[n], &endings[0][n], &endings[other][n], &Mask::default());
+        let (reference, _) = self.compared(batch[n].system);
+        let names = [self.runners[reference].name(), self.runners[other].name()];
+        let right = &endings[reference][n];
+        let found = differences(&batch[n], right, &endings[other][n], &Mask::default());
         let mut unsteady = Unsteady {
             seed,
             number: first + n as u64,
@@ -310,7 +340,7 @@ impl Bench {
         for before in (0..n).rev() {
             self.runners[other].run(&batch[before])?;
             let again = self.runners[other].run(&batch[n])?;
-            if !agree(&batch[n], &endings[0][n], &again, &Mask::default()) {
+            if !agree(&batch[n], right, &again, &Mask::default()) {
                 unsteady.after = Some(first + before as u64);
                 unsteady.snippets.insert(0, batch[before].clone());
                 break;
@@ -387,7 +417,8 @@ impl Bench {
     ) -> Result<Finding, RunnerError> {
         let Found { original, snippet, other, time } = found;
         let endings = self.pair(&snippet, other)?;
-        let names = [self.runners[0].name(), self.runners[other].name()];
+        let (reference, _) = self.compared(snippet.system);
+        let names = [self.runners[reference].name(), self.runners[other].name()];
         let differences = differences(&snippet, &endings[0], &endings[1], &Mask::default());
         let insns = file::listing(&snippet);
         let word = insns.last().map_or("nothing", |(_, text)| {

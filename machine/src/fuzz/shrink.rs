@@ -87,7 +87,7 @@ fn shrink_place(it: &mut Shrinker) {
     if it.best.rip != usual {
         it.attempt(|snippet| snippet.rip = usual);
     }
-    let selectors = it.best.bits.selectors();
+    let selectors = it.best.usual().selectors;
     for (n, &selector) in selectors.iter().enumerate() {
         if it.best.selectors[n] != selector {
             it.attempt(|snippet| snippet.selectors[n] = selector);
@@ -144,7 +144,7 @@ fn shrink_piece(it: &mut Shrinker, n: usize) {
 }
 
 fn shrink_registers(it: &mut Shrinker) {
-    let usual = Snippet::new(it.best.bits, Vec::new());
+    let usual = it.best.usual();
     for n in 0..16 {
         for value in [usual.gpr[n], 1, it.best.gpr[n] & 0xffff_ffff, it.best.gpr[n] & 0xff] {
             if it.best.gpr[n] != usual.gpr[n] && it.best.gpr[n] > value {

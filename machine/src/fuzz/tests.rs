@@ -18,7 +18,7 @@ use crate::config;
 use crate::snippet::engine::{EngineRunner, model};
 use crate::snippet::judge::{Mask, agree};
 use crate::snippet::layout::{CODE, DATA};
-use crate::snippet::{Bits, Runner, Snippet};
+use crate::snippet::{Bits, End, Runner, Snippet, System};
 
 fn host_model() -> Arc<CpuidModel> {
     model("host").expect("every host carries itself")
@@ -155,4 +155,45 @@ fn shrinking_keeps_what_matters() {
     let zero = Snippet::new(Bits::B64, Vec::new());
     assert!((0..16).all(|n| n == 9 || small.gpr[n] == zero.gpr[n]), "{:x?}", small.gpr);
     assert_eq!((small.rip, small.rflags), (zero.rip, zero.rflags));
+}
+
+/// Protected, virtual-8086 and real mode: snippets are made for them, run, and leave nothing behind.
+#[test]
+fn snippets_run_outside_long_mode() {
+    let model = host_model();
+    let mut generator = Generator::new(&model, true);
+    let systems: HashSet<System> =
+        (0..32).map(|batch| generator.snippet(1, batch * BATCH).system).collect();
+    assert_eq!(systems.len(), 4, "{systems:?}");
+    for kind in [config::Engine::Interp, config::Engine::Bt] {
+        let mut engine = EngineRunner::new(kind, config::Mmu::Auto, &model).expect("memory");
+        let mut run = |snippet: &Snippet| engine.run(snippet).expect("it runs");
+        let places = [
+            (System::Protected, Bits::B16),
+            (System::Protected, Bits::B32),
+            (System::V86, Bits::B16),
+            (System::Real, Bits::B16),
+        ];
+        for (system, bits) in places {
+            let increment = Snippet::under(system, bits, vec![0x40]);
+            let ending = run(&increment);
+            assert!(ending.is_complete(&increment), "{kind:?} {system:?}: {:?}", ending.end);
+            assert_eq!((ending.gpr[0], ending.selectors), (1, increment.selectors));
+        }
+        // PUSHF is the kernel's business in virtual-8086 mode, unless IOPL is 3.
+        let mut push = Snippet::under(System::V86, Bits::B16, vec![0x9c]);
+        assert!(matches!(run(&push).end, End::Exception { vector: 13, .. }));
+        push.rflags |= 3 << 12;
+        assert!(run(&push).is_complete(&push));
+        // INT 21h; then a store to low memory, which the next snippet must not see.
+        let int = run(&Snippet::under(System::Real, Bits::B16, vec![0xcd, 0x21]));
+        assert!(matches!(int.end, End::Exception { vector: 0x21, .. }), "{:?}", int.end);
+        assert_eq!(int.rip, 2);
+        let mut store = Snippet::under(System::Real, Bits::B16, vec![0xc6, 6, 0, 5, 0x77]);
+        store.selectors[3] = 0;
+        assert!(run(&store).changed > 0);
+        let mut load = Snippet::under(System::Real, Bits::B16, vec![0xa0, 0, 5]);
+        load.selectors[3] = 0;
+        assert_eq!(run(&load).gpr[0], 0, "{kind:?}");
+    }
 }

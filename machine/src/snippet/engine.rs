@@ -15,14 +15,15 @@ use std::time::Duration;
 
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Env, Refused, attention};
-use xenolith_cpu::state::{Segment, VectorState, sreg};
+use xenolith_cpu::state::{Activity, Cr0, Rflags, Segment, VectorState, sreg};
 use xenolith_cpu::{CpuState, Gpa};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
-use super::image::{self, Memory};
+use super::image::{self, Memory, Tally};
 use super::kernel::{self, HANDLER_STEP, HANDLERS, KERNEL, RAM_BYTES, has_error_code};
+use super::kernel32;
 use super::layout::{HIGH_AREAS, HIGH_LEN, HIGH_START, LOW_AREAS, LOW_LEN, LOW_START, PAGE, areas};
-use super::{Bits, End, Ending, Runner, RunnerError, Snippet};
+use super::{End, Ending, Runner, RunnerError, Snippet, System};
 use crate::bt::{Options, SharedSlot};
 use crate::builder::EngineParts;
 use crate::config;
@@ -122,8 +123,12 @@ pub struct EngineRunner {
     engine: Box<dyn Engine>,
     ram: Arc<GuestRam>,
     memory: Memory,
-    /// The state in which the snippet is entered, but for what the snippet says.
-    template: CpuState,
+    /// The states in which snippets are entered, but for what the snippet says, by [`System`].
+    templates: [CpuState; 4],
+    /// The system of the snippet before.
+    system: System,
+    /// What real-mode code reaches beside its own memory.
+    around: Vec<Around>,
     segments: Vec<(u16, Segment)>,
     watch: Arc<Watch>,
     /// The low piece of memory is mapped, not the high one.
@@ -195,9 +200,12 @@ impl EngineRunner {
             Watch::start(Arc::clone(&word)).map_err(|error| refused("start a thread", error))?;
         let halt = |_| [0xf4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         kernel::build(&mut |at, value| put(&ram, at, value), halt);
-        let template = kernel::state(model);
+        kernel32::build(&mut |at, value| put(&ram, at, value));
+        let templates = [System::Long, System::Protected, System::V86, System::Real]
+            .map(|system| kernel32::state(model, system));
+        let around = Around::all(&ram);
         let parts = EngineParts {
-            state: template.clone(),
+            state: templates[0].clone(),
             mmu: SoftMmu::new(Arc::clone(&ram), model.physical_bits()),
             env: Box::new(Nothing { attention: word }),
             model: Arc::clone(model),
@@ -235,7 +243,9 @@ impl EngineRunner {
             engine,
             ram,
             memory,
-            template,
+            templates,
+            system: System::Long,
+            around,
             segments,
             watch,
             low: false,
@@ -247,7 +257,7 @@ impl EngineRunner {
     /// Lays out memory and loads the state.
     fn enter(&mut self, snippet: &Snippet) {
         const END: [u8; 2] = [0x0f, 0x0b];
-        let low = snippet.bits == Bits::B16;
+        let low = snippet.bits == super::Bits::B16;
         if std::mem::replace(&mut self.low, low) != low {
             kernel::map_piece(&mut |at, value| put(&self.ram, at, value), low);
             self.engine.state_changed();
@@ -265,20 +275,29 @@ impl EngineRunner {
             let known = self.segments.iter().find(|(it, _)| *it == selector);
             known.map_or(Segment { selector, ..Segment::NULL }, |(_, segment)| *segment)
         };
-        let segments = snippet.selectors.map(find);
+        let segments = match snippet.system {
+            System::Long | System::Protected => snippet.selectors.map(find),
+            System::V86 => snippet.selectors.map(|selector| Segment::real(selector, 0xf3)),
+            System::Real => snippet.selectors.map(|selector| Segment::real(selector, 0x93)),
+        };
         let state = self.engine.state();
         let retired = state.retired;
-        state.clone_from(&self.template);
+        state.clone_from(&self.templates[snippet.system as usize]);
         // Engines may take it that this only grows.
         state.retired = retired;
         self.entered_at = retired;
         state.seg = segments;
-        state.cpl = 3;
         state.gpr = snippet.gpr;
         state.rip = snippet.rip;
         state.rflags = snippet.rflags;
+        if snippet.system == System::V86 {
+            state.rflags |= Rflags::VM.bits();
+        }
         state.vector.clone_from(&snippet.vector);
         state.vector.bytes[VectorState::XSTATE_BV] = 7;
+        if std::mem::replace(&mut self.system, snippet.system) != snippet.system {
+            self.engine.state_changed();
+        }
     }
 
     fn lay(&self, at: u64, bytes: &[u8]) {
@@ -305,7 +324,11 @@ impl EngineRunner {
         ending.vector.clone_from(&state.vector);
         ending.end = match end {
             Some(end) => end,
-            None => read_frame(&ram, state, &mut ending),
+            None => match snippet.system {
+                System::Long => read_frame(&ram, state, &mut ending),
+                System::Protected | System::V86 => kernel32::read_frame(&ram, state, &mut ending),
+                System::Real => kernel32::read_real_frame(&ram, state, &mut ending),
+            },
         };
         let changes = &mut ending.changes;
         let mut pages = [u64::MAX; 2];
@@ -321,6 +344,12 @@ impl EngineRunner {
             // Any page may have been put back.
             for area in areas(snippet.bits).iter().filter(|area| area.write) {
                 self.tell_stored(area.start, area.len as usize);
+            }
+        }
+        let mut tally = tally;
+        if snippet.system == System::Real {
+            for it in &mut self.around {
+                it.put_back(&ram, &mut tally);
             }
         }
         (ending.changed, ending.hash) = (tally.changed, tally.hash);
@@ -379,7 +408,8 @@ impl EngineRunner {
         for _ in 0..BUDGET {
             let ram = Arc::clone(&self.ram);
             let state = self.engine.state();
-            if state.cpl == 0 {
+            let kernel = state.cpl == 0 && snippet.system != System::Real;
+            if kernel || state.activity != Activity::Running {
                 break;
             }
             let mut bytes = [0; 15];
@@ -401,9 +431,10 @@ fn code_bytes(ram: &GuestRam, state: &CpuState, bytes: &mut [u8; 15]) -> usize {
     let base = if state.is_64bit() { 0 } else { state.seg[sreg::CS].base };
     for (n, byte) in bytes.iter_mut().enumerate() {
         let at = base.wrapping_add(state.rip).wrapping_add(n as u64);
-        let all = HIGH_AREAS.iter().chain(&LOW_AREAS);
-        let near =
-            all.clone().any(|area| area.execute && at.wrapping_sub(area.start) < area.len + PAGE);
+        let mut all = HIGH_AREAS.iter().chain(&LOW_AREAS);
+        let paging = state.cr0(Cr0::PG);
+        let near = !paging
+            || all.any(|area| area.execute && at.wrapping_sub(area.start) < area.len + PAGE);
         let Some(host) = near.then(|| ram.host_ptr(Gpa(at), 1)).flatten() else { return n };
         // SAFETY: one byte of RAM that stays mapped; the engine doesn't run.
         *byte = unsafe { host.read() };
@@ -415,12 +446,7 @@ fn code_bytes(ram: &GuestRam, state: &CpuState, bytes: &mut [u8; 15]) -> usize {
 fn read_frame(ram: &GuestRam, state: &CpuState, ending: &mut Ending) -> End {
     let vector = (state.rip.wrapping_sub(1 + KERNEL + HANDLERS) / HANDLER_STEP) as u8;
     let has_code = has_error_code(vector);
-    let word = |n: u64| {
-        let at = state.gpr[4].wrapping_sub(KERNEL) + 8 * n;
-        let host = ram.host_ptr(Gpa(at), 8);
-        // SAFETY: eight bytes of RAM that stay mapped; the engine doesn't run.
-        host.map_or(0, |host| unsafe { host.cast::<u64>().read_unaligned() })
-    };
+    let word = |n: u64| get(ram, state.gpr[4].wrapping_sub(KERNEL).wrapping_add(8 * n));
     let at = u64::from(has_code);
     ending.rip = word(at);
     ending.selectors[sreg::CS] = word(at + 1) as u16;
@@ -433,9 +459,52 @@ fn read_frame(ram: &GuestRam, state: &CpuState, ending: &mut Ending) -> End {
     End::Exception { vector, error, cr2: state.cr2 }
 }
 
+/// Memory that real-mode code reaches beside its own, and how it is between snippets.
+struct Around {
+    start: u64,
+    before: Vec<u64>,
+}
+
+impl Around {
+    fn all(ram: &Arc<GuestRam>) -> Vec<Self> {
+        // Below and above the snippet's own; then what lies beyond 1 MiB.
+        let spans =
+            [(0, LOW_START), (LOW_START + LOW_LEN as u64, 0xa_0000), (0x10_0000, 0x11_0000)];
+        let of = |(start, end): (u64, u64)| {
+            let words = (start..end).step_by(8).map(|at| get(ram, at)).collect();
+            Self { start, before: words }
+        };
+        spans.into_iter().map(of).collect()
+    }
+
+    /// Counts what has changed, and puts it back.
+    fn put_back(&mut self, ram: &Arc<GuestRam>, tally: &mut Tally) {
+        let len = 8 * self.before.len();
+        let Some(host) = ram.host_ptr(Gpa(self.start), len) else { return };
+        // SAFETY: so many bytes of RAM, page aligned, that stay mapped; no engine runs.
+        let now = unsafe { std::slice::from_raw_parts_mut(host.cast::<u64>(), len / 8) };
+        let pages = now.chunks_mut(PAGE as usize / 8).zip(self.before.chunks(PAGE as usize / 8));
+        for (n, (now, before)) in pages.enumerate() {
+            if now == before {
+                continue;
+            }
+            let at = self.start + n as u64 * PAGE;
+            for (word, value) in now.iter().enumerate().filter(|&(word, it)| *it != before[word]) {
+                tally.add(at + 8 * word as u64, *value);
+            }
+            now.copy_from_slice(before);
+            ram.code().stored(at / PAGE);
+        }
+    }
+}
+
 impl Runner for EngineRunner {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn takes(&self, _: System) -> bool {
+        true
     }
 
     fn start(&mut self, _: &[Snippet]) -> Result<(), RunnerError> {
@@ -445,6 +514,12 @@ impl Runner for EngineRunner {
     fn finish(&mut self, batch: &[Snippet]) -> Result<Vec<Ending>, RunnerError> {
         Ok(batch.iter().map(|snippet| self.run_one(snippet)).collect())
     }
+}
+
+/// Eight bytes of RAM; zero where there is none.
+pub(super) fn get(ram: &GuestRam, at: u64) -> u64 {
+    // SAFETY: eight bytes of RAM that stay mapped; no engine runs.
+    ram.host_ptr(Gpa(at), 8).map_or(0, |host| unsafe { host.cast::<u64>().read_unaligned() })
 }
 
 fn put(ram: &GuestRam, at: u64, value: u64) {

@@ -20,18 +20,18 @@ pub const RAM_BYTES: u64 = 64 << 20;
 pub const KERNEL: u64 = 0xffff_8000_0000_0000;
 /// Physical places of the kernel's things.
 pub const GDT: u64 = 0x110_0000;
-const LDT: u64 = 0x110_1000;
+pub const LDT: u64 = 0x110_1000;
 pub const IDT: u64 = 0x110_2000;
 const TSS: u64 = 0x110_3000;
 pub const HANDLERS: u64 = 0x110_4000;
 pub const KERNEL_STACK_TOP: u64 = 0x110_8000;
 pub const PML4: u64 = 0x118_0000;
 const PDPT: u64 = 0x118_1000;
-const PD: u64 = 0x118_2000;
+pub const PD: u64 = 0x118_2000;
 const PT_LOW: u64 = 0x118_3000;
 const PT_HIGH: u64 = 0x118_4000;
 pub const KERNEL_PDPT: u64 = 0x118_5000;
-const KERNEL_PD: u64 = 0x118_6000;
+pub const KERNEL_PD: u64 = 0x118_6000;
 pub const HANDLER_STEP: u64 = 16;
 
 pub const GDT_LIMIT: u16 = 0x7f;
@@ -123,7 +123,7 @@ fn gate(handler: u64, vector: u64) -> u64 {
         | (handler >> 16 & 0xffff) << 48
 }
 
-fn ldt_limit() -> u32 {
+pub fn ldt_limit() -> u32 {
     (LOCAL.len() as u32 + 1) * 8 - 1
 }
 

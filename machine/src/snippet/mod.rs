@@ -14,6 +14,7 @@ pub mod host;
 pub mod image;
 pub mod judge;
 mod kernel;
+mod kernel32;
 pub mod layout;
 pub mod makers;
 pub mod qemu;
@@ -26,7 +27,7 @@ use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::state::{Rflags, VectorState};
 
 use crate::config::{Engine, Mmu};
-use layout::{CODE, CODE16, STACK_MID, STACK16_SP};
+use layout::{CODE, CODE16, DATA16, EXTRA16, STACK_MID, STACK16, STACK16_SP};
 
 /// Code size. All three are user code under a 64-bit kernel: 64-bit mode and compatibility mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -74,6 +75,28 @@ impl Bits {
     }
 }
 
+/// What a snippet runs under.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum System {
+    /// A 64-bit kernel: the snippet is in 64-bit or compatibility mode.
+    #[default]
+    Long,
+    /// A 32-bit kernel with PAE paging, without long mode: the snippet is in protected mode.
+    Protected,
+    /// The same kernel: the snippet, 16-bit code, is in virtual-8086 mode.
+    V86,
+    /// Nothing: the snippet, 16-bit code, is in real mode.
+    Real,
+}
+
+impl System {
+    /// Segment registers hold paragraph numbers.
+    #[must_use]
+    pub fn by_paragraphs(self) -> bool {
+        matches!(self, Self::V86 | Self::Real)
+    }
+}
+
 /// Bytes at a linear address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -84,6 +107,7 @@ pub struct Piece {
 /// See the module's head. Memory that no piece names is zero.
 #[derive(Clone, Debug)]
 pub struct Snippet {
+    pub system: System,
     pub bits: Bits,
     /// Offset of the code in its segment; RIP at the start.
     pub rip: u64,
@@ -107,19 +131,36 @@ impl Snippet {
     /// The state in which a conformance case starts that says nothing about it.
     #[must_use]
     pub fn new(bits: Bits, code: Vec<u8>) -> Self {
+        Self::under(System::Long, bits, code)
+    }
+
+    /// The same under another system.
+    #[must_use]
+    pub fn under(system: System, bits: Bits, code: Vec<u8>) -> Self {
         let mut gpr = [0; 16];
         gpr[4] = if bits == Bits::B16 { STACK16_SP } else { STACK_MID };
+        let selectors = match system.by_paragraphs() {
+            true => [EXTRA16, CODE16, STACK16, DATA16, 0, 0].map(|base| (base >> 4) as u16),
+            false => bits.selectors(),
+        };
         Self {
+            system,
             bits,
             rip: bits.code().1,
             code,
             gpr,
             rflags: FLAGS,
-            selectors: bits.selectors(),
+            selectors,
             vector: VectorState::default(),
             pattern: 0,
             memory: Vec::new(),
         }
+    }
+
+    /// What registers are without anything said about them.
+    #[must_use]
+    pub fn usual(&self) -> Self {
+        Self::under(self.system, self.bits, Vec::new())
     }
 
     /// Linear address of the code.
@@ -247,6 +288,11 @@ impl Who {
 /// Somebody who can run snippets.
 pub trait Runner {
     fn name(&self) -> &'static str;
+
+    /// Whether it runs snippets under that system.
+    fn takes(&self, system: System) -> bool {
+        system == System::Long
+    }
 
     /// Starts on a batch; [`Runner::finish`] waits for it. One batch at a time.
     ///
