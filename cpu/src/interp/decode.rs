@@ -283,13 +283,12 @@ impl<M: Memory> Interp<M> {
             if raw.is_invalid() {
                 let rest = &bytes[length..];
                 let more = decoder.last_error() == DecoderError::NoMoreBytes;
-                // What AMD's fetch behind an undefined opcode has not been measured.
-                let more = if self.amd {
-                    more
-                } else if more {
-                    !is_undefined_so_far(rest, u32::from(self.mode.bits))
-                } else {
-                    is_cut_short(rest, u32::from(self.mode.bits))
+                let bits = u32::from(self.mode.bits);
+                let more = match (self.amd, more) {
+                    (false, true) => !is_undefined_so_far(rest, bits),
+                    (false, false) => is_cut_short(rest, bits),
+                    (true, true) => !is_undefined_so_far_for_amd(rest, bits),
+                    (true, false) => is_cut_short_for_amd(rest, bits),
                 };
                 if more && rest.len() < INSN_BYTES_MAX {
                     break;
@@ -373,6 +372,56 @@ fn is_undefined_so_far(bytes: &[u8], bits: u32) -> bool {
         // The decoder takes it for AMD's XOP prefix.
         [0x8f, modrm, ..] if modrm & 0x38 != 0 => !is_cut_short(bytes, bits),
         _ => false,
+    }
+}
+
+/// As [`is_undefined_so_far`], of AMD's processors, as measured.
+fn is_undefined_so_far_for_amd(bytes: &[u8], bits: u32) -> bool {
+    match bytes[count_prefixes(bytes, bits)..] {
+        [0x0f, 0x0f, ..] => false,
+        // The decoder gives these two a ModRM byte.
+        [0x0f, 0xb9 | 0xff, ..] => true,
+        _ => is_undefined_so_far(bytes, bits),
+    }
+}
+
+/// As [`is_cut_short`], of AMD's processors, as measured: the same, but that other opcodes of the two-byte map have no
+/// ModRM byte, and that 64-bit mode's undefined opcodes keep the operands that they have elsewhere.
+fn is_cut_short_for_amd(bytes: &[u8], bits: u32) -> bool {
+    // Behind the opcode: offset and selector.
+    let far = |operands: &[u8], prefixes: &[u8]| {
+        operands.len() < if prefixes.contains(&0x66) { 4 } else { 6 }
+    };
+    let prefixes = count_prefixes(bytes, bits);
+    match bytes[prefixes..] {
+        [0x82, ref operands @ ..] if bits == 64 => {
+            is_cut_short(&[&bytes[..prefixes], &[0xc6], operands].concat(), bits)
+        }
+        [0x9a | 0xea, ref operands @ ..] if bits == 64 => far(operands, &bytes[..prefixes]),
+        [0xd4 | 0xd5, ref operands @ ..] if bits == 64 => operands.is_empty(),
+        // As 3DNow! had it: an immediate byte at the end.
+        [0x0f, 0x0f, ref operands @ ..] => {
+            is_cut_short(&[&bytes[..prefixes], &[0xc6], operands].concat(), bits)
+        }
+        [
+            0x0f,
+            0x04
+            | 0x0a
+            | 0x0c
+            | 0x0e
+            | 0x24..=0x27
+            | 0x36
+            | 0x39
+            | 0x3b..=0x3f
+            | 0x7a
+            | 0x7b
+            | 0xa6
+            | 0xa7
+            | 0xb9
+            | 0xff,
+            ..,
+        ] => false,
+        _ => is_cut_short(bytes, bits),
     }
 }
 

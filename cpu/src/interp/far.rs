@@ -218,8 +218,8 @@ impl<M: Memory> Interp<M> {
             let mut target = self.direct_target(descriptor)?;
             let offset = truncate(pointer.offset, pointer.bytes);
             let mut frame = self.current_frame(pointer.bytes as u64);
-            if self.state.long_mode() && !self.amd {
-                // As measured, Intel's processors push as the target's mode does.
+            if self.state.long_mode() {
+                // As measured on both makers' processors, it pushes as the target's mode does.
                 let stack = &self.state.seg[sreg::SS];
                 frame.set_mask(if target.segment().access & Segment::LONG != 0 {
                     u64::MAX

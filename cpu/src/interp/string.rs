@@ -263,7 +263,11 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
             advance(vm, register, 0, mask);
         }
     }
-    for _ in 0..ITERATIONS_MAX {
+    // As measured, AMD's processors go on when the instruction stores over itself.
+    let mut overwritten = false;
+    let mut done_here = 0;
+    while done_here < ITERATIONS_MAX || overwritten {
+        done_here += 1;
         let count = vm.state.gpr[RCX] & mask;
         if count == 0 {
             return Ok(());
@@ -292,7 +296,8 @@ fn repeated<M: Memory, W: Width, O: StringOp>(vm: &mut Interp<M>, i: &Insn<M>) -
         if vm.state.gpr[RCX] & mask == 0 {
             return Ok(());
         }
-        if vm.mode.careful || several == 0 || vm.leave || vm.is_wanted() {
+        overwritten |= vm.leave && vm.amd && O::STORES;
+        if vm.mode.careful || several == 0 || vm.leave && !overwritten || vm.is_wanted() {
             break;
         }
     }

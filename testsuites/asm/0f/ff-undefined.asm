@@ -103,3 +103,10 @@
 ; in-mem: RWX+0xffe = 8f 0b
         jmp RWX + 0xffe
 ; fault: #UD at RWX+0xffe
+
+; case: 0f-3a-00-cut-short-by-a-page-end
+; The bytes that the map's instructions have are fetched first (measured).
+; in-mem: RWX+0xffc = 0f 3a 00 c0
+        jmp RWX+0xffc
+; fault: #PF(0x14) at RWX+0xffc
+; out: cr2=RWX+0x1000

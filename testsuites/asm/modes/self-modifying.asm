@@ -145,3 +145,15 @@
 ; out: rcx=7 rdi=RWX+0x2
 ; out-mem: RWX = 90 90
 ; out-mem: STACK+0xff8 = 02 00 00 01
+
+
+; case: repeated-store-over-itself-goes-on
+; vendor: amd
+; It stores to the end (measured), then what was stored runs.
+; mode: long64 cpl=3
+; in: rcx=8 rdi=RWX rax=0x90
+; in-mem: RWX = f3 aa cc cc cc cc cc cc c3
+        call rdi
+; out: rcx=0 rdi=RWX+0x8
+; out-mem: RWX = 90 90 90 90 90 90 90 90
+; out-mem: STACK+0xff8 = 02 00 00 01
