@@ -106,6 +106,7 @@
 
 ; case: 0f-3a-00-cut-short-by-a-page-end
 ; The bytes that the map's instructions have are fetched first (measured).
+; qemu-differs: looks at no more than the opcode; AMD APM vol. 3, "Opcode and Operand Encodings": the map has ModRM and an immediate byte
 ; in-mem: RWX+0xffc = 0f 3a 00 c0
         jmp RWX+0xffc
 ; fault: #PF(0x14) at RWX+0xffc
