@@ -14,9 +14,8 @@ use xenolith_translator::mode::Mode;
 
 use super::Bt;
 
-/// What FMASK has to clear: blocks don't run with most of it, and IF is taken for clear.
-const CLEARED: Rflags =
-    Rflags::TF.union(Rflags::IF).union(Rflags::DF).union(Rflags::NT).union(Rflags::AC);
+/// What FMASK has to clear: IF is taken for clear, and blocks aren't made for the rest.
+const CLEARED: Rflags = Rflags::TF.union(Rflags::IF).union(Rflags::DF).union(Rflags::AC);
 
 impl Bt {
     /// Opens the crossing for code of `mode` that is about to run, if it can be.
