@@ -29,6 +29,7 @@ fn main() -> ExitCode {
         flags::Command::Run(args) => cmd::run::run(&args),
         flags::Command::Diff(args) => cmd::diff::run(&args),
         flags::Command::Fuzz(args) => cmd::fuzz::run(&args),
+        flags::Command::Disasm(args) => cmd::disasm::run(&args),
         flags::Command::Guests(args) => cmd::guests::run(&args),
     };
     terminal::restore();

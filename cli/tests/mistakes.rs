@@ -67,6 +67,21 @@ fn snippets() {
 }
 
 #[test]
+fn listings() {
+    names(&["disasm"], &["--code", "--kernel"]);
+    names(&["disasm", "--code", "zz"], &["--code", "zz", "hexadecimal"]);
+    names(&["disasm", "--code", ""], &["--code", "no code"]);
+    names(&["disasm", "--code", "/nowhere/x.bin"], &["/nowhere/x.bin"]);
+    names(&["disasm", "--code", "90", "--mode", "8"], &["--mode", "64"]);
+    names(&["disasm", "--code", "90", "--at", "1g"], &["--at", "hexadecimal"]);
+    names(&["disasm", "--code", "90", "--cpu", "none"], &["none"]);
+    names(&["disasm", "--code", "06"], &["0x1000", "64-bit"]);
+    names(&["disasm", "--code", "90", "--kernel", "x"], &["--kernel", "--code"]);
+    names(&["disasm", "nosuchguest"], &["nosuchguest", "debian"]);
+    names(&["disasm", "--kernel", "/nowhere/k"], &["/nowhere/k"]);
+}
+
+#[test]
 fn memory() {
     let scratch = Scratch::new("memory");
     let kernel = scratch.file("kernel", &guest(common::STOP));

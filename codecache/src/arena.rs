@@ -160,6 +160,19 @@ impl Arena {
         unsafe { place.read_unaligned() }
     }
 
+    /// The `bytes` bytes from host address `at` on.
+    ///
+    /// # Panics
+    /// They aren't all in the arena.
+    #[must_use]
+    pub fn read(&self, at: usize, bytes: usize) -> &[u8] {
+        let offset = at - self.run.start.addr().get();
+        assert!(offset + bytes <= self.write.bytes, "code in the arena");
+        let place = self.write.start.as_ptr().wrapping_add(offset).cast_const();
+        // SAFETY: within the writing view, which only the owner of `self` writes to, by `&mut self`.
+        unsafe { std::slice::from_raw_parts(place, bytes) }
+    }
+
     /// Where the next [`Self::publish`] puts its code, if it fits.
     #[must_use]
     pub fn next_entry(&self) -> *const u8 {

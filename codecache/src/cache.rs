@@ -122,6 +122,8 @@ pub struct NewBlock<'a, S> {
     /// Offsets of the entries; `guarded` is at 0.
     pub polled: u32,
     pub plain: u32,
+    /// Where in its code the exits begin, which run only to leave it.
+    pub exits: u32,
     /// Guest bytes, and where they are.
     pub bytes: &'a [u8],
     pub sources: &'a [Source],
@@ -153,6 +155,7 @@ struct Block {
     /// Jumps that are pointed at it, a list.
     incoming: u32,
     code_bytes: u32,
+    exits: u32,
     /// Where its guest bytes and its map are, in its segment's lists.
     bytes_at: u32,
     map_at: u32,
@@ -180,6 +183,24 @@ pub struct Located {
     /// Address of the instruction's host code, and the word about it.
     pub host: usize,
     pub word: u64,
+}
+
+/// A block that is there, for a listing.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'a> {
+    pub key: Key,
+    pub tag: u64,
+    pub entries: Entries,
+    /// Its code as it is now: jumps lead where they have been pointed.
+    pub code: &'a [u8],
+    /// Where in it the exits begin.
+    pub exits: u32,
+    pub bytes: &'a [u8],
+    pub map: &'a [(u32, u64)],
+    /// Jumps of other blocks, and of its own, that lead to it.
+    pub incoming: usize,
+    number: u32,
+    segment: usize,
 }
 
 /// A site of some block.
@@ -215,6 +236,12 @@ impl<S: Copy> Sites<S> {
         // SAFETY: a chunk has CHUNK_SITES records and lives as long as `self`; the record was written
         // before the code that names it was published, and isn't written again while that code may run.
         unsafe { record.read() }
+    }
+
+    /// The record of a site, if its number is one that has been used. Only for the owner of the numbers.
+    fn known(&self, number: u32) -> Option<Record<S>> {
+        let chunk = &self.chunks[number as usize / CHUNK_SITES];
+        (!chunk.load(Ordering::Acquire).is_null()).then(|| self.get(number))
     }
 
     /// Keeps a record. Only for the owner of the numbers, and while nobody can name this one.
@@ -378,6 +405,7 @@ impl<S: Copy> Cache<S> {
             sources: [source(0), source(1)],
             incoming: NO_JUMP,
             code_bytes: new.code.len() as u32,
+            exits: new.exits,
             bytes_at: segment.bytes.len() as u32,
             map_at: segment.map.len() as u32,
             map_len: new.map.len() as u32,
@@ -658,6 +686,56 @@ impl<S: Copy> Cache<S> {
         for _ in 0..SEGMENTS {
             self.evict(|_, _| {});
         }
+    }
+
+    /// The live blocks, in no order.
+    pub fn kept(&self) -> impl Iterator<Item = Kept<'_>> {
+        let numbered = |(number, segment): (usize, &'_ Segment)| {
+            segment.blocks.iter().map(move |&block| (number, block)).collect::<Vec<_>>()
+        };
+        let all = self.segments.iter().enumerate().flat_map(numbered);
+        all.filter(|&(_, number)| self.blocks[number as usize].live).map(|(segment, number)| {
+            let block = &self.blocks[number as usize];
+            let lists = &self.segments[segment];
+            let len: usize = block.sources.iter().map(|source| usize::from(source.len)).sum();
+            let mut incoming = 0;
+            let mut next = block.incoming;
+            while next != NO_JUMP {
+                incoming += 1;
+                next = self.jumps[next as usize].next;
+            }
+            Kept {
+                key: block.key,
+                tag: block.tag,
+                entries: block.entries,
+                code: self.arena.read(block.entries.guarded, block.code_bytes as usize),
+                exits: block.exits,
+                bytes: &lists.bytes[block.bytes_at as usize..][..len],
+                map: &lists.map[block.map_at as usize..][..block.map_len as usize],
+                incoming,
+                number,
+                segment,
+            }
+        })
+    }
+
+    /// The sites of a block, and the first one's number.
+    #[must_use]
+    pub fn sites_of(&self, kept: &Kept) -> (u32, Vec<S>) {
+        let first = kept.segment * SEGMENT_SITES;
+        let end = if kept.segment == self.current {
+            self.next_site as usize
+        } else {
+            first + SEGMENT_SITES
+        };
+        let mine = |number: &u32| {
+            self.sites.known(*number).is_some_and(|record| {
+                record.block == kept.number && record.code == kept.entries.guarded
+            })
+        };
+        let mut numbers = (first as u32..end as u32).filter(mine).peekable();
+        let first = numbers.peek().copied().unwrap_or_default();
+        (first, numbers.map(|number| self.sites.get(number).site).collect())
     }
 
     /// Live blocks.

@@ -269,6 +269,7 @@ impl Board {
             counts: config.icount || config.report.is_some(),
             mmu: config.mmu,
             report: config.report.clone(),
+            listing: config.listing.clone(),
         }));
         let buses = Arc::new(Buses { ports: wiring.ports, memory: wiring.memory });
         let vcpus = (0..config.vcpus)

@@ -13,6 +13,7 @@ use std::time::Duration;
 use xenolith_devices::disk::DiskOptions;
 
 use crate::bt::Report;
+use crate::disasm::Wanted;
 
 /// Which engine executes guest code.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +78,8 @@ pub struct Config {
     pub mmu: Mmu,
     /// Where the translator's counters go (`--stats`). Blocks then count what they run.
     pub report: Option<Arc<Report>>,
+    /// Which of the translator's blocks to list at the end (`xenolith disasm`).
+    pub listing: Option<Arc<Wanted>>,
 }
 
 /// Smallest and largest room for translated code.
@@ -111,6 +114,7 @@ impl Default for Config {
             code_cache_bytes: CODE_CACHE_BYTES,
             mmu: Mmu::Auto,
             report: None,
+            listing: None,
         }
     }
 }

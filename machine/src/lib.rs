@@ -12,6 +12,7 @@ pub mod config;
 mod console;
 mod control;
 pub mod diff;
+pub mod disasm;
 mod engine;
 mod env;
 mod firmware;

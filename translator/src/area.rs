@@ -615,6 +615,98 @@ pub struct Rights {
     pub global: bool,
 }
 
+/// What the record has at a GS offset, for people: the field, and which part of it.
+#[must_use]
+pub fn name_of(offset: i32) -> Option<String> {
+    use std::mem::offset_of;
+    let at = usize::try_from(offset).ok()?;
+    macro_rules! fields {
+        ($($field:ident),*) => { [$((offset_of!(Area, $field), stringify!($field))),*] };
+    }
+    // In the record's order.
+    let fields = fields!(
+        gpr,
+        flags,
+        rip,
+        host_rsp,
+        spill,
+        windows,
+        seg_base,
+        kernel_gs_base,
+        control,
+        crossing_closed,
+        crossed,
+        side,
+        lstar,
+        syscall_keeps,
+        sysret_looks,
+        sysret_upper,
+        tsc_base,
+        tsc_aux,
+        bounds,
+        selectors,
+        segments_loaded,
+        code_number,
+        attention,
+        attention_mask,
+        system_flags,
+        interrupt_flag,
+        status,
+        vector_idle,
+        vector_wanted,
+        vector_saved,
+        host_mxcsr,
+        guest_mxcsr,
+        site,
+        ea,
+        tlb_index,
+        page,
+        page_and_16,
+        page_and_32,
+        jump_index,
+        bit_number,
+        exit,
+        fault_pc,
+        fault_vector,
+        fault_address,
+        fault_error,
+        remaining,
+        sign,
+        x87_idle,
+        x87,
+        ymm,
+        regions,
+        exec,
+        tlb,
+        jumps,
+        quiet
+    );
+    if offset == offset::POLL {
+        return Some("quiet".to_owned());
+    }
+    let &(start, field) = fields.iter().rfind(|&&(start, _)| start <= at)?;
+    let inside = at - start;
+    let table = 8 * TLB_ENTRIES;
+    let rest = |text: String, rest: usize| if rest == 0 { text } else { format!("{text}+{rest}") };
+    Some(match field {
+        _ if at > size_of::<Area>() => return None,
+        "gpr" => ["rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"]
+            .get(inside / 8)
+            .map_or_else(|| format!("guest_r{}", inside / 8), |name| format!("guest_{name}")),
+        "tlb" => {
+            let privilege = inside / (3 * table);
+            let part = ["read", "write", "addend"][inside / table % 3];
+            rest(format!("tlb{privilege}.{part}"), inside % table)
+        }
+        "spill" | "windows" | "seg_base" | "control" | "selectors" | "bit_number" => {
+            format!("{field}[{}]", inside / 8)
+        }
+        "ymm" => rest(format!("ymm[{}]", inside / 32), inside % 32),
+        "exec" => format!("exec[{}]", inside / 4),
+        _ => rest(field.to_owned(), inside),
+    })
+}
+
 /// Offsets of the fields from GS.
 pub mod offset {
     use super::{Area, Bounds, JUMP_ENTRIES, TLB_ENTRIES};

@@ -4,5 +4,6 @@ pub mod area;
 pub mod classify;
 pub mod emit;
 pub mod guess;
+pub mod listing;
 pub mod mode;
 pub mod plan;

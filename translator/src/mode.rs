@@ -128,6 +128,28 @@ impl Mode {
             | u32::from(self.time) << 18
     }
 
+    /// The mode of a number; bits above 20 don't count.
+    #[must_use]
+    pub fn numbered(number: u32) -> Self {
+        let bit = |n: u32| number >> n & 1 != 0;
+        Self {
+            bits: (number & 7) as u8 * 16,
+            privilege: (number >> 3 & 3) as u8,
+            extra_segments: (number >> 5 & 3) as u8,
+            vector: (number >> 7 & 3) as u8,
+            x87: bit(16),
+            shadow: bit(9),
+            guesses: bit(17),
+            ring0: bit(10),
+            time: bit(18),
+            segmented: bit(11),
+            stack16: bit(12),
+            expands_down: bit(13),
+            loads: if bit(14) { Loads::Base } else { Loads::Descriptor },
+            armed: bit(15),
+        }
+    }
+
     /// While such code runs the vector registers are always the guest's.
     #[must_use]
     pub fn keeps_vector(&self) -> bool {
@@ -209,3 +231,18 @@ fn loads_bases(state: &CpuState) -> bool {
 /// A data segment's access rights in virtual-8086 mode: present, DPL 3, writable, accessed (SDM vol. 3,
 /// "Virtual-8086 Mode").
 const V86_ACCESS: u32 = 0xf3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_has_all_of_its_mode() {
+        for number in 0..1 << 19 {
+            let bits = number & 7;
+            if matches!(bits, 1 | 2 | 4) {
+                assert_eq!(Mode::numbered(number).number(), number);
+            }
+        }
+    }
+}

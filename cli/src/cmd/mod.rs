@@ -1,6 +1,7 @@
 //! What the program does, one module per command.
 
 pub mod diff;
+pub mod disasm;
 pub mod fuzz;
 pub mod guests;
 pub mod run;

@@ -20,7 +20,7 @@ pub struct LimitFlags {
 /// Ten years: beyond this a time-out is a slip of the finger.
 const TIMEOUT_SECONDS_MAX: f64 = 315_360_000.0;
 
-fn parse_seconds(text: &str) -> Result<Duration, String> {
+pub fn parse_seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds > 0.0 && seconds <= TIMEOUT_SECONDS_MAX => {
             Ok(Duration::from_secs_f64(seconds))

@@ -7,6 +7,7 @@
 mod boot;
 mod console;
 mod diff;
+mod disasm;
 mod fuzz;
 mod limits;
 mod machine;
@@ -20,6 +21,7 @@ use clap::{Args, Parser, Subcommand};
 pub use boot::BootFlags;
 pub use console::{ConsoleFlags, Serial};
 pub use diff::DiffArgs;
+pub use disasm::DisasmArgs;
 pub use fuzz::{FuzzArgs, FuzzEngine};
 pub use limits::LimitFlags;
 pub use machine::MachineFlags;
@@ -62,6 +64,8 @@ pub enum Command {
     Guests(GuestsArgs),
     /// Run a guest in two engines in lockstep and show the first difference
     Diff(DiffArgs),
+    /// Show what the translator makes of guest code: both sides beside each other
+    Disasm(DisasmArgs),
     /// Run random instructions in engines and on this processor, and keep what differs
     Fuzz(FuzzArgs),
 }

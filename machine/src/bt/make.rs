@@ -329,6 +329,7 @@ impl Bt {
             sites: &translation.sites,
             polled: translation.polled,
             plain: translation.plain,
+            exits: translation.exits,
             bytes: &code[..translation.bytes],
             sources: &both[..1 + usize::from(two.is_some())],
             instructions: translation.instructions as u32,

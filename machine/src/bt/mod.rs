@@ -13,6 +13,7 @@
 mod breakpoints;
 mod common;
 mod crossing;
+mod listed;
 mod make;
 mod mmu;
 pub mod probe;
@@ -54,7 +55,7 @@ pub use shared::{Options, Shared, SharedSlot};
 pub use stats::Report;
 
 /// Guest instructions in a block at most.
-const LENGTH_MAX: usize = 64;
+pub(crate) const LENGTH_MAX: usize = 64;
 /// Bytes of the longest instruction.
 const INSN_BYTES_MAX: usize = 15;
 /// Single pages to flush before all are.
@@ -804,6 +805,7 @@ fn block_signals() {
 impl Drop for Bt {
     fn drop(&mut self) {
         self.shared.leave(&self.me);
+        self.list_blocks();
         if let Some(report) = &self.shared.options.report {
             let cache = self.shared.cache();
             self.stats.retired = self.interp.state.retired;

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::Mmu;
+use crate::disasm::Wanted;
 use xenolith_codecache::arena::ArenaError;
 use xenolith_codecache::cache::{Cache, Key, NumberMap, Sites, Source};
 use xenolith_cpu::Gpa;
@@ -128,6 +129,8 @@ pub struct Options {
     pub mmu: Mmu,
     /// Where counters go when an engine is done.
     pub report: Option<Arc<Report>>,
+    /// Which blocks to list when the last engine is done.
+    pub listing: Option<Arc<Wanted>>,
 }
 
 /// See the module's head.
@@ -227,6 +230,12 @@ impl Shared {
         lock(&self.codes).of((base, limit))
     }
 
+    /// Base and limit of the code segment with a number.
+    pub fn code_segment(&self, number: u32) -> Option<(u64, u32)> {
+        let codes = lock(&self.codes);
+        codes.known.iter().find(|&(_, &known)| known == number).map(|(&segment, _)| segment)
+    }
+
     /// Registers a vCPU. `area` must stay until [`Self::leave`].
     pub fn join(&self, attention: Arc<AtomicU32>, area: *const Area) -> Arc<Peer> {
         let peer = Arc::new(Peer {
@@ -242,6 +251,11 @@ impl Shared {
     /// There is one vCPU only.
     pub fn is_alone(&self) -> bool {
         lock(&self.peers).len() == 1
+    }
+
+    /// No vCPU is left.
+    pub fn is_empty(&self) -> bool {
+        lock(&self.peers).is_empty()
     }
 
     pub fn leave(&self, peer: &Arc<Peer>) {

@@ -216,6 +216,7 @@ impl EngineRunner {
                 counts: false,
                 mmu,
                 report: None,
+                listing: None,
             })),
         };
         let engine = parts.engine(kind).map_err(|error| refused("make an engine", error))?;

@@ -67,7 +67,7 @@ fn plain(error: &std::io::Error) -> String {
 }
 
 /// Bytes of a row of hexadecimal digits, in pairs with or without spaces.
-fn digits(text: &str) -> Option<Vec<u8>> {
+pub fn digits(text: &str) -> Option<Vec<u8>> {
     let packed: String = text.chars().filter(|it| !it.is_whitespace() && *it != ',').collect();
     let packed = packed.strip_prefix("0x").unwrap_or(&packed);
     if !packed.len().is_multiple_of(2) || !packed.chars().all(|it| it.is_ascii_hexdigit()) {

@@ -122,6 +122,8 @@ pub struct Translation {
     /// Offsets of the entries `polled` and `plain`; `guarded` is at 0.
     pub polled: u32,
     pub plain: u32,
+    /// Where the exits begin: what is behind this is run only to leave.
+    pub exits: u32,
     /// Guest bytes it was made from.
     pub bytes: usize,
     pub instructions: usize,
@@ -380,6 +382,7 @@ impl<'a> Emitter<'a> {
             let next = plan.steps.last().map_or(self.frame.rip, |step| step.insn.next_ip());
             self.chain(mask(next, bits), 0);
         }
+        let exits = self.offset();
         self.finish_stubs();
         let code = self.asm.take().map_err(|error| EmitError::Assemble(error.to_string()))?;
         Ok(Translation {
@@ -387,6 +390,7 @@ impl<'a> Emitter<'a> {
             sites: self.sites,
             polled: polled as u32,
             plain: plain as u32,
+            exits: exits as u32,
             bytes: plan.bytes,
             instructions: plan.steps.len(),
             map: self.map,

@@ -40,6 +40,7 @@ pub struct Template {
     frame: Frame,
     polled: u32,
     plain: u32,
+    exits: u32,
     instructions: usize,
     /// Guest bytes it was made from.
     bytes: Box<[u8]>,
@@ -59,6 +60,7 @@ impl Template {
             frame,
             polled: translation.polled,
             plain: translation.plain,
+            exits: translation.exits,
             instructions: translation.instructions,
             bytes: bytes[..translation.bytes].into(),
         })
@@ -140,6 +142,7 @@ impl Template {
             sites,
             polled: self.polled,
             plain: self.plain,
+            exits: self.exits,
             bytes: self.bytes.len(),
             instructions: self.instructions,
             map,
