@@ -10,6 +10,7 @@ mod cmd;
 mod flags;
 mod guests;
 mod keys;
+mod screenshot;
 mod signals;
 mod status;
 mod terminal;

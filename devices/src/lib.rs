@@ -15,6 +15,7 @@ pub mod legacy;
 pub mod pci;
 pub mod power;
 pub mod smbios;
+pub mod vga;
 pub mod virtio;
 
 #[cfg(test)]

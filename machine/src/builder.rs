@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -44,6 +45,7 @@ use xenolith_devices::legacy::uart::{self, SerialInput, Uart};
 use xenolith_devices::pci::{PciError, PciRoot};
 use xenolith_devices::power::PowerEvents;
 use xenolith_devices::smbios;
+use xenolith_devices::vga::{self, Vga};
 use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
@@ -59,8 +61,9 @@ use crate::firmware;
 use crate::memory_map::{self, EBDA_START, MemoryMap};
 use crate::random::Random;
 use crate::run::{self, Time, Vcpu};
+use crate::screen::Parts;
 use crate::signal;
-use crate::switch::{self, Remapper, Shadowed};
+use crate::switch::{self, Remapper, Shadowed, Video};
 use crate::vcpu::Pins;
 
 /// Where BARs go: the top of the hole, right below the I/O APIC.
@@ -147,6 +150,7 @@ pub struct Board {
     serial: SerialInput,
     console: ConsoleHandle,
     console_is_virtio: bool,
+    screen: Parts,
 }
 
 impl fmt::Debug for Board {
@@ -192,7 +196,8 @@ impl Board {
             Start::Kernel(_) => &[][..],
             Start::Firmware(rom) => rom,
         };
-        let ram = GuestRam::with_rom(config.memory_bytes, rom)
+        let video_bytes = if config.vga_rom.is_some() { vga::BYTES as u64 } else { 0 };
+        let ram = GuestRam::with_video(config.memory_bytes, rom, video_bytes)
             .map_err(|error| host("provide the guest's memory")(error.into()))?;
         let acpi = AcpiConfig { vcpus: config.vcpus, ..AcpiConfig::default() };
         let in_acpi = |error: AcpiError| host("describe the machine in ACPI tables")(error.into());
@@ -250,7 +255,11 @@ impl Board {
         let device = Arc::new(Mutex::new(FwCfg::new(items, ram.memory_arc())));
         wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
         wiring.memory(&ram).map_err(overlap)?;
-        let Legacy { ferr, pm } = wiring.legacy(map).map_err(overlap)?;
+        let Legacy { ferr, pm, i8042 } = wiring.legacy(map).map_err(overlap)?;
+        let display = match &config.vga_rom {
+            Some(path) => Some(wiring.display(path)?),
+            None => None,
+        };
         if let Some(path) = &config.debug_output {
             wiring.debug_ports(path)?;
         }
@@ -262,7 +271,8 @@ impl Board {
         let outputs = [output()?, output()?];
         let serial = wiring.serial(&outputs[0]).map_err(overlap)?;
         let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
-        let console = wiring.pci(&ram, &router, &pm, disks, &outputs[1], random)?;
+        let console =
+            wiring.pci(&ram, &router, &pm, display.as_ref(), disks, &outputs[1], random)?;
 
         let translations = Arc::new(SharedSlot::new(Options {
             cache_bytes: config.code_cache_bytes,
@@ -294,6 +304,7 @@ impl Board {
             outputs,
             serial,
             console,
+            screen: Parts::new(display.map(|(vga, _)| vga), i8042),
             console_is_virtio: matches!(start, Start::Kernel(_))
                 && is_on_virtio(&config.command_line),
         })
@@ -315,6 +326,12 @@ impl Board {
             virtio: self.console.clone(),
             is_virtio: self.console_is_virtio,
         })
+    }
+
+    /// What a person looks at and types on.
+    #[must_use]
+    pub fn screen(&self) -> Parts {
+        self.screen.clone()
     }
 
     /// Runs the board to its end, for `guest_time` at most. `drain_limit` says how long its output may take to
@@ -392,7 +409,11 @@ struct Legacy {
     ferr: Arc<Mutex<Ferr>>,
     /// PCI puts it on the ports.
     pm: Arc<Mutex<PmBlock>>,
+    i8042: Arc<Mutex<I8042>>,
 }
+
+/// A display and its option ROM.
+type Display = (Arc<Mutex<Vga>>, Vec<u8>);
 
 impl Wiring {
     fn line(&self, gsi: u32) -> IrqLine {
@@ -471,7 +492,25 @@ impl Wiring {
 
         let ferr = Arc::new(Mutex::new(Ferr::new(self.line(13))));
         self.ports.insert(Ferr::PORT, 2, Arc::clone(&ferr) as _)?;
-        Ok(Legacy { ferr, pm })
+        Ok(Legacy { ferr, pm, i8042 })
+    }
+
+    /// The display adapter.
+    fn display(&mut self, rom: &Path) -> Result<Display, ConfigError> {
+        let option = "--vga-rom";
+        let wrong = |source| ConfigError::File { option, path: rom.to_owned(), source };
+        let mut bytes = Vec::new();
+        let file = File::open(rom).map_err(wrong)?;
+        file.take(vga::ROM_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(wrong)?;
+        if bytes.len() > vga::ROM_BYTES_MAX || !bytes.starts_with(&[0x55, 0xaa]) {
+            let reason = "not an option ROM of at most 64 KiB".to_owned();
+            return Err(ConfigError::VgaRom { path: rom.to_owned(), reason });
+        }
+        let host_side = Box::new(Video::new(self.remapper.clone()));
+        let vga = Arc::new(Mutex::new(Vga::new(host_side, Arc::clone(&self.clock))));
+        Vga::attach(&vga, &mut self.ports, &mut self.memory)
+            .map_err(|error| host("wire the board")(error.into()))?;
+        Ok((vga, bytes))
     }
 
     /// COM1.
@@ -484,11 +523,13 @@ impl Wiring {
     }
 
     /// The PCI bus with the virtio devices, set up as firmware would if there is none.
+    #[allow(clippy::too_many_arguments, reason = "all that is on the bus")]
     fn pci(
         &mut self,
         ram: &Arc<GuestRam>,
         router: &InterruptRouter,
         pm: &Arc<Mutex<PmBlock>>,
+        display: Option<&Display>,
         disks: &[Disk],
         output: &SerialOutput,
         mut random: Random,
@@ -500,6 +541,9 @@ impl Wiring {
             .map_err(|error| host("wire the PCI bus")(error.into()))?;
         let mut root = lock(&root);
         root.add_power_management(pm);
+        if let Some((vga, rom)) = display {
+            vga::add(&mut root, vga, rom.clone()).map_err(bad)?;
+        }
         let (console, handle) = virtio::Console::new(Box::new(output.clone()));
         virtio::add(&mut root, console, ram.memory_arc()).map_err(bad)?;
         let entropy = virtio::Entropy::new(Box::new(move |bytes| random.fill(bytes)));

@@ -64,6 +64,8 @@ pub struct Config {
     /// Kernel command line (`--append`).
     pub command_line: String,
     pub disks: Vec<DiskConfig>,
+    /// Option ROM of a display to fit (`--vga-rom`): its video services. `None`: no display.
+    pub vga_rom: Option<PathBuf>,
     /// End with [`crate::End::Timeout`] after so much host time.
     pub timeout: Option<Duration>,
     /// The same after so much guest time, resets included.
@@ -107,6 +109,7 @@ impl Default for Config {
             initrd: None,
             command_line: String::new(),
             disks: Vec::new(),
+            vga_rom: None,
             timeout: None,
             guest_timeout: None,
             no_reboot: false,
@@ -179,6 +182,8 @@ pub enum ConfigError {
     Kernel { path: PathBuf, reason: String },
     #[error("--bios {}: {reason}", path.display())]
     Firmware { path: PathBuf, reason: String },
+    #[error("--vga-rom {}: {reason}", path.display())]
+    VgaRom { path: PathBuf, reason: String },
     #[error("--initrd {}: {reason}", path.display())]
     Initrd { path: PathBuf, reason: String },
     #[error("--append: the command line has {len} bytes, and this kernel takes at most {max}")]

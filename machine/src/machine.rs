@@ -19,6 +19,7 @@ use crate::config::{Config, ConfigError};
 use crate::console::{Input, Sink};
 use crate::control::{Cause, Control};
 use crate::memory_map::{ACPI_TABLES, MemoryMap};
+use crate::screen::Screen;
 
 /// How long an ended run waits for a reader that is slow to take the last output.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -52,6 +53,7 @@ pub struct Machine {
     disks: Vec<Disk>,
     sink: Sink,
     input: Input,
+    screen: Screen,
     control: Arc<Control>,
     /// Built by `new`, so that what is wrong shows there.
     first: Option<Board>,
@@ -121,6 +123,7 @@ impl Machine {
             disks,
             sink,
             input: Input::default(),
+            screen: Screen::default(),
             control: Control::new(),
             first: Some(first),
         })
@@ -129,6 +132,12 @@ impl Machine {
     #[must_use]
     pub fn serial_input(&self) -> SerialInput {
         SerialInput { input: self.input.clone() }
+    }
+
+    /// The screen and what one types and points with, over all resets.
+    #[must_use]
+    pub fn screen(&self) -> Screen {
+        self.screen.clone()
     }
 
     #[must_use]
@@ -150,6 +159,7 @@ impl Machine {
                 Err(error) => return End::Failed { message: error.to_string() },
             };
             self.input.connect(Some(board.port()));
+            self.screen.connect(board.screen());
             let (cause, passed) = board.run(&self.control, deadline, guest_time, drain_limit);
             guest_time = guest_time.map(|left| left.saturating_sub(passed));
             self.input.connect(None);

@@ -4,7 +4,7 @@
 //! an address, while TLBs remember. Scheme: [`Remapper`] changes the guest memory's views and raises REMAP
 //! on all vCPUs; the one whose instruction did it flushes before its next instruction, the others before
 //! their next block. [`Shadowed`] is the bus's part: what is not plainly readable and writable memory
-//! there comes to it. Invariants: no vCPU starts a block with translations older than the REMAP it was
+//! there comes to it. [`Video`] does the same for a display's memory. Invariants: no vCPU starts a block with translations older than the REMAP it was
 //! sent. Any thread, under the register's device lock. Source: Intel 82441FX (PMC) datasheet, "PAM:
 //! Programmable Attribute Map Registers".
 
@@ -17,6 +17,7 @@ use xenolith_cpu::Gpa;
 use xenolith_cpu::env::attention;
 use xenolith_devices::bus::BusDevice;
 use xenolith_devices::pci::{MemorySwitch, Segment};
+use xenolith_devices::vga::VideoHost;
 use xenolith_mmu::GuestRam;
 use xenolith_mmu::view::{Source, View};
 
@@ -57,6 +58,80 @@ impl Remapper {
         for pins in &self.pins {
             pins.raise(attention::REMAP);
         }
+    }
+}
+
+/// The display's memory, as the display reaches it.
+#[derive(Debug)]
+pub struct Video {
+    remapper: Remapper,
+    host: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: the pointer leads into a shared mapping that the RAM in `remapper` keeps alive; all accesses
+// through it are volatile or bounded copies of memory that the guest may change at any time.
+unsafe impl Send for Video {}
+
+impl Video {
+    #[must_use]
+    pub fn new(remapper: Remapper) -> Self {
+        let (host, bytes) = remapper.ram.video();
+        Self { remapper, host, bytes }
+    }
+
+    fn word(&self, index: usize) -> Option<*mut u32> {
+        (index < self.bytes / 4).then(|| self.host.cast::<u32>().wrapping_add(index))
+    }
+}
+
+impl VideoHost for Video {
+    fn load(&self, index: usize) -> u32 {
+        // SAFETY: an aligned word of the mapping, read as the guest's processors do.
+        self.word(index).map_or(0, |word| unsafe { word.read_volatile() })
+    }
+
+    fn store(&self, index: usize, value: u32) {
+        if let Some(word) = self.word(index) {
+            // SAFETY: an aligned word of the mapping, written as the guest's processors do.
+            unsafe { word.write_volatile(value) };
+        }
+    }
+
+    fn copy_out(&self, offset: usize, out: &mut [u8]) {
+        let len = self.bytes.saturating_sub(offset).min(out.len());
+        if len > 0 {
+            let from = self.host.wrapping_add(offset);
+            // SAFETY: `len` bytes from `from` lie in the mapping, and `out` is ours alone.
+            unsafe { std::ptr::copy_nonoverlapping(from, out.as_mut_ptr(), len) };
+        }
+    }
+
+    fn clear(&self, bytes: usize) {
+        // SAFETY: that many bytes lie in the mapping.
+        unsafe { std::ptr::write_bytes(self.host, 0, bytes.min(self.bytes)) };
+    }
+
+    fn place(&self, base: Option<u64>) {
+        if self.remapper.ram.place_video(base) {
+            self.remapper.tell();
+        }
+    }
+
+    fn set_direct(&self, range: Range<u64>, direct: bool) {
+        let view = if direct { View::RAM } else { View::BUS };
+        if self.remapper.ram.set_view(range, view) {
+            self.remapper.tell();
+        }
+    }
+
+    fn read_window(&self, gpa: u64, out: &mut [u8]) {
+        // The window lies in RAM: the smallest guest has 64 MiB.
+        let _ = self.remapper.ram.memory().read_slice(out, GuestAddress(gpa));
+    }
+
+    fn write_window(&self, gpa: u64, bytes: &[u8]) {
+        let _ = self.remapper.ram.memory().write_slice(bytes, GuestAddress(gpa));
     }
 }
 

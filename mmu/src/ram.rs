@@ -5,7 +5,9 @@
 //! guest sees its first 3 GiB at address 0 and the rest from 4 GiB, so that the last gigabyte below
 //! 4 GiB is free for PCI, APICs and firmware (the *PCI hole*). Each of the two parts is one mapping. The
 //! firmware's ROM, if there is one, ends at 4 GiB; it stands in the same file behind RAM. What processors
-//! see between 0xa0000 and 1 MiB is switched at run time ([`crate::view`]).
+//! see between 0xa0000 and 1 MiB is switched at run time ([`crate::view`]). A display's memory is a mapping
+//! of its own, which processors find wherever its base register says, as plain memory that holds no cached
+//! code.
 //!
 //! Invariants: the file never changes size (sealed), so a pointer into a mapping stays good while the
 //! `GuestRam` lives; guest memory is only accessed through raw pointers, atomics or volatile
@@ -16,6 +18,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
@@ -139,6 +142,50 @@ pub struct GuestRam {
     memory: Arc<DeviceMemory>,
     /// Owns the ROM's mapping.
     _rom: Option<Region>,
+    video: VideoMemory,
+}
+
+/// Memory of a display that processors may find anywhere.
+#[derive(Debug)]
+struct VideoMemory {
+    /// Where it is, or [`NOWHERE`].
+    base: AtomicU64,
+    bytes: u64,
+    /// Dangling if there are no bytes.
+    host: *mut u8,
+    _region: Option<vm_memory::MmapRegion>,
+}
+
+/// No memory reaches up to here.
+const NOWHERE: u64 = u64::MAX;
+/// A display's memory, at most.
+pub const VIDEO_BYTES_MAX: u64 = 256 << 20;
+
+impl VideoMemory {
+    fn new(bytes: u64) -> Result<Self, RamError> {
+        if bytes == 0 {
+            let base = AtomicU64::new(NOWHERE);
+            return Ok(Self { base, bytes, host: std::ptr::null_mut(), _region: None });
+        }
+        let region = MmapRegionBuilder::new(bytes.min(VIDEO_BYTES_MAX) as usize)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+            .build()
+            .map_err(|error| RamError::Map { bytes, error })?;
+        keep_out_of_core_dumps(region.as_ptr(), region.size());
+        Ok(Self {
+            base: AtomicU64::new(NOWHERE),
+            bytes: region.size() as u64,
+            host: region.as_ptr(),
+            _region: Some(region),
+        })
+    }
+
+    fn at(&self, gpa: u64, len: usize) -> Option<*mut u8> {
+        let offset = gpa.checked_sub(self.base.load(Ordering::Relaxed))?;
+        (offset <= self.bytes && len as u64 <= self.bytes - offset)
+            .then(|| self.host.wrapping_add(offset as usize))
+    }
 }
 
 // SAFETY: the pointers lead into shared mappings that `memory` keeps alive, and this type hands out
@@ -162,6 +209,18 @@ impl GuestRam {
     /// # Errors
     /// The same, and a firmware whose size isn't a ROM's.
     pub fn with_rom(size_bytes: u64, rom: &[u8]) -> Result<Arc<Self>, RamError> {
+        Self::with_video(size_bytes, rom, 0)
+    }
+
+    /// The same with `video_bytes` of a display's memory, which is nowhere until [`Self::place_video`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn with_video(
+        size_bytes: u64,
+        rom: &[u8],
+        video_bytes: u64,
+    ) -> Result<Arc<Self>, RamError> {
         let bytes = size_bytes;
         if bytes < RAM_BYTES_MIN {
             return Err(RamError::TooSmall { bytes });
@@ -225,6 +284,7 @@ impl GuestRam {
             file,
             memory: Arc::new(memory),
             _rom: rom,
+            video: VideoMemory::new(video_bytes)?,
         }))
     }
 
@@ -279,9 +339,24 @@ impl GuestRam {
         let high = self.layout.high_bytes;
         if let Some(offset) = gpa.0.checked_sub(HOLE_END) {
             let fits = high != 0 && offset <= high && len as u64 <= high - offset;
-            return fits.then(|| self.high.wrapping_add(offset as usize));
+            if fits {
+                return Some(self.high.wrapping_add(offset as usize));
+            }
         }
-        self.rom_ptr(HOLE_END, gpa.0, len)
+        self.rom_ptr(HOLE_END, gpa.0, len).or_else(|| self.video.at(gpa.0, len))
+    }
+
+    /// The display's memory and its length. It lives as long as this does.
+    #[must_use]
+    pub fn video(&self) -> (*mut u8, usize) {
+        (self.video.host, self.video.bytes as usize)
+    }
+
+    /// Shows the display's memory at `base`, where no RAM or ROM is, or with `None` nowhere. True if that
+    /// is a change: then every vCPU must flush its TLB before it goes on.
+    pub fn place_video(&self, base: Option<u64>) -> bool {
+        let base = base.unwrap_or(NOWHERE);
+        self.video.base.swap(base, Ordering::Relaxed) != base
     }
 
     /// The ROM's bytes at `gpa` when its end is at `end`.
@@ -470,6 +545,26 @@ mod tests {
         ram.set_view(0xf_0000..0x10_0000, View { read: Source::Ram, write: false });
         assert_eq!(byte(&ram, 0xf_ffff), Some(0));
         assert!(!ram.may_write(Gpa(0xf_ffff)) && ram.may_write(Gpa(0x10_0000)));
+    }
+
+    #[test]
+    fn a_displays_memory_is_where_its_base_says() {
+        let ram = GuestRam::with_video(64 << 20, &[], 1 << 20).expect("RAM");
+        let at = |gpa| ram.host_ptr(Gpa(gpa), 0x1000);
+        assert_eq!(at(0xe000_0000), None);
+        assert!(ram.place_video(Some(0xe000_0000)) && !ram.place_video(Some(0xe000_0000)));
+        let (host, len) = ram.video();
+        assert_eq!((at(0xe000_0000), len), (Some(host), 1 << 20));
+        assert_eq!(at(0xe00f_f000), Some(host.wrapping_add(0xf_f000)));
+        assert_eq!((at(0xe00f_f001), at(0xdfff_ffff)), (None, None));
+        assert!(ram.may_write(Gpa(0xe000_0000)) && !ram.is_plain(Gpa(0xe000_0000)));
+        // RAM is there first; 4 GiB and more work as well.
+        ram.place_video(Some(0));
+        assert_ne!(at(0), Some(host));
+        ram.place_video(Some(5 << 30));
+        assert_eq!(at(5 << 30), Some(host));
+        assert!(ram.place_video(None));
+        assert_eq!((at(5 << 30), at(u64::MAX - 0xfff)), (None, None));
     }
 
     #[test]

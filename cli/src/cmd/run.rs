@@ -15,12 +15,15 @@ use xenolith_machine::{Config, DiskConfig, Handle, Machine, SerialInput};
 use crate::flags::{RunArgs, Serial};
 use crate::guests;
 use crate::keys::{HELP, Key, Keys};
+use crate::screenshot::Screenshots;
 use crate::signals::Signals;
 use crate::status;
 use crate::terminal::{self, SerialOutput, Trouble};
 
 /// Where Debian's package seabios has its ROM for machines with more than 128 KiB of it.
 const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
+/// Where the same package has the video services for our display.
+const VGA_BIOS: &str = "/usr/share/seabios/vgabios-stdvga.bin";
 
 /// Runs a guest to its end and gives the exit status.
 ///
@@ -51,10 +54,12 @@ pub fn run(args: &RunArgs) -> Result<u8> {
             .with_context(|| format!("--debugcon {}: cannot write it", path.display()))?;
     }
 
+    let screenshots = Screenshots::open(&args.console.screenshots)?;
     let report = config.report.clone();
     let signals = Signals::block();
     let machine = Machine::new(config, output).map_err(|error| anyhow!("{error}"))?;
     let handle = machine.handle();
+    let screenshots = screenshots.start(machine.screen());
     trouble.ends(handle.clone());
     signals.serve(handle.clone());
     if let Some((columns, rows)) = terminal::window() {
@@ -68,6 +73,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
 
     let end = machine.run();
     terminal::restore();
+    let screenshots = screenshots.finish();
     signals.die_if_told();
     if let Some(error) = trouble.take() {
         return Err(crate::cmd::plain(&error)).context("cannot write the guest's serial output");
@@ -75,6 +81,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     if let Some(text) = status::explain(&end) {
         terminal::say(&text);
     }
+    screenshots?;
     if let Some(report) = report {
         eprint!("{report}");
     }
@@ -121,6 +128,11 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         }
         (None, None) => config.firmware = Some(firmware(args)?),
     }
+    if config.firmware.is_some() {
+        config.vga_rom = vga_rom(args)?;
+    } else if !args.console.screenshots.is_empty() {
+        bail!("--screenshot: a kernel that is started without firmware has no screen");
+    }
     if config.firmware.is_some() && !args.boot.append.is_empty() {
         bail!("--append goes with a kernel or a guest's name; firmware finds its own kernel");
     }
@@ -140,6 +152,24 @@ fn firmware(args: &RunArgs) -> Result<PathBuf> {
         );
     }
     Ok(usual.to_owned())
+}
+
+/// The display's option ROM that was asked for, or the usual one. Without it there is no display.
+fn vga_rom(args: &RunArgs) -> Result<Option<PathBuf>> {
+    if args.console.vga_rom.is_some() {
+        return Ok(args.console.vga_rom.clone());
+    }
+    let usual = Path::new(VGA_BIOS);
+    if usual.is_file() {
+        return Ok(Some(usual.to_owned()));
+    }
+    if !args.console.screenshots.is_empty() {
+        bail!(
+            "no video services for the screen: {VGA_BIOS} is not there; install Debian's package \
+             seabios (apt install seabios), or give --vga-rom FILE"
+        );
+    }
+    Ok(None)
 }
 
 /// Refuses what can be refused before anything is fetched or written. The machine looks closer.

@@ -1,6 +1,7 @@
 //! Where the guest's serial line goes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -11,6 +12,35 @@ pub struct ConsoleFlags {
     #[arg(long, value_name = "WHERE", help_heading = "Console", default_value = "stdio")]
     #[arg(value_parser = parse_serial)]
     pub serial: Serial,
+
+    /// Writes what is on the guest's screen to a PNG file, so many seconds after the start, or when the
+    /// guest ends before that. May be given again
+    #[arg(long = "screenshot", value_name = "SECONDS:FILE", help_heading = "Screen")]
+    #[arg(value_parser = parse_screenshot)]
+    pub screenshots: Vec<Screenshot>,
+
+    /// Option ROM of the display that firmware finds: its video services [default with firmware:
+    /// Debian's package seabios's for this display, where it is installed]
+    #[arg(long, value_name = "FILE", help_heading = "Screen", conflicts_with = "kernel")]
+    pub vga_rom: Option<PathBuf>,
+}
+
+/// A picture to take.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Screenshot {
+    pub after: Duration,
+    pub path: PathBuf,
+}
+
+fn parse_screenshot(text: &str) -> Result<Screenshot, String> {
+    let (seconds, path) = text.split_once(':').ok_or("it is SECONDS:FILE, as in 10:screen.png")?;
+    let seconds: f64 = seconds.parse().map_err(|_| format!("{seconds:?} is not a number"))?;
+    let after = Duration::try_from_secs_f64(seconds)
+        .map_err(|_| format!("{seconds} seconds can't be waited"))?;
+    if path.is_empty() {
+        return Err("a file name must follow the colon".to_owned());
+    }
+    Ok(Screenshot { after, path: PathBuf::from(path) })
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +65,15 @@ fn parse_serial(text: &str) -> Result<Serial, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_screenshot_has_a_time_and_a_file() {
+        let shot = parse_screenshot("1.5:a:b.png").expect("sound");
+        assert_eq!((shot.after.as_millis(), shot.path), (1500, PathBuf::from("a:b.png")));
+        for text in ["", "5", "5:", ":a.png", "x:a.png", "-1:a.png", "nan:a.png", "1e300:a.png"] {
+            assert!(parse_screenshot(text).is_err(), "{text}");
+        }
+    }
 
     #[test]
     fn three_places() {

@@ -19,7 +19,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 pub use boot::BootFlags;
-pub use console::{ConsoleFlags, Serial};
+pub use console::{ConsoleFlags, Screenshot, Serial};
 pub use diff::DiffArgs;
 pub use disasm::DisasmArgs;
 pub use fuzz::{FuzzArgs, FuzzEngine};
@@ -231,6 +231,7 @@ mod tests {
             "xenolith run debian -c -1",
             "xenolith run debian --engine jit",
             "xenolith run debian --serial telnet",
+            "xenolith run disk.img --screenshot soon",
             "xenolith run debian --timeout soon",
             "xenolith run debian --timeout -1",
             "xenolith run debian --timeout nan",
@@ -276,6 +277,8 @@ mod tests {
             "-m",
             "-c",
             "--serial",
+            "--screenshot",
+            "--vga-rom",
             "--engine",
             "--timeout",
             "--no-reboot",

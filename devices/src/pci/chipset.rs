@@ -62,6 +62,8 @@ impl MemorySwitch for () {
 
 struct HostBridge {
     switch: Box<dyn MemorySwitch>,
+    /// What the switch was told last. The display switches the same range while it is closed.
+    smram_open: Option<bool>,
 }
 
 impl HostBridge {
@@ -85,6 +87,9 @@ impl HostBridge {
     /// The video memory's range is RAM while SMRAM is open.
     fn tell_smram(&mut self, value: u8) {
         let open = value & SMRAM_GLOBAL != 0 && value & SMRAM_OPEN != 0;
+        if self.smram_open.replace(open) == Some(open) {
+            return;
+        }
         let (start, bytes) = (0xa_0000, 0x2_0000);
         self.switch.set(Segment { start, bytes, reads_ram: open, writes_ram: open });
     }
@@ -131,7 +136,7 @@ pub(super) fn host_bridge(switch: Box<dyn MemorySwitch>) -> Function {
         subsystem: 0x1100,
     });
     config.set_writable(PAM, &[0xff; PAMS]);
-    let mut function = Function::new(config, Box::new(HostBridge { switch }));
+    let mut function = Function::new(config, Box::new(HostBridge { switch, smram_open: None }));
     function.reset();
     function
 }

@@ -7,7 +7,7 @@
 //! of its size. Called by [`super::root`] with the function's lock held. Any thread.
 //!
 //! Source: PCI Local Bus Specification 3.0, §6.1 "Configuration Space Organization", §6.2.5 "Base
-//! Addresses", §6.7 "Capabilities List".
+//! Addresses" with the expansion ROM's, §6.7 "Capabilities List".
 
 use bitflags::bitflags;
 
@@ -17,11 +17,15 @@ pub const STATUS: usize = 0x06;
 pub const HEADER_TYPE: usize = 0x0e;
 pub const BAR0: usize = 0x10;
 pub const CAPABILITIES: usize = 0x34;
+/// Expansion ROM base address.
+pub const ROM_BAR: usize = 0x30;
 pub const INTERRUPT_LINE: usize = 0x3c;
 pub const INTERRUPT_PIN: usize = 0x3d;
 
 /// Base address registers of a header type 0.
 pub const BARS: usize = 6;
+/// Expansion ROM base address: the ROM decodes.
+const ROM_ENABLE: u32 = 1 << 0;
 /// End of the standard header, where capabilities begin.
 const HEADER_END: usize = 0x40;
 const SIZE: usize = 256;
@@ -81,6 +85,8 @@ pub struct ConfigSpace {
     writable: [u8; SIZE],
     clears: [u8; SIZE],
     bars: [Option<Bar>; BARS],
+    /// Size of the expansion ROM; 0 if there is none.
+    rom_size: u64,
     /// Where the next capability goes.
     free: usize,
     /// The byte that points to the next capability.
@@ -95,6 +101,7 @@ impl ConfigSpace {
             writable: [0; SIZE],
             clears: [0; SIZE],
             bars: [None; BARS],
+            rom_size: 0,
             free: HEADER_END,
             link: CAPABILITIES,
         };
@@ -133,6 +140,26 @@ impl ConfigSpace {
             self.set_writable(register + 4, &low_u32(mask >> 32).to_le_bytes());
         }
         self.bars[index] = Some(bar);
+    }
+
+    /// Adds the expansion ROM base address register, for a ROM of `size` bytes.
+    ///
+    /// # Panics
+    /// If the size isn't a power of two of at least 2 KiB: a mistake in the device model.
+    pub fn add_rom(&mut self, size: u64) {
+        assert!(size.is_power_of_two() && size >= 2048, "ROM size {size:#x}");
+        self.set_writable(ROM_BAR, &(low_u32(!(size - 1)) | ROM_ENABLE).to_le_bytes());
+        self.rom_size = size;
+    }
+
+    /// Size of the expansion ROM, and where it decodes, if there is one and it is enabled.
+    #[must_use]
+    pub fn rom(&self) -> Option<(u64, u64)> {
+        let register = self.u32(ROM_BAR);
+        let start = u64::from(register & !0x7ff);
+        let enabled = register & ROM_ENABLE != 0 && self.command().contains(Command::MEMORY);
+        let fits = start != 0 && start + self.rom_size <= u64::from(u32::MAX);
+        (self.rom_size != 0 && enabled && fits).then_some((self.rom_size, start))
     }
 
     /// Appends a capability; `body` follows the ID and next-pointer bytes. Returns its offset.
@@ -252,6 +279,7 @@ impl ConfigSpace {
         for index in 0..BARS {
             self.set_bar_address(index, 0);
         }
+        self.set_u32(ROM_BAR, 0);
     }
 }
 

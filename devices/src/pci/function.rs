@@ -12,14 +12,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::config::{
-    Bar, BarKind, COMMAND, Command, ConfigSpace, INTERRUPT_PIN, STATUS, STATUS_INTX,
+    Bar, BarKind, COMMAND, Command, ConfigSpace, INTERRUPT_PIN, ROM_BAR, STATUS, STATUS_INTX,
 };
 use super::interrupts::{ENTRY_LEN, Interrupts};
 use crate::bus::BusDevice;
 
+/// The number by which a device knows accesses to its expansion ROM.
+pub const ROM: u8 = 6;
+
 /// The part of a function that is particular to it.
 pub trait PciDevice: Send {
-    /// Reads `size` bytes (1, 2 or 4) at `offset` in BAR `bar`.
+    /// Reads `size` bytes (1, 2 or 4) at `offset` in BAR `bar`, or in the expansion [`ROM`].
     fn bar_read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
         let _ = (bar, offset, size);
         u64::MAX
@@ -35,6 +38,10 @@ pub trait PciDevice: Send {
     /// Software wrote `size` bytes of configuration space.
     fn config_written(&mut self, config: &mut ConfigSpace, offset: usize, size: usize) {
         let _ = (config, offset, size);
+    }
+    /// BARs may decode elsewhere now.
+    fn moved(&mut self, config: &ConfigSpace) {
+        let _ = config;
     }
     /// Power-on state, also of what is not the header's in `config`. What the device had under way has
     /// ended when this returns.
@@ -134,7 +141,9 @@ impl Function {
         }
         self.tell_interrupts();
         self.device.config_written(&mut self.config, offset, size);
-        offset < COMMAND + 2 || (0x10..0x28).contains(&offset)
+        offset < COMMAND + 2
+            || (0x10..0x28).contains(&offset)
+            || (ROM_BAR..ROM_BAR + 4).contains(&offset)
     }
 
     /// Brings the interrupts up to date with command register and message control.
@@ -149,6 +158,11 @@ impl Function {
                 command.contains(Command::INTX_DISABLE),
             );
         }
+    }
+
+    /// Tells the device that its BARs may have moved.
+    pub(super) fn tell_moved(&mut self) {
+        self.device.moved(&self.config);
     }
 
     /// Power-on state.

@@ -20,6 +20,6 @@ mod root;
 mod tests;
 
 pub use chipset::{MemorySwitch, Segment};
-pub use function::{Function, PciDevice};
+pub use function::{Function, PciDevice, ROM};
 pub use interrupts::{INTX_GSI_BASE, Interrupts, IntxRouter, intx_gsi};
 pub use root::{PciError, PciRoot};

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use super::chipset::{self, MemorySwitch};
 use super::config::{BARS, BarKind, COMMAND, Command, INTERRUPT_LINE};
-use super::function::{Function, bar_base};
+use super::function::{Function, ROM, bar_base};
 use super::interrupts::{Interrupts, IntxRouter};
 use crate::acpi::pm::PmBlock;
 use crate::bus::{Bus, BusDevice, MovingRanges, Overlap};
@@ -50,6 +50,7 @@ pub enum PciError {
 struct Fitted {
     function: Arc<Mutex<Function>>,
     bars: [Option<u64>; BARS],
+    rom: Option<u64>,
 }
 
 /// The root of PCI bus 0.
@@ -133,7 +134,7 @@ impl PciRoot {
 
     fn fit(&mut self, devfn: u8, function: Function) {
         let function = Arc::new(Mutex::new(function));
-        self.functions.insert(devfn, Fitted { function, bars: [None; BARS] });
+        self.functions.insert(devfn, Fitted { function, bars: [None; BARS], rom: None });
     }
 
     /// Does what firmware does before a kernel starts: places every BAR in `hole` or `io`, enables
@@ -234,6 +235,20 @@ impl PciRoot {
                 ranges.map(start, bar.size, bar_base(index), device);
             }
             fitted.bars[index] = wanted;
+        }
+        let rom = {
+            let mut function = lock(&fitted.function);
+            function.tell_moved();
+            function.config.rom()
+        };
+        let start = rom.map(|(_, start)| start);
+        if fitted.rom != start {
+            let device: Arc<Mutex<dyn BusDevice>> = Arc::clone(&fitted.function) as _;
+            self.memory.unmap(bar_base(usize::from(ROM)), &device);
+            if let Some((size, start)) = rom {
+                self.memory.map(start, size, bar_base(usize::from(ROM)), device);
+            }
+            fitted.rom = start;
         }
     }
 
