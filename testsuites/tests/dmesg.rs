@@ -17,6 +17,9 @@ use xenolith_testsuites::dmesg::{self, Allowed, Line};
 const ALLOWED: &str = include_str!("../guests/dmesg-allowed.txt");
 const MEMORY: &str = "512M";
 const DISK_BYTES: u64 = 8 << 20;
+/// Linux measures its clocks within some milliseconds, and complains of a processor that was away meanwhile. What
+/// is wrong with the machine it says at every boot.
+const BOOTS: usize = 3;
 
 /// Boots to the shell, reads the log and powers off.
 fn log_of(guest: &Debian, command: Command) -> Result<Vec<Line>> {
@@ -62,17 +65,23 @@ fn compare(name: &'static str, cpu: &str, maker: Maker, cpus: &str) -> Result<()
     let disk = Path::new(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("dmesg-{name}-{}.img", std::process::id()));
     fs::File::create(&disk)?.set_len(DISK_BYTES)?;
-    let mut ours = guest.run(QUICK)?;
-    ours.args(["-m", MEMORY, "--cpu", cpu, "-c", cpus, "--disk"]).arg(&disk);
-    let here = log_of(&guest, ours)?;
     let there = log_of(&guest, qemu(&guest, maker, cpus, &disk))?;
-    fs::remove_file(&disk)?;
-
-    let found = dmesg::complaints(&here, &there, &Allowed::parse(ALLOWED)?);
-    for line in &found {
-        eprintln!("<{}> {}", line.level, line.text);
+    let mut complains = 0;
+    for boot in 1..=BOOTS {
+        let mut ours = guest.run(QUICK)?;
+        ours.args(["-m", MEMORY, "--cpu", cpu, "-c", cpus, "--disk"]).arg(&disk);
+        let here = log_of(&guest, ours)?;
+        let found = dmesg::complaints(&here, &there, &Allowed::parse(ALLOWED)?);
+        for line in &found {
+            eprintln!("boot {boot}: <{}> {}", line.level, line.text);
+        }
+        complains = found.len();
+        if complains == 0 {
+            break;
+        }
     }
-    ensure!(found.is_empty(), "{name} complains {} times about us and not about QEMU", found.len());
+    fs::remove_file(&disk)?;
+    ensure!(complains == 0, "{name} complains {complains} times about us and not about QEMU");
     // The comparison itself must be able to find something.
     let planted = Line { level: 6, text: "clocksource: planted is unstable".to_owned() };
     let found = dmesg::complaints(slice::from_ref(&planted), &there, &Allowed::parse(ALLOWED)?);
