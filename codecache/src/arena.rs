@@ -153,11 +153,8 @@ impl Arena {
     /// `at` isn't in the arena.
     #[must_use]
     pub fn read_displacement(&self, at: usize) -> i32 {
-        let offset = at - self.run.start.addr().get();
-        assert!(offset + 4 <= self.write.bytes, "a displacement in the arena");
-        let place = self.write.start.as_ptr().wrapping_add(offset).cast::<i32>();
-        // SAFETY: within the writing view; only the owner of `self` writes there.
-        unsafe { place.read_unaligned() }
+        let bytes = self.read(at, 4).first_chunk().expect("four were asked for");
+        i32::from_le_bytes(*bytes)
     }
 
     /// The `bytes` bytes from host address `at` on.

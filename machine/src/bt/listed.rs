@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use xenolith_codecache::cache::{Cache, Kept};
 use xenolith_translator::emit::Site;
 use xenolith_translator::listing::Listing;
-use xenolith_translator::mode::Mode;
 
 use super::Bt;
-use super::segments::rip_of;
+use super::segments::{mode_of, rip_of};
 
 impl Bt {
     /// Tells whoever wants a listing, once no vCPU runs any more.
@@ -24,7 +23,7 @@ impl Bt {
         for kept in &blocks {
             let first = self.linear(kept);
             let is_wanted = wanted.at.is_none_or(|at| {
-                let mode = mode_of(kept);
+                let mode = mode_of(kept.key);
                 let at = if mode.bits == 64 { at } else { at & 0xffff_ffff };
                 at.wrapping_sub(first) < kept.bytes.len() as u64
             });
@@ -38,7 +37,7 @@ impl Bt {
     /// Linear address of a block.
     fn linear(&self, kept: &Kept) -> u64 {
         let rip = rip_of(kept.tag);
-        if !mode_of(kept).segmented {
+        if !mode_of(kept.key).segmented {
             return rip;
         }
         let number = (kept.tag >> 32) as u32 & 0x3fff_ffff;
@@ -80,7 +79,7 @@ impl Bt {
         };
         let entries = kept.entries;
         let listing = Listing {
-            mode: mode_of(kept),
+            mode: mode_of(kept.key),
             rip: rip_of(kept.tag),
             guest: kept.bytes,
             options: self.cpuid.decoder_options(),
@@ -101,8 +100,4 @@ impl Bt {
             writeln!(text, "{}", listing.summary())
         };
     }
-}
-
-fn mode_of(kept: &Kept) -> Mode {
-    Mode::numbered((kept.key >> 12) as u32 & 0xf_ffff)
 }

@@ -20,8 +20,9 @@ use xenolith_translator::guess::Start;
 use xenolith_translator::mode::Mode;
 use xenolith_translator::plan::Limits;
 
-use super::segments::Spot;
+use super::segments::{Spot, key};
 use super::shared::Templates;
+use super::windows::ticks;
 use super::{Bt, Found, INSN_BYTES_MAX, LENGTH_MAX, UNLUCKY_MAX, windows};
 
 /// Bytes of the longest block.
@@ -175,8 +176,7 @@ impl Bt {
                     // Another vCPU was quicker.
                     return Some(Found { entries, key, epoch: shared.epoch() });
                 }
-                // SAFETY: the time stamp counter may be read by any program here.
-                let start = unsafe { std::arch::x86_64::_rdtsc() };
+                let start = ticks();
                 let frame = self.frame(&cache, &origin);
                 let mut templates = movable.then(|| shared.templates());
                 let again = templates.as_deref().and_then(|templates| {
@@ -203,9 +203,7 @@ impl Bt {
                     self.copy_along(&mut cache, templates, origin);
                 }
                 self.maker.ahead.clear();
-                // SAFETY: as above.
-                let end = unsafe { std::arch::x86_64::_rdtsc() };
-                self.stats.translating_ticks += end.wrapping_sub(start);
+                self.stats.translating_ticks += ticks().wrapping_sub(start);
                 if let Some(entries) = inserted {
                     return Some(Found { entries, key, epoch: shared.epoch() });
                 }
@@ -359,8 +357,7 @@ impl Bt {
             } else {
                 continue;
             };
-            let key =
-                u64::from(id) << 32 | u64::from(mode.number()) << 12 | target & (PAGE_SIZE - 1);
+            let key = key(id, mode, target);
             self.maker.links.push(NewLink { patch, key, link });
         }
         // Where a call comes back to.
@@ -379,9 +376,7 @@ impl Bt {
             let at = first.at.other(rip);
             let origin = Origin { at, ..first };
             let offset = origin.offset();
-            let key = u64::from(first.page.id) << 32
-                | u64::from(first.mode.number()) << 12
-                | offset as u64;
+            let key = key(first.page.id, first.mode, rip);
             let source = origin.template_key(key);
             let Some(template) = templates.get(source) else { continue };
             if cache.find(key).is_some() {

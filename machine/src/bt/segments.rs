@@ -73,6 +73,16 @@ impl Spot {
     }
 }
 
+/// What the block at `la`, in the page that `id` stands for, is kept under.
+pub(super) fn key(id: u32, mode: Mode, la: u64) -> Key {
+    u64::from(id) << 32 | u64::from(mode.number()) << 12 | la & (PAGE_SIZE - 1)
+}
+
+/// The mode in a key.
+pub(super) fn mode_of(key: Key) -> Mode {
+    Mode::numbered((key >> 12) as u32 & 0xf_ffff)
+}
+
 /// The RIP in a tag.
 pub(super) fn rip_of(tag: u64) -> u64 {
     if tag >> 62 == SEGMENTED_CODE >> 62 { tag & 0xffff_ffff } else { tag }
@@ -106,7 +116,7 @@ impl Bt {
         } else {
             page.id
         };
-        u64::from(id) << 32 | u64::from(mode.number()) << 12 | at.la & (PAGE_SIZE - 1)
+        key(id, mode, at.la)
     }
 
     /// Tells translated code of the segment registers.

@@ -483,7 +483,8 @@ pub(super) struct Without {
     tag: u64,
 }
 
-fn ticks() -> u64 {
+/// The host's time stamp counter.
+pub(super) fn ticks() -> u64 {
     // SAFETY: the time stamp counter may be read by any program here.
     unsafe { std::arch::x86_64::_rdtsc() }
 }

@@ -20,7 +20,7 @@ const SYSRET_SYSTEM: u64 = Rflags::all()
     .difference(Rflags::RF)
     .difference(Rflags::VM)
     .bits();
-/// Rights of a bit of RFLAGS in byte 1 to be OF: it then overflows with this added.
+/// OF in the second byte of RFLAGS, and what a byte with only it set overflows by when added to.
 const OVERFLOW_BIT: i8 = 8;
 const OVERFLOWS: i8 = 0x78;
 
