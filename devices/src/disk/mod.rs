@@ -6,6 +6,7 @@
 //! what was written before a [`DiskImage::flush`] that succeeded survives our being killed, and the
 //! host's. Called by the devices' workers; may block.
 
+mod lock;
 mod open;
 mod qcow2;
 mod raw;

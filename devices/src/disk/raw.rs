@@ -1,15 +1,16 @@
 //! Raw images: the file's bytes are the disk's.
 //!
-//! Problem: two programs that write one image ruin it, and a wrong path must be told in one line.
-//! Scheme: an advisory lock on the open file, exclusive for writing and shared for reading only, kept
-//! until the image is dropped. Invariants: the size is fixed at opening; a tail shorter than a sector
+//! Problem: a wrong path must be told in one line, before anything is read or written.
+//! Scheme: the file's kind is looked at, then it is opened and locked. Invariants: the lock is kept until the
+//! image is dropped; the size is fixed at opening; a tail shorter than a sector
 //! is out of the guest's reach, and said so. Any thread; positioned reads and writes share the file.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
+use super::lock::lock;
 use super::{DiskImage, SECTOR};
 
 /// Why an image can't be used.
@@ -88,15 +89,16 @@ pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<File, DiskErro
         return Err(DiskError::NotADisk(path.to_owned()));
     }
     let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(told)?;
-    let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-    match locked {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(DiskError::InUse(path.to_owned())),
+    match lock(&file, read_only) {
+        Ok(true) => {}
+        Ok(false) => return Err(DiskError::InUse(path.to_owned())),
         // Some network file systems have no locks. The user may still use the image there.
-        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput) =>
+        {
             tracing::warn!("disk image {}: can't be locked: {error}", path.display());
         }
-        Err(TryLockError::Error(error)) => return Err(told(error)),
+        Err(error) => return Err(told(error)),
     }
     Ok(file)
 }

@@ -1,8 +1,9 @@
 //! Images that QEMU makes, and images that nobody should.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use super::{DiskError, DiskImage, DiskOptions, Format, open};
@@ -209,6 +210,85 @@ fn the_content_tells_the_format_unless_it_is_given() {
     assert!(error.ends_with("not a qcow2 image"), "{error}");
     let path = scratch.file("image", &[]);
     assert!(matches!(open(&path, TO_READ), Err(DiskError::TooSmall { bytes: 0, .. })));
+}
+
+/// QEMU with the image at `name` as a guest's disk, its monitor at our end of two pipes.
+fn machine_of_qemu(name: &str, read_only: bool) -> Command {
+    let read_only = if read_only { "on" } else { "off" };
+    let drive = format!("file={name},format=raw,if=virtio,read-only={read_only}");
+    let mut command = Command::new("qemu-system-x86_64");
+    command.args(["-S", "-nodefaults", "-display", "none", "-monitor", "stdio", "-drive", &drive]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Such a machine that has the image open until it is dropped.
+struct Holder(Child);
+
+impl Holder {
+    /// Starts it and waits until the image is open. None, and said so, if QEMU isn't there.
+    fn new(name: &str, read_only: bool) -> Option<Self> {
+        let Ok(child) = machine_of_qemu(name, read_only).spawn() else {
+            eprintln!("SKIPPED: qemu-system-x86_64 is not installed (apt install qemu-system-x86)");
+            return None;
+        };
+        let mut holder = Self(child);
+        // The monitor answers when the machine is complete.
+        let input = holder.0.stdin.as_mut().expect("piped");
+        input.write_all(b"info block\n").and_then(|()| input.flush()).expect("it listens");
+        let output = holder.0.stdout.as_mut().expect("piped");
+        let mut told = Vec::new();
+        let mut byte = [0];
+        while !told.ends_with(b"(raw") {
+            output.read_exact(&mut byte).expect("QEMU opens the image and tells its format");
+            told.push(byte[0]);
+        }
+        Some(holder)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whether QEMU takes the image. It must say that a lock keeps it out if it doesn't.
+fn qemu_opens(name: &str, read_only: bool) -> bool {
+    let mut child = machine_of_qemu(name, read_only).spawn().expect("it was there");
+    // One that was refused may have closed its end by now.
+    let _ = child.stdin.take().expect("piped").write_all(b"quit\n");
+    let output = child.wait_with_output().expect("it ends");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() || told.contains("lock"), "{told}");
+    output.status.success()
+}
+
+#[test]
+fn an_image_that_qemu_has_open_is_refused_and_qemu_refuses_ours() {
+    let scratch = Scratch::new("locks");
+    let path = scratch.file("image", &[0; 64 << 10]);
+    let name = path.to_str().expect("ASCII");
+    let write = DiskOptions::default();
+    let Some(writer) = Holder::new(name, false) else { return };
+    for options in [write, TO_READ, SNAPSHOT] {
+        assert!(matches!(open(&path, options), Err(DiskError::InUse(_))), "{options:?}");
+    }
+    drop(writer);
+    let reader = Holder::new(name, true).expect("it was there");
+    assert!(matches!(open(&path, write), Err(DiskError::InUse(_))));
+    drop(open(&path, TO_READ).expect("readers share"));
+    drop(open(&path, SNAPSHOT).expect("readers share"));
+    drop(reader);
+
+    let ours = open(&path, write).expect("free again");
+    assert!(!qemu_opens(name, false) && !qemu_opens(name, true));
+    drop(ours);
+    let ours = open(&path, TO_READ).expect("free");
+    assert!(!qemu_opens(name, false) && qemu_opens(name, true));
+    drop(ours);
+    assert!(qemu_opens(name, false));
 }
 
 /// Opens and reads the image, for whatever comes of it but a panic.
