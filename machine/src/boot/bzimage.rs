@@ -179,5 +179,6 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
         Piece { gpa: place::COMMAND_LINE, bytes: command_line },
     ];
     pieces.extend(initrd);
-    Ok(Loaded { pieces, eip: start, eax: 0, ebx: 0, esi: place::BOOT_PARAMS as u32 })
+    let esi = place::BOOT_PARAMS as u32;
+    Ok(Loaded { pieces, eip: start, eax: 0, ebx: 0, esi, gdt: place::GDT })
 }

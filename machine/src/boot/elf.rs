@@ -115,6 +115,11 @@ impl<'a> Elf<'a> {
         })
     }
 
+    /// Start and end in memory of each segment, whose addresses [`Self::physical_end`] has found sound.
+    pub fn physical(&self) -> Vec<(u64, u64)> {
+        self.loads().map(|it| (it.physical, it.physical.saturating_add(it.memory_bytes))).collect()
+    }
+
     /// The descriptor of the note of this owner and type.
     pub fn note(&self, owner: &[u8], kind: u32) -> Option<&'a [u8]> {
         for segment in self.segments.iter().filter(|segment| segment.kind == PT_NOTE) {

@@ -24,10 +24,10 @@ use xenolith_cpu::CpuState;
 use xenolith_cpu::state::{Segment, TableRegister, sreg};
 
 use crate::config::{Config, ConfigError};
-use crate::memory_map::MemoryMap;
+use crate::memory_map::{EBDA_START, EXTENDED_START, MemoryMap};
 
-/// Low memory that loaders share. The firmware's data area is at 0x400, its extended one at
-/// [`crate::memory_map::EBDA_START`].
+/// Where loaders put their own blocks in low memory, if the kernel leaves these places free. The
+/// firmware's data area is at 0x400, its extended one at [`crate::memory_map::EBDA_START`].
 mod place {
     /// Descriptor table, [`super::GDT`].
     pub const GDT: u64 = 0x500;
@@ -43,6 +43,7 @@ mod place {
 /// Null, null, flat code at 0x10, flat data at 0x18 (the selectors of Linux's boot protocol), and a
 /// task state segment for PVH.
 const GDT: [u64; 5] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
+const GDT_BYTES: u64 = 8 * GDT.len() as u64;
 
 /// Bytes to place in guest memory before the start.
 #[derive(Clone, PartialEq, Eq)]
@@ -65,6 +66,8 @@ pub struct Loaded {
     pub eax: u32,
     pub ebx: u32,
     pub esi: u32,
+    /// Address of the descriptor table.
+    pub gdt: u64,
 }
 
 impl Loaded {
@@ -77,7 +80,7 @@ impl Loaded {
         cpu.rip = u64::from(self.eip);
         cpu.rflags = 2;
         cpu.cr0 = 0x11;
-        cpu.gdtr = TableRegister { base: place::GDT, limit: (GDT.len() * 8 - 1) as u16 };
+        cpu.gdtr = TableRegister { base: self.gdt, limit: (GDT_BYTES - 1) as u16 };
         cpu.idtr = TableRegister { base: 0, limit: 0 };
         cpu.seg = [Segment::from_descriptor(0x18, GDT[3]); 6];
         cpu.seg[sreg::CS] = Segment::from_descriptor(0x10, GDT[2]);
@@ -130,14 +133,14 @@ impl Request<'_> {
         }
     }
 
-    /// Takes the initrd and places it at `floor`.
+    /// Takes the initrd and places it at `floor`, or from 1 MiB on if it doesn't fit below.
     fn place_initrd_low(&mut self, floor: u64) -> Result<Option<Piece>, ConfigError> {
         let Some(bytes) = self.initrd.take() else { return Ok(None) };
         let len = bytes.len() as u64;
-        if !self.map.is_ram(floor, len) {
-            return Err(self.no_room(len, floor, self.map.low_end()));
+        match [floor, floor.max(EXTENDED_START)].into_iter().find(|&at| self.map.is_ram(at, len)) {
+            Some(gpa) => Ok(Some(Piece { gpa, bytes })),
+            None => Err(self.no_room(len, floor, self.map.low_end())),
         }
-        Ok(Some(Piece { gpa: floor, bytes }))
     }
 
     fn no_room(&self, len: u64, floor: u64, top: u64) -> ConfigError {
@@ -148,6 +151,39 @@ impl Request<'_> {
                  of low memory ({top:#x}); give more memory with -m"
             ),
         }
+    }
+}
+
+/// Low memory for a loader's blocks, around what the kernel and its module take.
+struct LowMemory<'a> {
+    request: &'a Request<'a>,
+    taken: Vec<(u64, u64)>,
+}
+
+impl<'a> LowMemory<'a> {
+    /// `taken`: start and end of each part of the kernel, zeroed memory included.
+    fn new(request: &'a Request<'a>, mut taken: Vec<(u64, u64)>, module: Option<&Piece>) -> Self {
+        taken.extend(module.map(|piece| (piece.gpa, piece.gpa + piece.bytes.len() as u64)));
+        Self { request, taken }
+    }
+
+    /// Takes `len` bytes at `usual`, or else in the first gap behind [`place::GDT`] that has room.
+    fn take(&mut self, usual: u64, len: u64) -> Result<u64, ConfigError> {
+        let ends = self.taken.iter().map(|&(_, end)| end.next_multiple_of(16));
+        let mut places: Vec<u64> =
+            ends.chain([place::GDT]).filter(|&at| at >= place::GDT).collect();
+        places.sort_unstable();
+        let free = |at: u64| {
+            at + len <= EBDA_START
+                && self.taken.iter().all(|&(start, end)| at + len <= start || end <= at)
+        };
+        let Some(at) = [usual].into_iter().chain(places).find(|&at| free(at)) else {
+            return Err(self
+                .request
+                .bad("it leaves no room in the first 640 KiB for what it is given"));
+        };
+        self.taken.push((at, at + len));
+        Ok(at)
     }
 }
 
@@ -232,11 +268,8 @@ fn load_image(request: Request<'_>) -> Result<Loaded, ConfigError> {
             hint: hint(request.kernel),
         })
     }?;
-    let mut gdt = Vec::new();
-    for descriptor in GDT {
-        gdt.extend(descriptor.to_le_bytes());
-    }
-    loaded.pieces.push(Piece { gpa: place::GDT, bytes: gdt });
+    let gdt = GDT.into_iter().flat_map(u64::to_le_bytes).collect();
+    loaded.pieces.push(Piece { gpa: loaded.gdt, bytes: gdt });
     loaded.pieces.retain(|piece| !piece.bytes.is_empty());
     Ok(loaded)
 }

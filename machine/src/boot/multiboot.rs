@@ -3,11 +3,12 @@
 //! Problem: small kernels and test programs carry a header in their first 8 KiB that says how to load
 //! them. Scheme: by the header's addresses (a flat image) or as ELF; the initrd becomes the one module;
 //! EAX holds the magic and EBX points to the information block. As with QEMU the command line begins
-//! with the kernel's file name, and the module comes right behind the kernel. Source: Multiboot Specification 0.6.96, "The layout of Multiboot
+//! with the kernel's file name, and the module comes right behind the kernel. Kernels that lie below
+//! 640 KiB get all this around them. Source: Multiboot Specification 0.6.96, "The layout of Multiboot
 //! header", "Machine state", "Boot information format".
 
 use super::elf::{self, Elf};
-use super::{Loaded, Piece, Request, place, put, terminated, u32_at};
+use super::{GDT_BYTES, Loaded, LowMemory, Piece, Request, place, put, terminated, u32_at};
 use crate::config::ConfigError;
 use crate::memory_map::EBDA_START;
 
@@ -60,7 +61,7 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
     if flags & WANT_VIDEO != 0 {
         tracing::debug!("the multiboot kernel asks for a video mode; there is no display");
     }
-    let (mut pieces, eip, end) = if flags & HAS_ADDRESSES != 0 {
+    let (mut pieces, taken, eip) = if flags & HAS_ADDRESSES != 0 {
         flat(&request, header)?
     } else if elf::matches(image) {
         segments(&request)?
@@ -74,7 +75,18 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
         let line = format!("{name}{space}{}", request.command_line);
         terminated(&line, place::COMMAND_LINE_MAX - MODULE_LINE_MAX - 1)?
     };
+    let end = taken.iter().map(|&(_, end)| end).max().unwrap_or(0);
     let module = request.place_initrd_low(end.next_multiple_of(0x1000))?;
+    let module_line = match &module {
+        Some(_) => terminated(&request.initrd_path.to_string_lossy(), MODULE_LINE_MAX - 1)?,
+        None => Vec::new(),
+    };
+    let info_bytes = MEMORY_MAP_AT + 24 * request.map.e820().len();
+    let mut low = LowMemory::new(&request, taken, module.as_ref());
+    let gdt = low.take(place::GDT, GDT_BYTES)?;
+    let info_at = low.take(place::INFO, info_bytes as u64)?;
+    let lines = (command_line.len() + module_line.len()) as u64;
+    let command_line_at = low.take(place::COMMAND_LINE, lines)?;
 
     let mut info = vec![0; MEMORY_MAP_AT];
     let mut put32 = |offset: usize, value: u64| {
@@ -84,22 +96,20 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
     let mut has = INFO_MEMORY | INFO_COMMAND_LINE | INFO_MEMORY_MAP | INFO_LOADER_NAME;
     put32(4, EBDA_START >> 10);
     put32(8, request.map.low_end().saturating_sub(0x10_0000) >> 10);
-    put32(16, place::COMMAND_LINE);
+    put32(16, command_line_at);
     if let Some(module) = &module {
         has |= INFO_MODULES;
         put32(20, 1);
-        put32(24, place::INFO + MODULE_AT as u64);
+        put32(24, info_at + MODULE_AT as u64);
         put32(MODULE_AT, module.gpa);
         put32(MODULE_AT + 4, module.gpa + module.bytes.len() as u64);
-        let line_at = place::COMMAND_LINE + command_line.len() as u64;
+        let line_at = command_line_at + command_line.len() as u64;
         put32(MODULE_AT + 8, line_at);
-        let name = request.initrd_path.to_string_lossy();
-        let line = terminated(&name, MODULE_LINE_MAX - 1)?;
-        pieces.push(Piece { gpa: line_at, bytes: line });
+        pieces.push(Piece { gpa: line_at, bytes: module_line });
     }
     put32(44, 24 * request.map.e820().len() as u64);
-    put32(48, place::INFO + MEMORY_MAP_AT as u64);
-    put32(64, place::INFO + LOADER_NAME_AT as u64);
+    put32(48, info_at + MEMORY_MAP_AT as u64);
+    put32(64, info_at + LOADER_NAME_AT as u64);
     put32(0, u64::from(has));
     put(&mut info, LOADER_NAME_AT, b"xenolith");
     for entry in request.map.e820() {
@@ -109,14 +119,17 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
         info.extend(entry.len.to_le_bytes());
         info.extend((entry.kind as u32).to_le_bytes());
     }
-    pieces.push(Piece { gpa: place::INFO, bytes: info });
-    pieces.push(Piece { gpa: place::COMMAND_LINE, bytes: command_line });
+    pieces.push(Piece { gpa: info_at, bytes: info });
+    pieces.push(Piece { gpa: command_line_at, bytes: command_line });
     pieces.extend(module);
-    Ok(Loaded { pieces, eip, eax: LOADER_MAGIC, ebx: place::INFO as u32, esi: 0 })
+    Ok(Loaded { pieces, eip, eax: LOADER_MAGIC, ebx: info_at as u32, esi: 0, gdt })
 }
 
-/// Pieces, entry point and end in memory of an image with load addresses in its header.
-fn flat(request: &Request<'_>, header: usize) -> Result<(Vec<Piece>, u32, u64), ConfigError> {
+/// A kernel's pieces, start and end of what it takes in memory, and its entry point.
+type Kernel = (Vec<Piece>, Vec<(u64, u64)>, u32);
+
+/// Loads an image with load addresses in its header.
+fn flat(request: &Request<'_>, header: usize) -> Result<Kernel, ConfigError> {
     let image = request.kernel;
     let field = |n: usize| {
         u32_at(image, header + 12 + 4 * n)
@@ -148,15 +161,16 @@ fn flat(request: &Request<'_>, header: usize) -> Result<(Vec<Piece>, u32, u64), 
              with -m"
         )));
     }
-    Ok((vec![Piece { gpa: u64::from(load_addr), bytes: bytes.to_vec() }], entry, end))
+    let start = u64::from(load_addr);
+    Ok((vec![Piece { gpa: start, bytes: bytes.to_vec() }], vec![(start, end)], entry))
 }
 
-/// The same of an ELF image.
-fn segments(request: &Request<'_>) -> Result<(Vec<Piece>, u32, u64), ConfigError> {
+/// Loads an ELF image.
+fn segments(request: &Request<'_>) -> Result<Kernel, ConfigError> {
     let elf = Elf::parse(request.kernel).map_err(|reason| request.bad(reason))?;
-    let Some(end) = elf.physical_end() else {
+    if elf.physical_end().is_none() {
         return Err(request.bad("an ELF segment wraps around the end of the address space"));
-    };
+    }
     let mut pieces = Vec::new();
     // The entry point is a linear address; a kernel linked high is entered where it was loaded.
     let mut entry = elf.entry;
@@ -177,5 +191,5 @@ fn segments(request: &Request<'_>) -> Result<(Vec<Piece>, u32, u64), ConfigError
     let Ok(entry) = u32::try_from(entry) else {
         return Err(request.bad(format!("its entry point {entry:#x} is above 4 GiB")));
     };
-    Ok((pieces, entry, end))
+    Ok((pieces, elf.physical(), entry))
 }

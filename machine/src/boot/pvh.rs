@@ -6,13 +6,15 @@
 //! pointer. Source: Xen docs/misc/pvh.pandoc; Xen public/arch-x86/hvm/start_info.h.
 
 use super::elf::Elf;
-use super::{Loaded, Piece, Request, place, u32_at};
+use super::{GDT_BYTES, Loaded, LowMemory, Piece, Request, place, u32_at};
 use crate::config::ConfigError;
 
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 const START_INFO_BYTES: u64 = 56;
 const MODULE_BYTES: u64 = 32;
+/// Bytes of one entry of the memory map.
+const MEMORY_MAP_BYTES: u64 = 24;
 
 pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
     let elf = Elf::parse(request.kernel).map_err(|reason| request.bad(reason))?;
@@ -38,14 +40,20 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
     let command_line = request.command_line(usize::MAX)?;
     let initrd = request.place_initrd(end.next_multiple_of(0x1000).max(0x10_0000), u64::MAX)?;
 
-    let modules = place::INFO + START_INFO_BYTES;
+    let info_bytes =
+        START_INFO_BYTES + MODULE_BYTES + MEMORY_MAP_BYTES * request.map.e820().len() as u64;
+    let mut low = LowMemory::new(&request, elf.physical(), initrd.as_ref());
+    let gdt = low.take(place::GDT, GDT_BYTES)?;
+    let info_at = low.take(place::INFO, info_bytes)?;
+    let command_line_at = low.take(place::COMMAND_LINE, command_line.len() as u64)?;
+    let modules = info_at + START_INFO_BYTES;
     let memory_map = modules + MODULE_BYTES;
     let mut info = Vec::new();
     for field in [START_INFO_MAGIC, 1, 0, u32::from(initrd.is_some())] {
         info.extend(field.to_le_bytes());
     }
     let module_list = if initrd.is_some() { modules } else { 0 };
-    for field in [module_list, place::COMMAND_LINE, request.rsdp, memory_map] {
+    for field in [module_list, command_line_at, request.rsdp, memory_map] {
         info.extend(field.to_le_bytes());
     }
     for field in [request.map.e820().len() as u32, 0] {
@@ -61,8 +69,8 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
         info.extend((entry.kind as u32).to_le_bytes());
         info.extend([0; 4]);
     }
-    pieces.push(Piece { gpa: place::INFO, bytes: info });
-    pieces.push(Piece { gpa: place::COMMAND_LINE, bytes: command_line });
+    pieces.push(Piece { gpa: info_at, bytes: info });
+    pieces.push(Piece { gpa: command_line_at, bytes: command_line });
     pieces.extend(initrd);
-    Ok(Loaded { pieces, eip: entry, eax: 0, ebx: place::INFO as u32, esi: 0 })
+    Ok(Loaded { pieces, eip: entry, eax: 0, ebx: info_at as u32, esi: 0, gdt })
 }

@@ -301,6 +301,44 @@ fn multiboot_by_elf_headers() {
 }
 
 #[test]
+fn multiboot_kernels_in_low_memory_get_their_information_around_them() {
+    // From each start, with zeroed memory behind the image, over each of the loader's usual places.
+    for start in [0x500u32, 0x1000, 0x7c00, 0xf000, 0x2_0000] {
+        let mut image = flat_multiboot();
+        let header_at = 64;
+        let end = start + 0x1_8000;
+        for (n, value) in [start + 64, start, 0, end, start + 0x70].into_iter().enumerate() {
+            put(&mut image, header_at + 12 + 4 * n, &value.to_le_bytes());
+        }
+        for module in [None, Some(vec![9; 0x1_0000]), Some(vec![9; 1 << 20])] {
+            let loaded = load_from(&image, module.clone()).expect("there is room");
+            assert_eq!(loaded.eip, start + 0x70);
+            let line = u64::from(dword(&loaded, u64::from(loaded.ebx) + 16));
+            assert_eq!(bytes_at(&loaded, line, 22), b"k console=ttyS0 quiet\0");
+            let within = |piece: &&Piece| {
+                piece.gpa < u64::from(end)
+                    && u64::from(start) < piece.gpa + piece.bytes.len() as u64
+            };
+            let inside: Vec<_> = loaded.pieces.iter().filter(within).collect();
+            assert_eq!(inside.len(), 1, "only the kernel itself: {inside:?}");
+            let table = loaded.pieces.iter().find(|piece| piece.gpa == loaded.gdt);
+            assert_eq!(table.map(|piece| piece.bytes.len()), Some(40));
+            if let Some(module) = module {
+                let list = u64::from(dword(&loaded, u64::from(loaded.ebx) + 24));
+                let at = dword(&loaded, list);
+                assert!(at >= end && bytes_at(&loaded, u64::from(at), module.len()) == module);
+            }
+        }
+    }
+    let mut image = flat_multiboot();
+    for (n, value) in [0x540u32, 0x500, 0, 0x9_fc00, 0x570].into_iter().enumerate() {
+        put(&mut image, 76 + 4 * n, &value.to_le_bytes());
+    }
+    let error = load_from(&image, None).expect_err("no room").to_string();
+    assert!(error.contains("leaves no room"), "{error}");
+}
+
+#[test]
 fn damaged_multiboot_images_are_refused() {
     assert!(load_from(&elf(false, &multiboot_header(0x8), b""), None).is_err(), "unknown flag");
     assert!(load_from(&multiboot_header(0), None).is_err(), "neither addresses nor ELF");
