@@ -46,6 +46,8 @@ const STRETCH: usize = 500_000;
 const STRETCH_MAX: usize = 100_000_000;
 /// Earlier visits of a stretch's last address that are few: QEMU stops at each.
 const VISITS_FEW: u32 = 8;
+/// Earlier visits that are borne so as to end where the user has said.
+const VISITS_AT_LIMIT: u32 = 1000;
 /// Parts that a stretch is gone through again in, and the steps below which it isn't parted.
 const PARTS: usize = 16;
 const PART_MIN: usize = 256;
@@ -145,9 +147,14 @@ impl Stretch {
         self.undefined = decoded.undefined.after(self.undefined);
     }
 
-    /// Whether QEMU would stop at few breakpoints before if `at` was the end.
+    /// How often QEMU would stop at a breakpoint before if `at` was the end.
+    fn visits(&self, at: u64) -> u32 {
+        self.seen.get(&at).copied().unwrap_or_default()
+    }
+
+    /// Whether it would stop at few.
     fn few(&self, at: u64) -> bool {
-        self.seen.get(&at).is_none_or(|&visits| visits <= VISITS_FEW)
+        self.visits(at) <= VISITS_FEW
     }
 
     /// Whether `at`, after at least `steps`, is a good end.
@@ -354,10 +361,10 @@ impl Lockstep {
         let limit = if self.every_instruction { 1 } else { STRETCH };
         loop {
             let inside = stretch.steps > 0 && self.inside_repeat();
-            if !inside && config.steps.is_some_and(|limit| self.steps >= limit) {
+            let at = linear(&self.leader.engine.state);
+            if !inside && config.steps.is_some_and(|limit| self.over(limit, stretch, at)) {
                 return (None, Some(Stop::Steps));
             }
-            let at = linear(&self.leader.engine.state);
             if !inside && stretch.may_end(at, limit) {
                 return (None, None);
             }
@@ -384,6 +391,12 @@ impl Lockstep {
             }
             stretch.note(at, &self.decoded, &self.leader.engine.mem.stored, self.iterations());
         }
+    }
+
+    /// Whether `limit` steps are over, and `at` is no place in a loop that QEMU would stop at too often before.
+    fn over(&self, limit: u64, stretch: &Stretch, at: u64) -> bool {
+        self.steps >= limit
+            && (stretch.visits(at) <= VISITS_AT_LIMIT || self.steps - limit >= HELD_MAX)
     }
 
     /// One step of the leader: an interrupt, unless it is held off, or else an instruction. `look` tells that devices
@@ -520,6 +533,15 @@ impl Lockstep {
             return Ok(None);
         }
         let ran = stretch.steps > SHORT;
+        if ran {
+            tracing::debug!(
+                "{} steps from {:#x} to {:#x} again: {}",
+                stretch.steps,
+                stretch.start.rip,
+                at_end.rip,
+                if arrived { "something differs there" } else { "not arrived" }
+            );
+        }
         let new_state = self.leader.engine.state.clone();
         let pages: BTreeSet<u64> = stretch.stored.union(&beyond).copied().collect();
         let new_pages: Vec<(u64, Vec<u8>)> = pages
@@ -620,21 +642,30 @@ impl Lockstep {
     fn run_to(&mut self, stretch: &Stretch, at_end: &CpuState) -> Result<bool, DiffError> {
         let target = linear(at_end);
         self.known = None;
-        let mut stops = stretch.seen.get(&target).copied().unwrap_or_default() + EXTRA_STOPS;
+        let mut earlier = stretch.visits(target);
         if linear(&stretch.start) == target {
             self.peer.step()?;
+            earlier -= 1;
+        }
+        // QEMU stops at each iteration of a repeated string instruction, so there it is known by registers alone.
+        let vm = &mut self.leader.engine;
+        let mut stops = earlier + EXTRA_STOPS;
+        if self.cache.get(&mut vm.mem, &self.leader.ram, at_end).repeats {
+            earlier = 0;
         }
         let instructions = (stretch.steps as u64).saturating_add(stretch.iterations);
         let patience = STRETCH_TIME + STEP_TIME * u32::try_from(instructions).unwrap_or(u32::MAX);
         self.peer.set_breakpoint(target)?;
         let mut there = false;
         while !there && stops > 0 && self.peer.go(patience)? {
-            let theirs = self.peer.state(at_end)?;
-            there = theirs.gpr == at_end.gpr && theirs.rip == at_end.rip;
             stops -= 1;
-            if there {
-                self.known = Some(theirs);
-            } else {
+            if earlier == 0 {
+                let theirs = self.peer.state(at_end)?;
+                there = theirs.gpr == at_end.gpr && theirs.rip == at_end.rip;
+                self.known = there.then_some(theirs);
+            }
+            earlier = earlier.saturating_sub(1);
+            if !there {
                 // A single step goes on from a breakpoint.
                 self.peer.step()?;
             }
