@@ -12,6 +12,7 @@ pub mod fw_cfg;
 pub mod hpet;
 pub mod irq;
 pub mod legacy;
+pub mod net;
 pub mod pci;
 pub mod power;
 pub mod smbios;

@@ -1,4 +1,4 @@
-//! Virtio 1.x devices: block, console, entropy, on a PCI transport.
+//! Virtio 1.x devices: block, console, entropy, network, on a PCI transport.
 //!
 //! Problem: devices that do their work in threads of their own, on rings in guest memory that a
 //! hostile guest fills. Scheme: the transport ([`VirtioPci`]) speaks the registers; when the driver
@@ -16,6 +16,7 @@ mod block;
 mod console;
 mod doorbell;
 mod entropy;
+mod net;
 mod queue;
 mod signals;
 mod transport;
@@ -32,6 +33,7 @@ pub use console::{Console, ConsoleHandle};
 
 pub use doorbell::{Doorbell, Events};
 pub use entropy::Entropy;
+pub use net::Net;
 
 pub use queue::{Chain, Malformed, VirtQueue};
 pub use signals::Signals;

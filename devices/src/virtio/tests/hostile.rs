@@ -11,7 +11,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::board::{Board, PciTransport, RAM_LEN, RAM_START, Ram, eventually, new_ram};
 use super::devices::MemoryImage;
 use crate::clock::lock;
-use crate::virtio::{Block, Console, Entropy, add};
+use crate::net::{Mac, fake::FakeNet};
+use crate::virtio::{Block, Console, Entropy, Net, add};
 
 /// Panics of workers since the program started: a reset only logs them.
 fn worker_panics() -> usize {
@@ -214,7 +215,14 @@ fn board_with(kind: u8, ram: &Ram) -> std::sync::Arc<Board> {
             handle.send(&[0x55; 5000]);
             Board::with(device, ram)
         }
-        _ => Board::with(Entropy::new(Box::new(|bytes| bytes.fill(0xee))), ram),
+        2 => Board::with(Entropy::new(Box::new(|bytes| bytes.fill(0xee))), ram),
+        _ => {
+            let network = FakeNet::new();
+            for len in [14, 60, 1518] {
+                network.deliver(&vec![0x77; len]);
+            }
+            Board::with(Net::new(network, Mac::default()), ram)
+        }
     }
 }
 
@@ -224,7 +232,7 @@ proptest! {
     /// Any contents of descriptor table and rings, on any device.
     #[test]
     fn random_rings_neither_panic_nor_hang(
-        kind in 0..3u8,
+        kind in 0..4u8,
         descriptors in vec(descriptor(), 32),
         heads in vec(0..17u16, 32),
         index in 0..18u16,
@@ -235,7 +243,7 @@ proptest! {
         let board = board_with(kind, &ram);
         let driver = PciTransport::new(&board);
         ram.write_slice(&headers, GuestAddress(DATA)).expect("in RAM");
-        let queues = if kind == 1 { 2 } else { 1 };
+        let queues = if kind == 1 || kind == 3 { 2 } else { 1 };
         for queue in 0..queues {
             let (shift, half) = (queue as u64 * QUEUE_STRIDE, 16 * queue..16 * queue + 16);
             put_descriptors(&ram, DESCRIPTORS + shift, &descriptors[half.clone()]);
@@ -262,7 +270,7 @@ proptest! {
     #[test]
     fn random_register_accesses_neither_panic_nor_hang(
         accesses in vec(
-            (0..12u8, any::<u32>(), 0..4u8, any::<u64>(), prop::bool::weighted(0.7)),
+            (0..13u8, any::<u32>(), 0..4u8, any::<u64>(), prop::bool::weighted(0.7)),
             1..200,
         ),
     ) {
@@ -276,6 +284,8 @@ proptest! {
             add(&mut root, console, ram.clone()).expect("fits");
             let entropy = Entropy::new(Box::new(|bytes| bytes.fill(1)));
             add(&mut root, entropy, ram.clone()).expect("fits");
+            let card = Net::new(FakeNet::new(), Mac::default());
+            add(&mut root, card, ram.clone()).expect("fits");
         }
         board.assign();
         let begin = Instant::now();
@@ -294,9 +304,9 @@ proptest! {
 type Access = (u8, u32, u8, u64, bool);
 
 fn perform(board: &Board, (target, offset, size, value, write): Access) {
-    let slot = target % 5;
+    let slot = target % 6;
     let size = 1 << size;
-    if target < 5 {
+    if target < 6 {
         // Ports: whole configuration space, also over the end of double words.
         let at = 1u64 << 31 | u64::from(slot) << 11 | u64::from(offset & 0xfc);
         board.ports.write(0xcf8, 4, at);

@@ -4,3 +4,4 @@
 mod board;
 mod devices;
 mod hostile;
+mod net;
