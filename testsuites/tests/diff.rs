@@ -209,6 +209,48 @@ fn qemu_runs_through_long_loops_at_its_own_speed() -> Result<()> {
     Ok(())
 }
 
+/// Asking for the time often is followed, and so are flags that the manual leaves undefined where they are pushed,
+/// kept in registers and pushed again: QEMU has others there.
+#[test]
+fn qemu_is_followed_through_time_and_pushed_flags() -> Result<()> {
+    if !has_qemu() {
+        return Ok(());
+    }
+    let file = TemporaryFile::new(&image(|asm| {
+        let mut turn = asm.create_label();
+        let mut hang = asm.create_label();
+        asm.mov(esp, 0x50_0000)?;
+        asm.mov(ecx, 300)?;
+        asm.set_label(&mut turn)?;
+        // AF is undefined behind MUL, and AMD's processors and QEMU differ in others.
+        for _ in 0..4 {
+            asm.mov(eax, 0x8000_0000u32)?;
+            asm.mul(ecx)?;
+            asm.shl(eax, 5)?;
+            asm.pushfd()?;
+            asm.pop(ebx)?;
+            asm.test(ebx, 0x200)?;
+            asm.push(ebx)?;
+        }
+        asm.add(esp, 12)?;
+        asm.popfd()?;
+        asm.rdtsc()?;
+        asm.dec(ecx)?;
+        asm.jnz(turn)?;
+        asm.mov(dx, 0xf4)?;
+        asm.mov(eax, 0x21)?;
+        asm.out(dx, eax)?;
+        asm.set_label(&mut hang)?;
+        asm.jmp(hang)?;
+        Ok(())
+    })?)?;
+    let summary = equal(config(Against::Qemu, &file))?;
+    assert_eq!(summary.stop, Stop::DebugExit(0x21));
+    assert_eq!(summary.repeated, 0, "{summary:?}");
+    assert_eq!(summary.injected, 301, "{summary:?}");
+    Ok(())
+}
+
 /// Starting a timer asks for attention in the middle of a block.
 #[test]
 fn a_block_that_starts_a_timer_is_followed() -> Result<()> {

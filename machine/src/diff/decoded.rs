@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use iced_x86::{CpuidFeature, Instruction};
+use iced_x86::{CpuidFeature, Instruction, Mnemonic};
 use xenolith_cpu::env::{Access, Memory, Place, Privilege};
 use xenolith_cpu::state::sreg;
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
@@ -33,6 +33,10 @@ pub struct Decoded {
     pub vector: bool,
     /// It is a string instruction that is repeated.
     pub repeats: bool,
+    /// It pushes the flags.
+    pub pushes_flags: bool,
+    /// It pops them.
+    pub pops_flags: bool,
     /// It may be anything but plain.
     pub special: bool,
     bits: u32,
@@ -48,7 +52,22 @@ impl Decoded {
         let repeats =
             insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix());
         let special = asks_the_machine(&insn) || loads_system_state(&insn);
-        Self { insn, bytes, len, undefined: Undefined::by(&insn), vector, repeats, special, bits }
+        let is = |names: [Mnemonic; 3]| names.contains(&insn.mnemonic());
+        let pushes_flags = is([Mnemonic::Pushf, Mnemonic::Pushfd, Mnemonic::Pushfq]);
+        let pops_flags = is([Mnemonic::Popf, Mnemonic::Popfd, Mnemonic::Popfq]);
+        let undefined = Undefined::by(&insn);
+        Self {
+            insn,
+            bytes,
+            len,
+            undefined,
+            vector,
+            repeats,
+            pushes_flags,
+            pops_flags,
+            special,
+            bits,
+        }
     }
 }
 

@@ -362,6 +362,12 @@ impl Peer {
         self.gdb.settle()
     }
 
+    /// Writes bytes of one page.
+    pub fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), DiffError> {
+        self.gdb.write(gpa, bytes)?;
+        self.gdb.settle()
+    }
+
     pub fn step(&mut self) -> Result<(), DiffError> {
         self.gdb.step()
     }

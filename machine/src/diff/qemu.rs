@@ -66,6 +66,9 @@ const STRETCH_TIME: Duration = Duration::from_millis(500);
 const STEP_TIME: Duration = Duration::from_micros(2);
 /// How long it may take for the rest of one repeated instruction.
 const REPEAT_TIME: Duration = Duration::from_secs(60);
+/// Times that a stretch ends at an instruction before the breakpoint stays, and how many stay: each slows down its page.
+const MET_OFTEN: u32 = 3;
+const KEPT_MAX: usize = 64;
 /// Iterations of one repeated instruction that are stepped through before a breakpoint is used.
 const ITERATIONS_STEPPED: usize = 8;
 /// Iterations that are stepped through where the instruction isn't finished, as it has faulted.
@@ -114,6 +117,8 @@ struct Stretch {
     last_stored: u64,
     /// Status flags that are undefined at its end.
     undefined: u64,
+    /// Those that were undefined when PUSHF made numbers of them.
+    pushed: u64,
 }
 
 impl Stretch {
@@ -129,6 +134,7 @@ impl Stretch {
             stored: BTreeSet::new(),
             last_stored: u64::MAX,
             undefined: 0,
+            pushed: 0,
         }
     }
 
@@ -144,7 +150,25 @@ impl Stretch {
                 self.last_stored = gpn;
             }
         }
+        if decoded.pushes_flags {
+            self.pushed |= self.undefined & Rflags::STATUS.bits();
+        }
         self.undefined = decoded.undefined.after(self.undefined);
+        if decoded.pops_flags {
+            self.undefined = self.pushed;
+        }
+    }
+
+    /// Whether these two differ only in one or two copies of the flags register, pushed somewhere in the stretch, by
+    /// what was undefined in it.
+    fn copies_flags(&self, ours: u64, theirs: u64) -> bool {
+        let copy = |ours: u64, differ: u64| {
+            let one = Rflags::all().contains(Rflags::from_bits_retain(ours)) && ours & 2 != 0;
+            differ == 0 || differ & !self.pushed == 0 && one
+        };
+        let differ = ours ^ theirs;
+        // A 32-bit guest pushes two into a word.
+        copy(ours & 0xffff_ffff, differ & 0xffff_ffff) && copy(ours >> 32, differ >> 32)
     }
 
     /// How often QEMU would stop at a breakpoint before if `at` was the end.
@@ -187,6 +211,45 @@ impl Held {
     }
 }
 
+/// Breakpoints at the ends of stretches. One at an instruction that is always injected stays after it has been met a
+/// few times: no stretch goes beyond, and QEMU forgets all that it has translated at every new one.
+#[derive(Default)]
+struct Breakpoints {
+    kept: BTreeSet<u64>,
+    met: Visits,
+}
+
+impl Breakpoints {
+    fn set(&mut self, peer: &mut Peer, at: u64) -> Result<(), DiffError> {
+        if self.kept.contains(&at) { Ok(()) } else { peer.set_breakpoint(at) }
+    }
+
+    /// Behind a run to `at`. `arrived` is false if the run ended elsewhere, which may be for one that was kept.
+    fn end(
+        &mut self,
+        peer: &mut Peer,
+        at: u64,
+        arrived: bool,
+        always: bool,
+    ) -> Result<(), DiffError> {
+        let met = self.met.entry(at).or_default();
+        *met += u32::from(always);
+        if arrived && always && *met >= MET_OFTEN && self.kept.len() < KEPT_MAX {
+            self.kept.insert(at);
+            return Ok(());
+        }
+        if !self.kept.contains(&at) {
+            peer.clear_breakpoint(at)?;
+        }
+        if !arrived || !always && self.kept.contains(&at) {
+            for at in std::mem::take(&mut self.kept) {
+                peer.clear_breakpoint(at)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 type Machine = Leader<Interp<Watched>>;
 
 struct Lockstep {
@@ -201,6 +264,7 @@ struct Lockstep {
     /// QEMU's state.
     known: Option<CpuState>,
     held: Held,
+    breakpoints: Breakpoints,
     every_instruction: bool,
     history: History,
     steps: u64,
@@ -237,6 +301,7 @@ pub fn run(mut config: DiffConfig) -> Result<Outcome, DiffError> {
         vector_changed: false,
         known: None,
         held: Held::default(),
+        breakpoints: Breakpoints::default(),
         every_instruction: config.every_instruction,
         history: History::default(),
         steps: 0,
@@ -253,6 +318,11 @@ fn linear(state: &CpuState) -> u64 {
     } else {
         state.seg[sreg::CS].base.wrapping_add(state.rip) & 0xffff_ffff
     }
+}
+
+/// The word at this offset of a page.
+fn u64_at(page: &[u8], word: usize) -> u64 {
+    u64::from_le_bytes(page[word..word + 8].try_into().expect("eight bytes"))
 }
 
 /// Copies all but x87 and vector registers.
@@ -305,6 +375,22 @@ fn is_native(insn: &Instruction, state: &CpuState, loads: bool) -> bool {
         _ if loads_segments(insn) => !loads,
         _ => loads_system_state(insn),
     }
+}
+
+/// Instructions that ask the machine wherever they are executed.
+fn is_always_injected(insn: &Instruction) -> bool {
+    asks_the_machine(insn)
+        || matches!(
+            insn.mnemonic(),
+            Mnemonic::In
+                | Mnemonic::Out
+                | Mnemonic::Insb
+                | Mnemonic::Insw
+                | Mnemonic::Insd
+                | Mnemonic::Outsb
+                | Mnemonic::Outsw
+                | Mnemonic::Outsd
+        )
 }
 
 /// MSRs whose writes QEMU does by itself and a debugger can take back.
@@ -528,7 +614,7 @@ impl Lockstep {
             .collect();
         // The last step may have stored to pages that the stretch did too.
         let beyond: BTreeSet<u64> = last.iter().flat_map(|it| it.stored.iter().copied()).collect();
-        let arrived = stretch.steps > SHORT && self.run_to(stretch, at_end)?;
+        let arrived = stretch.steps > SHORT && self.run_to(stretch, at_end, last)?;
         if arrived && self.ends_equal(stretch, at_end, &beyond)? {
             return Ok(None);
         }
@@ -638,8 +724,13 @@ impl Lockstep {
         self.vector_changed = true;
     }
 
-    /// Runs QEMU to the end of the stretch; `false` if it doesn't come there.
-    fn run_to(&mut self, stretch: &Stretch, at_end: &CpuState) -> Result<bool, DiffError> {
+    /// Runs QEMU to the end of the stretch, where `last` follows; `false` if it doesn't come there.
+    fn run_to(
+        &mut self,
+        stretch: &Stretch,
+        at_end: &CpuState,
+        last: Option<&Done>,
+    ) -> Result<bool, DiffError> {
         let target = linear(at_end);
         self.known = None;
         let mut earlier = stretch.visits(target);
@@ -655,14 +746,24 @@ impl Lockstep {
         }
         let instructions = (stretch.steps as u64).saturating_add(stretch.iterations);
         let patience = STRETCH_TIME + STEP_TIME * u32::try_from(instructions).unwrap_or(u32::MAX);
-        self.peer.set_breakpoint(target)?;
+        self.breakpoints.set(&mut self.peer, target)?;
         let mut there = false;
         while !there && stops > 0 && self.peer.go(patience)? {
             stops -= 1;
             if earlier == 0 {
                 let theirs = self.peer.state(at_end)?;
-                there = theirs.gpr == at_end.gpr && theirs.rip == at_end.rip;
-                self.known = there.then_some(theirs);
+                let mut right = theirs.clone();
+                for (ours, theirs) in at_end.gpr.iter().zip(&mut right.gpr) {
+                    if ours != theirs && stretch.copies_flags(*ours, *theirs) {
+                        *theirs = *ours;
+                        self.allowed += 1;
+                    }
+                }
+                there = right.gpr == at_end.gpr && right.rip == at_end.rip;
+                if there {
+                    self.peer.set_state(&right, &theirs)?;
+                    self.known = Some(right);
+                }
             }
             earlier = earlier.saturating_sub(1);
             if !there {
@@ -670,7 +771,8 @@ impl Lockstep {
                 self.peer.step()?;
             }
         }
-        self.peer.clear_breakpoint(target)?;
+        let always = last.is_some_and(|done| is_always_injected(&done.decoded.insn));
+        self.breakpoints.end(&mut self.peer, target, there, always)?;
         Ok(there)
     }
 
@@ -689,13 +791,40 @@ impl Lockstep {
             if beyond.contains(&gpn) {
                 continue;
             }
+            if stretch.pushed != 0 {
+                self.mend_pushed(stretch, gpn)?;
+            }
             let (word, tolerated) = self.peer.page_differs(&self.leader.ram, gpn);
             self.allowed += tolerated as u64;
-            if word.is_some() {
+            if let Some(word) = word {
+                let [ours, theirs] = [self.leader.ram.page(gpn), self.peer.page(gpn)]
+                    .map(|page| page.map(|page| u64_at(page, word)));
+                tracing::debug!(
+                    "at {:#x} there is {ours:x?} and in QEMU {theirs:x?}",
+                    gpn * PAGE_SIZE + word as u64
+                );
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// Makes copies of pushed undefined flags ours in a page.
+    fn mend_pushed(&mut self, stretch: &Stretch, gpn: u64) -> Result<(), DiffError> {
+        let (Some(ours), Some(theirs)) = (self.leader.ram.page(gpn), self.peer.page(gpn)) else {
+            return Ok(());
+        };
+        let copies: Vec<usize> = words_differing(ours, theirs)
+            .0
+            .into_iter()
+            .filter(|&at| stretch.copies_flags(u64_at(ours, at), u64_at(theirs, at)))
+            .collect();
+        for at in copies {
+            let ours = self.leader.ram.page(gpn).map_or(0, |page| u64_at(page, at));
+            self.peer.write(gpn * PAGE_SIZE + at as u64, &ours.to_le_bytes())?;
+            self.allowed += 1;
+        }
+        Ok(())
     }
 
     /// Compares QEMU's state with `ours`, and makes undefined flags ours.
@@ -782,9 +911,7 @@ impl Lockstep {
         let state = &done.before;
         !words.is_empty()
             && words.iter().all(|&word| {
-                let at = |page: &[u8]| {
-                    u64::from_le_bytes(page[word..word + 8].try_into().expect("eight bytes"))
-                };
+                let at = |page| u64_at(page, word);
                 let gpa = gpn * PAGE_SIZE + word as u64;
                 // A store of the leader's to that descriptor, by way of the table.
                 let stored = done.touches.iter().any(|touch| {
