@@ -6,7 +6,7 @@
 //! Invariant: a row excuses only endings that an instruction of its kind had a part in.
 //! Source: SDM and AMD's APM, as named in each row; the rest as measured.
 
-use iced_x86::{Instruction, Mnemonic as M, Register};
+use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
 use xenolith_cpu::CpuState;
 use xenolith_cpu::state::Rflags;
 
@@ -38,10 +38,11 @@ pub enum Kind {
     Movsxd16,
     CallOrder,
     HostSelector,
+    BasedOffset,
 }
 
 /// All kinds, with their reasons.
-pub const MAKERS: [(Kind, &str); 22] = [
+pub const MAKERS: [(Kind, &str); 23] = [
     (
         Kind::RepeatFlags,
         "REP CMPS and SCAS that fault: flags as before them (SDM vol. 2, REP), or of the last iteration (AMD)",
@@ -89,7 +90,7 @@ pub const MAKERS: [(Kind, &str); 22] = [
     ),
     (
         Kind::RetFar,
-        "RETF and IRET whose selector is refused: the outer stack's words looked at first (AMD), or not",
+        "RETF and IRET with several faults: the outer stack's words and RIP's limit looked at before SS (AMD), or not",
     ),
     (
         Kind::Bounds,
@@ -119,6 +120,10 @@ pub const MAKERS: [(Kind, &str); 22] = [
     (
         Kind::HostSelector,
         "selectors that only the host's kernel has (Linux, arch/x86/include/asm/segment.h)",
+    ),
+    (
+        Kind::BasedOffset,
+        "offsets that aren't canonical before FS or GS is added: allowed (SDM vol. 1, Canonical Addressing), or #GP (AMD)",
     ),
     (Kind::CallOrder, "CALL with a bad stack and a bad target: no order is given"),
 ];
@@ -178,6 +183,12 @@ pub fn note(insn: &Instruction, bytes: &[u8], state: &CpuState, mut kind: impl F
     if bits == 64 && insn.memory_size().size() > 1 {
         kind(Kind::Canonical, none);
     }
+    if bits == 64
+        && matches!(insn.memory_segment(), Register::FS | Register::GS)
+        && offset(insn, state).is_none_or(|offset| (offset as i64) << 16 >> 16 != offset as i64)
+    {
+        kind(Kind::BasedOffset, none);
+    }
     if bits != 64 && insn.memory_size().size() >= 10 {
         kind(Kind::Wrap16, none);
     }
@@ -213,6 +224,19 @@ pub fn note(insn: &Instruction, bytes: &[u8], state: &CpuState, mut kind: impl F
     }
 }
 
+/// The offset of a memory operand with FS or GS in 64-bit mode, without vector registers.
+fn offset(insn: &Instruction, state: &CpuState) -> Option<u64> {
+    let operand = (0..insn.op_count()).find(|&n| insn.op_kind(n) == OpKind::Memory)?;
+    insn.virtual_address(operand, 0, |register, _, _| match register {
+        _ if register.is_segment_register() => Some(0),
+        _ if register.is_gpr() => {
+            let value = state.gpr[register.full_register().number()];
+            Some(if register.size() == 4 { value & 0xffff_ffff } else { value })
+        }
+        _ => None,
+    })
+}
+
 /// Whether two endings differ as `kinds` say, which are those of the executed instructions with their RIP.
 #[must_use]
 pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
@@ -227,6 +251,12 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
             End::Exception { vector: 14, error: a, cr2: x },
             End::Exception { vector: 14, error: b, cr2: y },
         ] => (a ^ b) & !1 == 0 && (x.wrapping_sub(*y) as i32).unsigned_abs() < 512,
+        _ => false,
+    };
+    let page_faults_64k_apart = || match endings.map(|it| &it.end) {
+        [End::Exception { vector: 14, cr2: x, .. }, End::Exception { vector: 14, cr2: y, .. }] => {
+            x.abs_diff(*y) == 0x1_0000
+        }
         _ => false,
     };
     let near_wrap = || {
@@ -258,14 +288,15 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
     let holds_there = |kind: &Kind| match kind {
         Kind::FrameOrder => both_page_faults(),
         Kind::FastReturn => one(&[6]),
-        Kind::RetFar => one(&[12, 14, 17]),
+        Kind::RetFar => one(&[12, 14, 17]) || vectors == [13, 13],
+        Kind::BasedOffset => one(&[13]),
         Kind::GatherTrap => one(&[1]),
         Kind::Movsxd16 => elsewhere,
         Kind::CallOrder => one(&[12, 13]) && vectors.iter().all(|it| matches!(it, 12..=14 | 17)),
         Kind::Canonical => vectors.iter().all(|it| matches!(it, 12..=14 | 17)) && at_an_end(),
         Kind::NoModrm => one(&[6]),
         Kind::CompareOrder => vectors.iter().all(|vector| matches!(vector, 12 | 13 | 14 | 17)),
-        Kind::Wrap16 => one(&[12, 13]),
+        Kind::Wrap16 => one(&[12, 13]) || page_faults_64k_apart(),
         Kind::MaskedFault => one(&[12, 13, 14, 17]) || elsewhere,
         Kind::Bounds => one(&[12, 13, 14, 17]),
         Kind::HalfFlags => one(&[14, 19]),
