@@ -42,17 +42,19 @@ use xenolith_devices::legacy::rtc::Rtc;
 use xenolith_devices::legacy::serial_io::SerialOutput;
 use xenolith_devices::legacy::testdev;
 use xenolith_devices::legacy::uart::{self, SerialInput, Uart};
+use xenolith_devices::net::{NetBackend, e1000};
 use xenolith_devices::pci::{PciError, PciRoot};
 use xenolith_devices::power::PowerEvents;
 use xenolith_devices::smbios;
 use xenolith_devices::vga::{self, Vga};
 use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
+use xenolith_net::Network;
 
 use crate::boot::{Loaded, Start};
 use crate::bt::{Bt, Options, SharedSlot};
 use crate::clock::{CountedClock, HostClock};
-use crate::config::{self, Config, ConfigError, DiskConfig};
+use crate::config::{self, Config, ConfigError, DiskConfig, NetConfig, NetModel};
 use crate::console::{Port, Sink, is_on_virtio};
 use crate::control::{Cause, Control};
 use crate::engine::{Engine, Stubs};
@@ -87,6 +89,16 @@ pub fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ConfigError> {
             })
         })
         .collect()
+}
+
+/// Starts the network, which stays over resets.
+///
+/// # Errors
+/// A port is taken, or a file can't be used.
+pub fn open_network(config: &Config) -> Result<Option<Network>, ConfigError> {
+    let start = |net: &NetConfig| Network::start(&net.settings);
+    let network = config.net.as_ref().map(start).transpose();
+    network.map_err(|error| ConfigError::Net { reason: error.to_string() })
 }
 
 /// What an engine is made of: a vCPU in its first state, its memory and its world.
@@ -174,9 +186,12 @@ impl Board {
         map: &MemoryMap,
         start: &Start,
         disks: &[Disk],
+        network: Option<&Network>,
         sink: &Sink,
     ) -> Result<Self, ConfigError> {
-        Self::build_with(config, map, start, disks, sink, &mut |parts| parts.engine(config.engine))
+        Self::build_with(config, map, start, disks, network, sink, &mut |parts| {
+            parts.engine(config.engine)
+        })
     }
 
     /// [`Board::build`] with engines from `make`.
@@ -188,6 +203,7 @@ impl Board {
         map: &MemoryMap,
         start: &Start,
         disks: &[Disk],
+        network: Option<&Network>,
         sink: &Sink,
         make: &mut MakeEngine<'_>,
     ) -> Result<Self, ConfigError> {
@@ -271,8 +287,12 @@ impl Board {
         let outputs = [output()?, output()?];
         let serial = wiring.serial(&outputs[0]).map_err(overlap)?;
         let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
+        let card = match (&config.net, network) {
+            (Some(net), Some(network)) => Some(Card::new(net, network)?),
+            _ => None,
+        };
         let console =
-            wiring.pci(&ram, &router, &pm, display.as_ref(), disks, &outputs[1], random)?;
+            wiring.pci(&ram, &router, &pm, display.as_ref(), card, disks, &outputs[1], random)?;
 
         let translations = Arc::new(SharedSlot::new(Options {
             cache_bytes: config.code_cache_bytes,
@@ -412,6 +432,46 @@ struct Legacy {
     i8042: Arc<Mutex<I8042>>,
 }
 
+/// A network card to fit.
+struct Card<'a> {
+    config: &'a NetConfig,
+    backend: Arc<dyn NetBackend>,
+    rom: Vec<u8>,
+}
+
+impl<'a> Card<'a> {
+    fn new(config: &'a NetConfig, network: &Network) -> Result<Self, ConfigError> {
+        let mut rom = Vec::new();
+        if let Some(path) = &config.rom {
+            let wrong = |reason: String| ConfigError::Net {
+                reason: format!("romfile={}: {reason}", path.display()),
+            };
+            let file = File::open(path).map_err(|error| wrong(config::describe(&error)))?;
+            file.take(e1000::ROM_BYTES_MAX as u64 + 1)
+                .read_to_end(&mut rom)
+                .map_err(|error| wrong(config::describe(&error)))?;
+            if rom.len() > e1000::ROM_BYTES_MAX || !rom.starts_with(&[0x55, 0xaa]) {
+                return Err(wrong("not an option ROM of at most 256 KiB".to_owned()));
+            }
+        }
+        Ok(Self { config, backend: network.port(), rom })
+    }
+
+    fn fit(self, root: &mut PciRoot, ram: &GuestRam) -> Result<(), PciError> {
+        let Self { config, backend, rom } = self;
+        match config.model {
+            NetModel::Virtio => {
+                let device = virtio::Net::new(backend, config.mac);
+                virtio::add(root, device, ram.memory_arc())?;
+            }
+            NetModel::E1000 => {
+                e1000::add(root, ram.memory_arc(), backend, config.mac, rom)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A display and its option ROM.
 type Display = (Arc<Mutex<Vga>>, Vec<u8>);
 
@@ -522,7 +582,7 @@ impl Wiring {
         Ok(Uart::input(&uart))
     }
 
-    /// The PCI bus with the virtio devices, set up as firmware would if there is none.
+    /// The PCI bus with what is on it, set up as firmware would if there is none.
     #[allow(clippy::too_many_arguments, reason = "all that is on the bus")]
     fn pci(
         &mut self,
@@ -530,6 +590,7 @@ impl Wiring {
         router: &InterruptRouter,
         pm: &Arc<Mutex<PmBlock>>,
         display: Option<&Display>,
+        card: Option<Card<'_>>,
         disks: &[Disk],
         output: &SerialOutput,
         mut random: Random,
@@ -543,6 +604,10 @@ impl Wiring {
         root.add_power_management(pm);
         if let Some((vga, rom)) = display {
             vga::add(&mut root, vga, rom.clone()).map_err(bad)?;
+        }
+        // Behind the display, where QEMU has it too: systems name the card by its slot.
+        if let Some(card) = card {
+            card.fit(&mut root, ram).map_err(bad)?;
         }
         let (console, handle) = virtio::Console::new(Box::new(output.clone()));
         virtio::add(&mut root, console, ram.memory_arc()).map_err(bad)?;

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xenolith_devices::disk::DiskOptions;
+use xenolith_devices::net::Mac;
+use xenolith_net::Settings;
 
 use crate::bt::Report;
 use crate::disasm::Wanted;
@@ -44,6 +46,26 @@ pub struct DiskConfig {
     pub options: DiskOptions,
 }
 
+/// Which network card there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetModel {
+    /// Virtio's.
+    #[default]
+    Virtio,
+    /// Intel's 82540EM, which old systems and firmware know.
+    E1000,
+}
+
+/// A network card and the network that it is plugged into.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NetConfig {
+    pub model: NetModel,
+    pub mac: Mac,
+    /// The card's option ROM, by which firmware starts from the network. Only [`NetModel::E1000`] has one.
+    pub rom: Option<PathBuf>,
+    pub settings: Settings,
+}
+
 /// A machine to build.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -64,6 +86,8 @@ pub struct Config {
     /// Kernel command line (`--append`).
     pub command_line: String,
     pub disks: Vec<DiskConfig>,
+    /// The network (`--net`). `None`: no card.
+    pub net: Option<NetConfig>,
     /// Option ROM of a display to fit (`--vga-rom`): its video services. `None`: no display.
     pub vga_rom: Option<PathBuf>,
     /// End with [`crate::End::Timeout`] after so much host time.
@@ -109,6 +133,7 @@ impl Default for Config {
             initrd: None,
             command_line: String::new(),
             disks: Vec::new(),
+            net: None,
             vga_rom: None,
             timeout: None,
             guest_timeout: None,
@@ -190,6 +215,8 @@ pub enum ConfigError {
     CommandLine { len: usize, max: usize },
     #[error("--append: the command line holds a NUL byte")]
     CommandLineNul,
+    #[error("--net user: {reason}")]
+    Net { reason: String },
     #[error("--disk {}: {reason}", path.display())]
     Disk { path: PathBuf, reason: String },
     /// The host refused something that is not a matter of configuration.
@@ -198,7 +225,7 @@ pub enum ConfigError {
 }
 
 /// An I/O error without the "(os error N)" that tells nobody anything.
-fn describe(error: &io::Error) -> String {
+pub(crate) fn describe(error: &io::Error) -> String {
     let text = error.to_string();
     match text.find(" (os error") {
         Some(at) => text[..at].to_owned(),

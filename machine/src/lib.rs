@@ -29,6 +29,7 @@ mod vcpu;
 
 pub use bt::Report;
 pub use bt::probe;
-pub use config::{Config, ConfigError, DiskConfig, Engine, Mmu};
+pub use config::{Config, ConfigError, DiskConfig, Engine, Mmu, NetConfig, NetModel};
 pub use machine::{End, Handle, Machine, SerialInput};
 pub use screen::Screen;
+pub use xenolith_net::{Forward, Settings as NetSettings};

@@ -1,8 +1,8 @@
 //! The machine as its user sees it.
 //!
 //! Problem: a run survives any number of guest resets, while its user holds one input, one output and
-//! one handle. Scheme: [`Machine`] keeps what outlives a reset (configuration, loaded files, open disks,
-//! the console's host side, the [`Control`] cell) and builds a fresh [`Board`] for every start, so that a
+//! one handle. Scheme: [`Machine`] keeps what outlives a reset (configuration, loaded files, open disks, the
+//! network, the console's host side, the [`Control`] cell) and builds a fresh [`Board`] for every start, so that a
 //! reset machine can't differ from a new one. Invariants: [`Machine::run`] returns after the last board's
 //! threads are gone and its output is written, or the time for that is up. Thread: the caller's.
 
@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use xenolith_devices::power::PowerEvent;
+use xenolith_net::Network;
 
 use crate::boot::{self, Start};
-use crate::builder::{Board, Disk, open_disks};
+use crate::builder::{Board, Disk, open_disks, open_network};
 use crate::config::{Config, ConfigError};
 use crate::console::{Input, Sink};
 use crate::control::{Cause, Control};
@@ -51,6 +52,7 @@ pub struct Machine {
     map: MemoryMap,
     start: Start,
     disks: Vec<Disk>,
+    network: Option<Network>,
     sink: Sink,
     input: Input,
     screen: Screen,
@@ -114,13 +116,15 @@ impl Machine {
         let map = MemoryMap::new(config.memory_bytes);
         let start = boot::load(&config, &map, ACPI_TABLES.0)?;
         let disks = open_disks(&config.disks)?;
+        let network = open_network(&config)?;
         let sink = Sink::new(serial_output);
-        let first = Board::build(&config, &map, &start, &disks, &sink)?;
+        let first = Board::build(&config, &map, &start, &disks, network.as_ref(), &sink)?;
         Ok(Self {
             config,
             map,
             start,
             disks,
+            network,
             sink,
             input: Input::default(),
             screen: Screen::default(),
@@ -152,7 +156,14 @@ impl Machine {
         loop {
             let board = match self.first.take() {
                 Some(board) => Ok(board),
-                None => Board::build(&self.config, &self.map, &self.start, &self.disks, &self.sink),
+                None => Board::build(
+                    &self.config,
+                    &self.map,
+                    &self.start,
+                    &self.disks,
+                    self.network.as_ref(),
+                    &self.sink,
+                ),
             };
             let board = match board {
                 Ok(board) => board,

@@ -13,6 +13,7 @@ set -euo pipefail
 peers=(
     "qemu-system-x86_64 --version|qemu-system-x86"
     "test -e /usr/share/seabios/bios-256k.bin|seabios"
+    "test -e /usr/lib/ipxe/qemu/pxe-e1000.rom|ipxe-qemu"
     "nasm -v|nasm"
     "test -e /usr/include/gnu/stubs-32.h|gcc-multilib"
     "mkfs.ext4 -V|e2fsprogs"

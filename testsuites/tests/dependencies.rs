@@ -16,9 +16,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("codecache", &[]),
     ("translator", &["cpu", "codecache"]),
     ("devices", &[]),
-    ("machine", &["cpu", "mmu", "codecache", "translator", "devices"]),
+    ("net", &["devices"]),
+    ("machine", &["cpu", "mmu", "codecache", "translator", "devices", "net"]),
     ("cli", &["machine", "devices"]),
-    ("testsuites", &["machine", "cpu", "mmu", "codecache", "translator", "devices"]),
+    ("testsuites", &["machine", "cpu", "mmu", "codecache", "translator", "devices", "net"]),
     ("benches", &["machine", "cpu", "mmu", "codecache", "translator", "devices"]),
 ];
 
@@ -26,7 +27,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 /// files; testsuites and benches are not part of the program.
 const HOST_CALLS: &[&str] = &["libc", "rustix", "nix", "memmap2"];
 const MAY_CALL_HOST: &[&str] =
-    &["mmu", "codecache", "devices", "machine", "cli", "testsuites", "benches"];
+    &["mmu", "codecache", "devices", "net", "machine", "cli", "testsuites", "benches"];
 /// The one part of devices that may.
 const DISK_IMAGES: &str = "devices/src/disk/";
 

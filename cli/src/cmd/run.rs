@@ -133,6 +133,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
     } else if !args.console.screenshots.is_empty() {
         bail!("--screenshot: a kernel that is started without firmware has no screen");
     }
+    config.net = args.net.config(config.firmware.is_some(), config.icount)?;
     if config.firmware.is_some() && !args.boot.append.is_empty() {
         bail!("--append goes with a kernel or a guest's name; firmware finds its own kernel");
     }

@@ -11,6 +11,7 @@ mod disasm;
 mod fuzz;
 mod limits;
 mod machine;
+mod net;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -25,6 +26,7 @@ pub use disasm::DisasmArgs;
 pub use fuzz::{FuzzArgs, FuzzEngine};
 pub use limits::LimitFlags;
 pub use machine::MachineFlags;
+pub use net::NetFlags;
 
 use crate::{status, terminal};
 
@@ -75,6 +77,7 @@ Examples:
   xenolith run debian
   xenolith run debian -m 1G -c 2 --append 'quiet'
   xenolith run debian --disk disk.img --append 'root=/dev/vda1'
+  xenolith run disk.img --net user,hostfwd=tcp:127.0.0.1:2222-:22
   xenolith run debian-i386 --timeout 600 </dev/null >boot.log
   xenolith run disk.img --disk data.img
   xenolith run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'
@@ -106,6 +109,8 @@ pub struct RunArgs {
     pub boot: BootFlags,
     #[command(flatten)]
     pub machine: MachineFlags,
+    #[command(flatten)]
+    pub net: NetFlags,
     #[command(flatten)]
     pub console: ConsoleFlags,
     #[command(flatten)]
@@ -231,6 +236,8 @@ mod tests {
             "xenolith run debian -c -1",
             "xenolith run debian --engine jit",
             "xenolith run debian --serial telnet",
+            "xenolith run debian --net tap",
+            "xenolith run debian --net user,hostfwd=tcp:2222",
             "xenolith run disk.img --screenshot soon",
             "xenolith run debian --timeout soon",
             "xenolith run debian --timeout -1",
@@ -277,6 +284,8 @@ mod tests {
             "-m",
             "-c",
             "--serial",
+            "--net",
+            "hostfwd=",
             "--screenshot",
             "--vga-rom",
             "--engine",

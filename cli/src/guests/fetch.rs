@@ -27,6 +27,7 @@ pub const MODULES: &[&str] = &[
     "virtio_console",
     "virtio_rng",
     "virtio_net",
+    "e1000",
     "ext4",
     "crc32c_generic",
     "crc32c_intel",

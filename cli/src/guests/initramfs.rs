@@ -17,14 +17,16 @@ use super::{Guest, modules};
 const INIT: &str = include_str!("files/init");
 const WINDOW: &str = include_str!("files/window");
 const PROFILE: &str = include_str!("files/profile");
+const LEASE: &str = include_str!("files/lease");
 
 /// Counts changes of the layout that the scripts don't show.
 const FORMAT: u32 = 1;
 
-const FOLDERS: [&str; 17] = [
+const FOLDERS: [&str; 18] = [
     "bin",
     "dev",
     "etc",
+    "etc/udhcpc",
     "lib",
     "lib/modules",
     "mnt",
@@ -88,6 +90,8 @@ fn build(guest: &Guest, folder: &Path) -> Result<Vec<u8>> {
     archive.file("init", 0o755, INIT.as_bytes());
     archive.file("etc/window", 0o755, WINDOW.as_bytes());
     archive.file("etc/profile", 0o644, PROFILE.as_bytes());
+    // Where Debian's busybox looks for it.
+    archive.file("etc/udhcpc/default.script", 0o755, LEASE.as_bytes());
     archive.file("etc/hostname", 0o644, format!("{}\n", guest.name).as_bytes());
     archive.file("etc/hosts", 0o644, format!("127.0.0.1 localhost {}\n", guest.name).as_bytes());
     archive.file("etc/passwd", 0o644, b"root::0:0:root:/root:/bin/sh\n");
@@ -125,7 +129,7 @@ fn is_missing(error: &anyhow::Error) -> bool {
 fn recipe(guest: &Guest) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let format = FORMAT.to_string();
-    let parts = [INIT, WINDOW, PROFILE, guest.name, &format].into_iter();
+    let parts = [INIT, WINDOW, PROFILE, LEASE, guest.name, &format].into_iter();
     for part in parts.chain(super::fetch::MODULES.iter().copied()) {
         // The NUL keeps neighbours apart.
         for byte in part.bytes().chain([0]) {

@@ -51,7 +51,7 @@ impl FakeNet {
 }
 
 impl NetBackend for FakeNet {
-    fn ready(&self) -> bool {
+    fn ready(&self, _: usize) -> bool {
         lock(&self.0).room != Some(0)
     }
 

@@ -11,6 +11,7 @@
 
 use std::fmt;
 
+pub mod e1000;
 #[cfg(test)]
 pub(crate) mod fake;
 
@@ -21,8 +22,8 @@ pub const FRAME_MIN: usize = 14;
 
 /// What a card is plugged into. Frames have no preamble and no check sequence.
 pub trait NetBackend: Send + Sync {
-    /// Whether there is room for a frame from the card.
-    fn ready(&self) -> bool;
+    /// Whether there is room for so many frames from the card, of which few are asked for at once.
+    fn ready(&self, frames: usize) -> bool;
     /// Takes a frame from the card. Without room it is lost.
     fn send(&self, frame: &[u8]);
     /// Whether there is a frame for the card.

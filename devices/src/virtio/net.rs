@@ -153,7 +153,7 @@ fn pour_out<M: GuestAddressSpace>(
     loop {
         queue.disable_notification()?;
         while !active.doorbell.stopped() {
-            if !backend.ready() {
+            if !backend.ready(1) {
                 // Room wakes us; the next packet needn't.
                 return Ok(());
             }

@@ -80,7 +80,8 @@ impl Plan {
             taken = Some(parts);
             Ok(Box::new(Absent(state)) as Box<dyn Engine>)
         };
-        let board = Board::build_with(&self.config, &self.map, &self.start, &[], &sink, &mut make)?;
+        let board =
+            Board::build_with(&self.config, &self.map, &self.start, &[], None, &sink, &mut make)?;
         let clockwork = board.into_clockwork();
         match (taken, clockwork) {
             (Some(parts), Some(clockwork)) => Ok((parts, clockwork)),
