@@ -39,10 +39,11 @@ pub enum Kind {
     CallOrder,
     HostSelector,
     BasedOffset,
+    Misaligned,
 }
 
 /// All kinds, with their reasons.
-pub const MAKERS: [(Kind, &str); 23] = [
+pub const MAKERS: [(Kind, &str); 24] = [
     (
         Kind::RepeatFlags,
         "REP CMPS and SCAS that fault: flags as before them (SDM vol. 2, REP), or of the last iteration (AMD)",
@@ -96,7 +97,14 @@ pub const MAKERS: [(Kind, &str); 23] = [
         Kind::Bounds,
         "BOUND: both bounds read first (AMD), or the upper one only if the lower one holds (Intel)",
     ),
-    (Kind::NoModrm, "UD1 at a page end: a ModRM byte fetched (SDM vol. 2, UD), or not (AMD)"),
+    (
+        Kind::NoModrm,
+        "UD1 and undefined opcodes at a page end: a ModRM byte fetched (SDM vol. 2, UD), or not (AMD)",
+    ),
+    (
+        Kind::Misaligned,
+        "LDMXCSR that sets MM: #GP (SDM vol. 2, LDMXCSR), or allowed (APM vol. 1, MXCSR)",
+    ),
     (
         Kind::CompareOrder,
         "CMPS with two bad operands: which one faults is not said (SDM vol. 2, CMPS)",
@@ -140,6 +148,7 @@ pub fn note(insn: &Instruction, bytes: &[u8], state: &CpuState, mut kind: impl F
     let none = Mask::default();
     if insn.is_invalid() {
         // Prefixes may stand before it.
+        kind(Kind::NoModrm, none);
         if bytes.iter().take(4).any(|&byte| matches!(byte, 0xc4 | 0xc5)) {
             kind(Kind::VexInvalid, none);
         }
@@ -219,6 +228,7 @@ pub fn note(insn: &Instruction, bytes: &[u8], state: &CpuState, mut kind: impl F
             kind(Kind::MaskedFault, none);
         }
         M::Vcvtps2ph => kind(Kind::HalfFlags, none),
+        M::Ldmxcsr | M::Vldmxcsr => kind(Kind::Misaligned, none),
         M::Ud1 => kind(Kind::NoModrm, none),
         _ => {}
     }
@@ -259,6 +269,11 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
         }
         _ => false,
     };
+    let fetch_faults = || {
+        endings.iter().any(
+            |it| matches!(it.end, End::Exception { vector: 14, error, .. } if error & 0x10 != 0),
+        )
+    };
     let near_wrap = || {
         endings.iter().any(|it| match it.end {
             End::Exception { vector: 14, cr2, .. } => !(0x1000..0xffff_f000).contains(&cr2),
@@ -294,7 +309,8 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
         Kind::Movsxd16 => elsewhere,
         Kind::CallOrder => one(&[12, 13]) && vectors.iter().all(|it| matches!(it, 12..=14 | 17)),
         Kind::Canonical => vectors.iter().all(|it| matches!(it, 12..=14 | 17)) && at_an_end(),
-        Kind::NoModrm => one(&[6]),
+        Kind::NoModrm => one(&[6]) && fetch_faults(),
+        Kind::Misaligned => one(&[13]),
         Kind::CompareOrder => vectors.iter().all(|vector| matches!(vector, 12 | 13 | 14 | 17)),
         Kind::Wrap16 => one(&[12, 13]) || page_faults_64k_apart(),
         Kind::MaskedFault => one(&[12, 13, 14, 17]) || elsewhere,
