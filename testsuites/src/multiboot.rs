@@ -4,7 +4,7 @@
 //! the test writes them with iced's assembler; [`image`] puts a multiboot header before them. The code runs at
 //! [`ENTRY`] in flat 32-bit protected mode with interrupts off and no stack.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write as _};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -44,12 +44,21 @@ impl TemporaryFile {
     /// The host's.
     pub fn new(bytes: &[u8]) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("xenolith-test-{}-{n}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        let file = Self(path);
-        std::fs::File::create_new(&file.0)?.write_all(bytes)?;
-        Ok(file)
+        loop {
+            let n = COUNT.fetch_add(1, Ordering::Relaxed);
+            let name = format!("xenolith-test-{}-{n}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            match std::fs::File::create_new(&path) {
+                Ok(mut file) => {
+                    let this = Self(path);
+                    file.write_all(bytes)?;
+                    return Ok(this);
+                }
+                // Left by a test that was killed, whose process had the same number.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 }
 
