@@ -493,6 +493,13 @@ impl<S: Copy> Cache<S> {
         Some(self.blocks[*self.by_key.get(&key)? as usize].entries)
     }
 
+    /// The guest physical page that the block's last instruction ends in, if it began in another.
+    #[must_use]
+    pub fn second_page(&self, key: Key) -> Option<u64> {
+        let [_, second] = self.blocks[*self.by_key.get(&key)? as usize].sources;
+        (second.len > 0).then_some(second.gpn)
+    }
+
     /// Whether a block still is what its key stands for.
     #[must_use]
     pub fn is_live(&self, block: u32) -> bool {

@@ -62,6 +62,11 @@ const SHADOW: &str = "QEMU breaks behind MOV SS; code breakpoints there are held
 const DETECT: &str = "QEMU pushes RF clear; a fault pushes it set, but for instruction breakpoints (SDM vol. 3, \
                       Instruction-Breakpoint Exception Condition)";
 
+const ABSENT: &str = "QEMU raises #NP; an absent stack segment is #SS (SDM vol. 2, IRET)";
+const DEFAULT: &str =
+    "QEMU takes a 64-bit code segment whose D is set; IRET refuses it (SDM vol. 2, IRET)";
+const ACCESSED: &str = "QEMU's IRET leaves the accessed bit clear; loading a segment sets it (SDM vol. 3, Segment \
+                        Descriptors)";
 const LIMIT: &str = "QEMU checks neither limits nor kinds of data segments; the processor does (SDM vol. 3, Limit \
                      Checking, Type Checking)";
 const GATE: &str = "QEMU enters a conforming segment at its DPL and on another stack; the privilege stays (SDM vol. 2, \
@@ -69,7 +74,7 @@ const GATE: &str = "QEMU enters a conforming segment at its DPL and on another s
 const TRAP: &str = "QEMU ignores a task's trap bit (SDM vol. 3, Task-Switch Exception Condition)";
 
 /// Every difference between QEMU 10.0 and our engines.
-pub const DIFFERENCES: [Explained; 24] = [
+pub const DIFFERENCES: [Explained; 32] = [
     ours("rights level=4 reserved ", RESERVED),
     ours("rights level=4 reserved,no-execute ", RESERVED),
     ours("rights level=3 reserved ", RESERVED),
@@ -86,6 +91,14 @@ pub const DIFFERENCES: [Explained; 24] = [
     ours("canonical at=ffff7fffffffffff access=2 ", JUMP),
     ours(" break behind mov ss:", SHADOW),
     ours(" general detect:", DETECT),
+    ours("returns to 0 ss absent", ABSENT),
+    ours("returns to 3 ss absent", ABSENT),
+    ours("returns to 0 cs default", DEFAULT),
+    ours("returns to 3 cs default", DEFAULT),
+    ours("returns to 0 cs accessed", ACCESSED),
+    ours("returns to 3 cs accessed", ACCESSED),
+    ours("returns to 0 ss accessed", ACCESSED),
+    ours("returns to 3 ss accessed", ACCESSED),
     ours_32("limit ", LIMIT),
     ours_32("task null ds ", LIMIT),
     ours_32("call gate conforming=1 bits=20 ", GATE),

@@ -39,6 +39,8 @@ pub const SEGMENTED_CODE: u64 = 1 << 63;
 /// See [`Area::crossed`].
 pub const CROSSED_IN: u64 = 1;
 pub const CROSSED_OUT: u64 = 2;
+/// The first of the two bits for [`Area::returns`].
+pub const CROSSED_BACK: u64 = 4;
 /// What [`Area::sysret_looks`] has to gather: IF alone.
 pub const SYSRET_GATHERED: i32 = 2;
 /// RFLAGS's bits that SYSRET in translated code may not set, and IF, which it must.
@@ -49,6 +51,9 @@ const SYSRET_LOOKS: Rflags = Rflags::TF
     .union(Rflags::RF)
     .union(Rflags::VM)
     .union(Rflags::AC);
+/// RFLAGS's bits that IRET in translated code may not set. Where no breakpoint is armed, RF does nothing.
+const IRET_LOOKS: Rflags =
+    Rflags::TF.union(Rflags::DF).union(Rflags::NT).union(Rflags::VM).union(Rflags::AC);
 /// Privileges, as [`xenolith_cpu::env::Privilege`] numbers them.
 const PRIVILEGES: usize = 3;
 
@@ -62,6 +67,38 @@ pub struct Tlb {
     pub write: [u64; TLB_ENTRIES],
     /// Host address minus linear address.
     pub addend: [u64; TLB_ENTRIES],
+}
+
+/// An IRET in 64-bit mode at CPL 0 that translated code may do: what it has to find.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// It has to be left to Rust, unless this is zero.
+    pub closed: u64,
+    /// Minus the selectors of CS and SS.
+    pub minus_selectors: [u64; 2],
+    /// Linear addresses of their descriptors, and minus their contents.
+    pub descriptors: [u64; 2],
+    pub minus_descriptors: [u64; 2],
+    /// Minus bits 47 to 63 of RIP.
+    pub minus_upper: u64,
+    /// Its bit in [`Area::crossed`].
+    pub crossed: u64,
+    /// The privilege that it leads to.
+    pub side: u64,
+}
+
+impl Return {
+    /// None is known.
+    pub const CLOSED: Self = Self {
+        closed: 1,
+        minus_selectors: [0; 2],
+        descriptors: [0; 2],
+        minus_descriptors: [0; 2],
+        minus_upper: 0,
+        crossed: 0,
+        side: 0,
+    };
 }
 
 /// What offsets into a segment are checked against, so that a violation shows in the sign of a sum.
@@ -147,11 +184,19 @@ pub struct Area {
     pub control: [u64; 5],
     /// SYSCALL, SYSRET, STAC and CLAC have to be left to Rust, unless this is zero.
     pub crossing_closed: u64,
-    /// Which of the first two translated code has done that Rust doesn't know of: [`CROSSED_IN`] if the last was
-    /// SYSCALL, [`CROSSED_OUT`] if it was SYSRET, and with [`CROSSED_IN`] if a SYSCALL came before it.
+    /// What translated code has done to CS, SS and CPL that Rust doesn't know of, in this order: SYSCALL
+    /// ([`CROSSED_IN`], alone if it was the last), a return to CPL 0 ([`CROSSED_BACK`]), SYSRET ([`CROSSED_OUT`]), a return
+    /// to CPL 3 (twice [`CROSSED_BACK`]).
     pub crossed: u64,
     /// The privilege that translated code runs with.
     pub side: u64,
+    /// Returns to CPL 0 and to CPL 3, the selectors that SYSCALL loads to CS and SS, and those of SYSRET.
+    pub returns: [Return; 2],
+    pub syscall_selectors: [u64; 2],
+    pub sysret_selectors: [u64; 2],
+    /// PEXT masks: RFLAGS's bits that IRET may not set here, and IF.
+    pub iret_looks: u64,
+    pub interrupt_bit: u64,
     /// IA32_LSTAR, and the bits of RFLAGS that SYSCALL leaves.
     pub lstar: u64,
     pub syscall_keeps: u64,
@@ -164,7 +209,7 @@ pub struct Area {
     pub tsc_aux: u64,
     /// Where code is segmented: what offsets are checked against, by segment.
     pub bounds: [Bounds; 6],
-    /// Where code is segmented: selectors, and whether one was loaded that Rust doesn't know of.
+    /// Selectors, and, where code is segmented, whether one was loaded that Rust doesn't know of.
     pub selectors: [u64; 6],
     pub segments_loaded: u64,
     /// Where code is segmented: what is added to a RIP to look it up in the jump cache.
@@ -430,6 +475,9 @@ impl AreaBox {
         this.bit_number = [31, 63];
         this.sysret_looks = SYSRET_LOOKS.bits();
         this.sysret_upper = !0 << 47;
+        this.iret_looks = IRET_LOOKS.bits();
+        this.interrupt_bit = Rflags::IF.bits();
+        this.returns = [Return::CLOSED; 2];
         this.crossing_closed = 1;
         this.status = 0x8d5;
         this.sign = 1 << 63;
@@ -637,6 +685,11 @@ pub fn name_of(offset: i32) -> Option<String> {
         crossing_closed,
         crossed,
         side,
+        returns,
+        syscall_selectors,
+        sysret_selectors,
+        iret_looks,
+        interrupt_bit,
         lstar,
         syscall_keeps,
         sysret_looks,
@@ -739,6 +792,18 @@ pub mod offset {
     pub const CROSSING_CLOSED: i32 = at(offset_of!(Area, crossing_closed));
     pub const CROSSED: i32 = at(offset_of!(Area, crossed));
     pub const SIDE: i32 = at(offset_of!(Area, side));
+    /// The first return's fields; the second's follow in the same order.
+    pub const RETURNS: i32 = at(offset_of!(Area, returns));
+    #[must_use]
+    pub const fn syscall_selector(n: usize) -> i32 {
+        at(offset_of!(Area, syscall_selectors) + 8 * n)
+    }
+    #[must_use]
+    pub const fn sysret_selector(n: usize) -> i32 {
+        at(offset_of!(Area, sysret_selectors) + 8 * n)
+    }
+    pub const IRET_LOOKS: i32 = at(offset_of!(Area, iret_looks));
+    pub const INTERRUPT_BIT: i32 = at(offset_of!(Area, interrupt_bit));
     pub const LSTAR: i32 = at(offset_of!(Area, lstar));
     pub const SYSCALL_KEEPS: i32 = at(offset_of!(Area, syscall_keeps));
     pub const SYSRET_LOOKS: i32 = at(offset_of!(Area, sysret_looks));

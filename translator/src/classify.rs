@@ -41,9 +41,9 @@ pub enum Class {
     String,
     /// A vector, x87 or MMX instruction, on the host's registers.
     Vector(Plain),
-    /// In segmented code: PUSH of a segment register, MOV from one.
-    PushSegment,
+    /// MOV from a segment register; in segmented code also to memory, and PUSH of one.
     StoreSegment,
+    PushSegment,
     /// Where a segment's base is made of its selector: POP of a segment register but SS, MOV to one, LES and
     /// its like.
     PopSegment,
@@ -64,6 +64,8 @@ pub enum Class {
     /// SYSCALL from 64-bit code at CPL 3, and SYSRET back.
     EnterKernel,
     LeaveKernel,
+    /// IRET in 64-bit code at CPL 0.
+    ReturnFar,
     /// STAC and CLAC at CPL 0, if they change AC.
     ToggleAc,
     /// PUSHF, CLI and STI at CPL 0.
@@ -88,7 +90,7 @@ impl Class {
             Self::Jump | Self::Call | Self::Return | Self::JumpIndirect | Self::CallIndirect => {
                 true
             }
-            Self::EnterKernel | Self::LeaveKernel | Self::ToggleAc => true,
+            Self::EnterKernel | Self::LeaveKernel | Self::ReturnFar | Self::ToggleAc => true,
             Self::HandOver => insn.flow_control() != FlowControl::Next,
             _ => false,
         }
@@ -160,6 +162,7 @@ fn of_system(insn: &Instruction, mode: Mode) -> Option<Class> {
         Code::Sysretq if mode.may_cross() && mode.ring0 && !mode.has_ac() => {
             Some(Class::LeaveKernel)
         }
+        Code::Iretq if mode.may_cross() && mode.ring0 && !mode.has_ac() => Some(Class::ReturnFar),
         Code::Stac | Code::Clac if mode.may_cross() && mode.ring0 => {
             let changes = mode.has_ac() != (insn.code() == Code::Stac);
             Some(if changes { Class::ToggleAc } else { Class::Same })
@@ -180,6 +183,7 @@ fn of_segments(insn: &Instruction, mode: Mode) -> Option<Class> {
     Some(match insn.mnemonic() {
         N::Pusha | N::Pushad => Class::PushAll,
         N::Popa | N::Popad => Class::PopAll,
+        N::Mov if is_segment(1) && insn.op0_kind() == OpKind::Register => Class::StoreSegment,
         _ if !mode.segmented => return None,
         // Of a slot of four bytes two are written.
         N::Push if is_segment(0) && slot_bytes(insn) == 2 => Class::PushSegment,

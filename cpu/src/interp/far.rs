@@ -16,7 +16,7 @@ use super::segment::{Descriptor, V86_ACCESS, is_null, kind, null_stack};
 use crate::env::Memory;
 use crate::exception::{Outcome, Trap};
 use crate::state::reg::RSP;
-use crate::state::{Cr4, Rflags, Segment, sreg};
+use crate::state::{Cr4, Rflags, Segment, TableRegister, sreg};
 
 /// A checked code segment to go to.
 #[derive(Clone, Copy)]
@@ -32,6 +32,20 @@ impl Target {
         self.descriptor.segment()
     }
 }
+
+/// What an IRET loaded to CS and SS, and of what descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Return {
+    /// CS and SS.
+    pub segments: [Segment; 2],
+    /// Linear address and contents of their descriptors.
+    pub descriptors: [(u64, u64); 2],
+    /// The table that these are in.
+    pub table: TableRegister,
+}
+
+/// A descriptor's accessed bit.
+const ACCESSED: u64 = 1 << 40;
 
 /// A far pointer operand and its operand size in bytes.
 struct Pointer {
@@ -396,6 +410,53 @@ impl<M: Memory> Interp<M> {
         }
         let bits = changeable.bits();
         self.state.rflags = self.state.rflags & !bits | image & bits;
+    }
+
+    /// What an IRET in 64-bit mode at CPL 0 has just loaded, if an IRET that pops the same selectors and finds the same
+    /// descriptors loads the same; for an engine that does it then without looking further.
+    pub fn last_return(&mut self) -> Option<Return> {
+        let seg = [self.state.seg[sreg::CS], self.state.seg[sreg::SS]];
+        let mut descriptors = [(0, 0); 2];
+        for n in 0..2 {
+            let segment = &seg[n];
+            // A kernel's SS may be null, and then has no descriptor.
+            if n == 1 && is_null(segment.selector) {
+                descriptors[1] = descriptors[0];
+                break;
+            }
+            // Of the local table nobody tells when it changes.
+            if is_null(segment.selector) || segment.selector & 4 != 0 {
+                return None;
+            }
+            let descriptor = self.descriptor(segment.selector).ok()??;
+            if descriptor.raw & ACCESSED == 0 || descriptor.segment() != *segment {
+                return None;
+            }
+            descriptors[n] = (descriptor.la, descriptor.raw);
+        }
+        Some(Return { segments: seg, descriptors, table: self.state.gdtr })
+    }
+
+    /// Loads CS and SS as an IRET did, and CPL.
+    pub fn return_as(&mut self, known: &Return) {
+        let [cs, ss] = known.segments;
+        self.state.seg[sreg::CS] = cs;
+        self.state.seg[sreg::SS] = ss;
+        self.state.cpl = cs.rpl();
+        self.refresh();
+    }
+
+    /// Whether a return to CPL 3 leaves the data segment registers as they are.
+    #[must_use]
+    pub fn keeps_segments(&self) -> bool {
+        [sreg::ES, sreg::DS, sreg::FS, sreg::GS].into_iter().all(|register| {
+            let segment = &self.state.seg[register];
+            if is_null(segment.selector) {
+                segment.selector == 0
+            } else {
+                !segment.is_usable() || segment.is_conforming() || segment.dpl() == 3
+            }
+        })
     }
 
     /// IRET in real mode, and in virtual-8086 mode with IOPL 3.

@@ -31,9 +31,24 @@ impl<M: Memory> Interp<M> {
 
     /// What SYSCALL in 64-bit mode does to CS, SS and CPL, for an engine that does the rest.
     pub fn enter_by_syscall(&mut self) {
-        let selector = (self.state.msr.star >> 32) as u16;
-        self.enter_flat(selector & 0xfffc, selector.wrapping_add(8), 0, Segment::LONG);
+        let [cs, ss] = self.syscall_selectors();
+        self.enter_flat(cs, ss, 0, Segment::LONG);
         self.refresh();
+    }
+
+    /// The selectors that SYSCALL loads to CS and SS.
+    #[must_use]
+    pub fn syscall_selectors(&self) -> [u16; 2] {
+        let selector = (self.state.msr.star >> 32) as u16;
+        [selector & 0xfffc, selector.wrapping_add(8)]
+    }
+
+    /// The selectors that SYSRET with a 64-bit operand loads.
+    #[must_use]
+    pub fn sysret_selectors(&self) -> [u16; 2] {
+        let base = (self.state.msr.star >> 48) as u16;
+        let rpl = if self.amd { 0 } else { 3 };
+        [base.wrapping_add(16) | 3, base.wrapping_add(8) | rpl]
     }
 
     /// What SYSRET with a 64-bit operand does to CS, SS and CPL.

@@ -1,15 +1,17 @@
-//! SYSCALL, SYSRET, STAC and CLAC that translated code does by itself.
+//! SYSCALL, SYSRET, IRET, STAC and CLAC that translated code does by itself.
 //!
 //! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when 64-bit code is
 //! entered, the modes of the other privileges are worked out too; translated code then changes RFLAGS and goes
-//! to the other privilege's jump cache, and notes what it has done; CS, SS and CPL follow when it is left.
+//! to the other privilege's jump cache, and notes what it has done; CS, SS and CPL follow when it is left. An
+//! IRET at CPL 0 is done as one that the interpreter has done before, if it pops the same selectors and their descriptors
+//! still read the same.
 //! Invariants: while crossing is open, the jump caches are those of [`Bt::sides`]; nothing that these modes
-//! depend on changes but in Rust. Source: SDM vol. 2, SYSCALL, SYSRET, STAC, CLAC.
+//! depend on changes but in Rust. Source: SDM vol. 2, SYSCALL, SYSRET, IRET, STAC, CLAC.
 
 use xenolith_cpu::env::Privilege;
 use xenolith_cpu::interp::is_canonical;
 use xenolith_cpu::state::{Cr4, Efer, Rflags};
-use xenolith_translator::area::{CROSSED_IN, CROSSED_OUT};
+use xenolith_translator::area::{CROSSED_BACK, CROSSED_IN, CROSSED_OUT, Return};
 use xenolith_translator::mode::Mode;
 
 use super::Bt;
@@ -22,6 +24,9 @@ impl Bt {
     pub(super) fn ready_crossing(&mut self, mode: Mode) {
         self.area.side = u64::from(mode.privilege);
         self.area.crossing_closed = 1;
+        for (register, segment) in self.interp.state.seg.iter().enumerate() {
+            self.area.selectors[register] = u64::from(segment.selector);
+        }
         let state = &self.interp.state;
         let msr = &state.msr;
         let may = !self.stepping
@@ -46,7 +51,48 @@ impl Bt {
             self.own_jumps(side);
             self.sides[privilege as usize] = Some(side);
         }
+        self.area.syscall_selectors = self.interp.syscall_selectors().map(u64::from);
+        self.area.sysret_selectors = self.interp.sysret_selectors().map(u64::from);
+        self.open_returns();
         self.area.crossing_closed = 0;
+    }
+
+    /// Opens the returns that are known, if nothing but what they look at stands in their way.
+    fn open_returns(&mut self) {
+        let state = &self.interp.state;
+        let free = !state.nmi_blocked && !state.flag(Rflags::NT);
+        let may = [free, free && self.interp.keeps_segments()];
+        for ((to, known), may) in self.area.returns.iter_mut().zip(&self.returns).zip(may) {
+            let there = known.is_some_and(|known| known.table == state.gdtr);
+            to.closed = u64::from(!(may && there));
+        }
+    }
+
+    /// Learns from the IRET that the interpreter has just done in 64-bit code at CPL 0.
+    pub(super) fn learn_return(&mut self) {
+        let state = &self.interp.state;
+        if !state.is_64bit() || !matches!(state.cpl, 0 | 3) {
+            return;
+        }
+        let outer = state.cpl == 3;
+        let known = self.interp.last_return();
+        let n = usize::from(outer);
+        self.returns[n] = known;
+        let Some(known) = known else {
+            self.area.returns[n] = Return::CLOSED;
+            return;
+        };
+        let privilege = if outer { Privilege::User } else { Privilege::Supervisor };
+        self.area.returns[n] = Return {
+            closed: 1,
+            minus_selectors: known.segments.map(|it| u64::from(it.selector).wrapping_neg()),
+            descriptors: known.descriptors.map(|(at, _)| at),
+            minus_descriptors: known.descriptors.map(|(_, raw)| raw.wrapping_neg()),
+            // The next one will lead to the same half of the addresses.
+            minus_upper: (self.interp.state.rip >> 47).wrapping_neg(),
+            crossed: CROSSED_BACK << n,
+            side: privilege as u64,
+        };
     }
 
     /// Takes over what translated code has done since it was entered with `mode`; gives the mode that it was
@@ -56,8 +102,15 @@ impl Bt {
         if crossed & CROSSED_IN != 0 {
             self.interp.enter_by_syscall();
         }
+        let [inner, outer] = self.returns;
+        if let Some(known) = inner.filter(|_| crossed & CROSSED_BACK != 0) {
+            self.interp.return_as(&known);
+        }
         if crossed & CROSSED_OUT != 0 {
             self.interp.leave_by_sysret();
+        }
+        if let Some(known) = outer.filter(|_| crossed & CROSSED_BACK << 1 != 0) {
+            self.interp.return_as(&known);
         }
         if self.area.side == u64::from(mode.privilege) {
             return mode;

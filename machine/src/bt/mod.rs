@@ -27,12 +27,13 @@ use std::arch::asm;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use iced_x86::Mnemonic;
 use xenolith_codecache::arena::ArenaError;
 use xenolith_codecache::cache::{Entries, Key, NumberMap, Record};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
-use xenolith_cpu::interp::{self, Interp, Prepared, is_canonical};
+use xenolith_cpu::interp::{self, Interp, Prepared, Return, is_canonical};
 use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
@@ -91,6 +92,8 @@ pub struct Bt {
     jump_owner: [Option<Mode>; 3],
     /// The modes of each privilege, while translated code may go from one to another.
     sides: [Option<Mode>; 3],
+    /// IRETs at CPL 0 that were done, to CPL 0 and to CPL 3.
+    returns: [Option<Return>; 2],
     page_ids: Box<[Option<(PageKey, u32)>]>,
     prepared_insns: Box<[Option<KnownInsn>]>,
     /// Where the guest's vector registers are while Rust runs.
@@ -195,6 +198,7 @@ impl Bt {
             cpuid,
             jump_owner: [None; 3],
             sides: [None; 3],
+            returns: [None; 2],
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
             home: Home::State,
@@ -387,6 +391,12 @@ impl Bt {
         let key = self.key_of(page, gpn, mode, &at);
         let (found, epoch) = {
             let cache = self.shared.cache();
+            // The pages of an instruction across two needn't be the same two everywhere, nor both be mapped. Then it
+            // is for the interpreter.
+            let wanted = if crosses { cache.second_page(key) } else { None };
+            if wanted.is_some_and(|gpn| second.is_none_or(|(_, _, there)| there != gpn)) {
+                return None;
+            }
             (cache.find(key), self.shared.epoch())
         };
         let found = match found {
@@ -591,8 +601,15 @@ impl Bt {
                     self.stats.handed_over += 1;
                     self.stats.by_mnemonic[mnemonic as usize] += 1;
                     self.unload(rip);
+                    let retired = self.interp.state.retired;
                     if let Some(exit) = self.do_one(vector, epoch) {
                         return Some(exit);
+                    }
+                    if mnemonic == Mnemonic::Iretq
+                        && mode.ring0
+                        && self.interp.state.retired > retired
+                    {
+                        self.learn_return();
                     }
                     let settled = !self.settle();
                     let is_over = self.interp.state.retired >= self.end;

@@ -690,12 +690,141 @@ static void page_ends(void)
     (void)attempt(3, 4095, 0, 0);
     word("then", event.rax & 0xff);
     put('\n');
+    /* The second page is taken away, and another is put there. */
+    text("page end goes:");
+    for (n = 0; n < 6; n++) {
+        copy(frame[1], code[1], 16);
+        frame[1][0] = 0x33;
+        s1[1] = n % 3 == 0 ? 0 : at(n % 3 == 1 ? frame[1] : code[1]) | P | U;
+        invlpg(USER_CODE + 0x1000);
+        put(' ');
+        outcome(attempt(3, 4095, 0, 0));
+        word("al", event.rax & 0xff);
+    }
+    s1[1] = at(code[1]) | P | U;
+    invlpg(USER_CODE + 0x1000);
+    put('\n');
+}
+
+static void wrmsr(u32 number, u64 value)
+{
+    __asm__ volatile("wrmsr" : : "c"(number), "a"((u32)value), "d"((u32)(value >> 32)));
+}
+
+static u64 flags_now(void) { u64 v; __asm__ volatile("pushfq; pop %0" : "=r"(v)); return v; }
+static void set_flags(u64 v) { __asm__ volatile("push %0; popfq" : : "r"(v) : "memory", "cc"); }
+static void set_ds(u16 v) { __asm__ volatile("mov %0, %%ds" : : "r"(v)); }
+static void set_es(u16 v) { __asm__ volatile("mov %0, %%es" : : "r"(v)); }
+static u16 ds_now(void) { u16 v; __asm__ volatile("mov %%ds, %0" : "=r"(v)); return v; }
+
+/* Code and data of each privilege again: gates don't need these. */
+enum { RETURN_CODE = 10, RETURN_DATA = 11, RETURN_USER = 2 };
+
+static int attempt_return(int cpl, u64 flags)
+{
+    u64 cs = 8 * (RETURN_CODE + (cpl ? RETURN_USER : 0)) + (u64)cpl;
+    if (cpl == 3)
+        return run_at(3, USER_CODE, 0, 0, flags | 2, cs, cs + 8, USER_STACK + 0x800);
+    return run_at(0, KERNEL_CODE, 0, 0, flags | 2, cs, cs + 8, at(kernel_top) - 64);
+}
+
+/* An IRET, some times over: who has seen one may do the next faster. */
+static void some_returns(int cpl, int times)
+{
+    while (times--) {
+        put(' ');
+        set_ds(0);
+        set_es(0);
+        outcome(attempt_return(cpl, 0));
+    }
+}
+
+/* IRET again and again while what it looks at changes. */
+static void returns(void)
+{
+    static const struct { const char *name; int ss; u64 clear, set; } changes[] = {
+        { "cs absent", 0, 1ull << 47, 0 },       { "ss absent", 1, 1ull << 47, 0 },
+        { "cs data", 0, 1ull << 43, 0 },         { "ss read-only", 1, 1ull << 41, 0 },
+        { "cs dpl", 0, 3ull << 45, 1ull << 45 }, { "ss dpl", 1, 3ull << 45, 1ull << 45 },
+        { "cs default", 0, 0, 1ull << 54 },      { "cs conforming", 0, 0, 1ull << 42 },
+        { "cs accessed", 0, 1ull << 40, 0 },     { "ss accessed", 1, 1ull << 40, 0 },
+        { "ss limit", 1, 0xffff, 0 },            { "cs available", 0, 0, 1ull << 52 },
+    };
+    static const u64 flags[] = { 0x1, 0x4, 0x10, 0x40, 0x80, 0x400, 0x800, 0x3000, 0x40000, 0x200000, 0x8d5 };
+    struct { u16 limit; u64 base; } __attribute__((packed)) table;
+    u32 n, cpl;
+    copy(&gdt[RETURN_CODE], &gdt[1], 16);
+    copy(&gdt[RETURN_CODE + RETURN_USER], &gdt[4], 16);
+    PROGRAM(0x8c, 0xc8, 0x8c, 0xd1, 0x8c, 0xdb, 0xcd, 0x81);    /* mov eax, cs; mov ecx, ss; mov ebx, ds; int 0x81 */
+    for (cpl = 0; cpl < 4; cpl += 3) {
+        for (n = 0; n < sizeof changes / sizeof *changes; n++) {
+            u32 at_entry = (changes[n].ss ? RETURN_DATA : RETURN_CODE) + (cpl ? RETURN_USER : 0);
+            u64 old = gdt[at_entry];
+            text("returns to ");
+            hex(cpl);
+            put(' ');
+            text(changes[n].name);
+            put(':');
+            some_returns((int)cpl, 3);
+            gdt[at_entry] = (old & ~changes[n].clear) | changes[n].set;
+            some_returns((int)cpl, 3);
+            word("accessed", gdt[at_entry] >> 40 & 1);
+            gdt[at_entry] = old;
+            some_returns((int)cpl, 2);
+            put('\n');
+        }
+        text("returns with selectors:");
+        some_returns((int)cpl, 2);
+        word("cs", event.rax);
+        word("ss", event.rcx);
+        for (n = 0; n < 3; n++) {
+            static const u16 selectors[] = { 0x10, 0x2b, 0 };
+            put(' ');
+            set_ds(selectors[n]);
+            set_es(0);
+            outcome(attempt_return((int)cpl, 0));
+            word("ds", event.rbx);
+            word("then", ds_now());
+        }
+        put('\n');
+        text("returns with flags:");
+        for (n = 0; n < sizeof flags / sizeof *flags; n++) {
+            put(' ');
+            set_ds(0);
+            set_es(0);
+            outcome(attempt_return((int)cpl, flags[n]));
+            word("f", event.rflags);
+        }
+        put('\n');
+        text("returns with a nested task:");
+        some_returns((int)cpl, 1);
+        set_flags(flags_now() | 1 << 14);
+        some_returns((int)cpl, 1);
+        set_flags(flags_now() & ~(1ull << 14));
+        some_returns((int)cpl, 1);
+        put('\n');
+        text("returns by a short table:");
+        some_returns((int)cpl, 1);
+        __asm__ volatile("sgdt %0" : "=m"(table));
+        table.limit = 0x4f;
+        __asm__ volatile("lgdt %0" : : "m"(table));
+        some_returns((int)cpl, 2);
+        table.limit = 0x1ff;
+        __asm__ volatile("lgdt %0" : : "m"(table));
+        some_returns((int)cpl, 2);
+        put('\n');
+    }
 }
 
 int main(void)
 {
     text("report 64\n");
+    /* SYSCALL could be used: then fast ways may be taken elsewhere, too. */
+    wrmsr(0xc0000081, 0x0018000800000000);
+    wrmsr(0xc0000082, KERNEL_CODE);
+    wrmsr(0xc0000084, 0x47700);
     sound_tables();
+    returns();
     all_rights();
     canonical();
     tlb();

@@ -484,6 +484,7 @@ impl<'a> Emitter<'a> {
             Class::SwapGs => self.swap_gs(),
             Class::EnterKernel => self.enter_kernel(step, next),
             Class::LeaveKernel => self.leave_kernel(step, next),
+            Class::ReturnFar => self.return_far(step, plan, next),
             Class::ToggleAc => self.toggle_ac(step, next),
             Class::PushFlags => self.push_flags(step, plan),
             Class::ClearInterrupts => self.clear_interrupts(),

@@ -1,7 +1,7 @@
 //! Segment registers as operands, and the stack operations that only 16- and 32-bit code has.
 //!
-//! Problem: real-mode code loads segment registers all the time. Scheme: in segmented code the area has the
-//! selectors; a load in a mode where the base is made of the selector sets selector and base there and says so,
+//! Problem: real-mode code loads segment registers all the time. Scheme: the area has the
+//! selectors; in segmented code a load in a mode where the base is made of the selector sets selector and base there and says so,
 //! and Rust takes them over when the block is left. Loads of SS hold interrupts off for one instruction
 //! and are the interpreter's, as are loads that read descriptors. Invariant: a window is never open across a
 //! load, so no kept addend is an old base's.
@@ -10,6 +10,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::memory::{Borrowed, Check};
+use super::names::scratch_number;
 use super::{EmitError, Emitter, R10, R11, mask};
 use crate::area::offset;
 use crate::classify::slot_bytes;
@@ -57,7 +58,14 @@ impl Emitter<'_> {
             let register = insn.op0_register();
             let number = register.number() as u8;
             dynasm!(self.asm ; .arch x64 ; gs mov r11, [selector]);
-            if register.size() == 2 {
+            if let Some(scratch) = scratch_number(register.full_register()) {
+                let at = offset::gpr(usize::from(scratch));
+                if register.size() == 2 {
+                    dynasm!(self.asm ; .arch x64 ; gs mov WORD [at], r11w);
+                } else {
+                    dynasm!(self.asm ; .arch x64 ; gs mov [at], r11);
+                }
+            } else if register.size() == 2 {
                 dynasm!(self.asm ; .arch x64 ; mov Rw(number), r11w);
             } else {
                 dynasm!(self.asm ; .arch x64 ; mov Rd(number), r11d);
