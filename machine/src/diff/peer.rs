@@ -10,6 +10,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -74,7 +75,6 @@ pub struct Peer {
     gdb: Gdb,
     child: Child,
     region: MmapRegion<()>,
-    folder: PathBuf,
 }
 
 fn refused(what: &str, error: impl std::fmt::Display) -> DiffError {
@@ -83,10 +83,9 @@ fn refused(what: &str, error: impl std::fmt::Display) -> DiffError {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may have ended by itself; leftovers in a temporary folder hurt nobody.
+        // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -132,7 +131,18 @@ impl Peer {
             "memory-backend-file,id=ram,size={bytes},mem-path={},share=on",
             memory.display()
         );
-        let spawned = Command::new("qemu-system-x86_64")
+        let mut command = Command::new("qemu-system-x86_64");
+        // SAFETY: between fork and exec there is one system call, which touches no memory.
+        unsafe {
+            command.pre_exec(|| {
+                // It would outlive us if we were killed.
+                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        let spawned = command
             .args(["-M", "none,memory-backend=ram", "-object", &backend])
             .args(["-m", &format!("{}M", bytes >> 20), "-accel", "tcg"])
             .args(["-cpu", "max,vendor=GenuineIntel,-apic,apic-id=0"])
@@ -150,9 +160,11 @@ impl Peer {
                 return Err(refused("qemu-system-x86_64 can't be started", error));
             }
         };
-        let gdb = connect(&socket, child, &folder)?;
-        let (gdb, child) = gdb;
-        let mut peer = Self { gdb, child, region, folder };
+        let connected = connect(&socket, child);
+        // Both have all open now, or it has failed for another reason, which is told.
+        let _ = fs::remove_dir_all(&folder);
+        let (gdb, child) = connected?;
+        let mut peer = Self { gdb, child, region };
         peer.enter(ram, state)?;
         Ok(peer)
     }
@@ -417,7 +429,7 @@ impl Pages for Peer {
 }
 
 /// Waits until QEMU listens.
-fn connect(socket: &Path, mut child: Child, folder: &Path) -> Result<(Gdb, Child), DiffError> {
+fn connect(socket: &Path, mut child: Child) -> Result<(Gdb, Child), DiffError> {
     let deadline = Instant::now() + START_UP;
     let reason = loop {
         if let Ok(stream) = UnixStream::connect(socket) {
@@ -437,6 +449,5 @@ fn connect(socket: &Path, mut child: Child, folder: &Path) -> Result<(Gdb, Child
     // The error is told; what is left over is cleared away as far as it goes.
     let _ = child.kill();
     let _ = child.wait();
-    let _ = fs::remove_dir_all(folder);
     Err(DiffError::Qemu(reason))
 }
