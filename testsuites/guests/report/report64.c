@@ -816,6 +816,27 @@ static void returns(void)
     }
 }
 
+extern void mode_trip(void);
+extern u32 trip_words;
+
+/* Out of 64-bit mode down to real mode and back, twice. */
+static void modes(void)
+{
+    int n;
+    u32 i;
+    gdt[20] = 0x00009b000000ffff;
+    gdt[21] = 0x000093000000ffff;
+    for (n = 0; n < 2; n++) {
+        mode_trip();
+        text("modes:");
+        for (i = 0; i < trip_words; i++) {
+            put(' ');
+            hex(((volatile u32 *)0x7000)[i]);
+        }
+        put('\n');
+    }
+}
+
 int main(void)
 {
     text("report 64\n");
@@ -824,6 +845,7 @@ int main(void)
     wrmsr(0xc0000082, KERNEL_CODE);
     wrmsr(0xc0000084, 0x47700);
     sound_tables();
+    modes();
     returns();
     all_rights();
     canonical();

@@ -158,6 +158,134 @@ caught: push rax
         mov eax, [event]
         ret
 
+; void mode_trip(void): out of 64-bit mode by way of compatibility, protected and real mode, and back. The code lies
+; below 64 KiB while it runs; what it sees goes to TRIP_SEEN, four bytes each.
+TRIP_CODE equ 0x8000
+TRIP_SEEN equ 0x7000
+%define there(label) (label - trip + TRIP_CODE)
+%assign seen 0
+%macro saw 1
+        mov [TRIP_SEEN + seen], %1
+%assign seen seen + 4
+%endmacro
+global mode_trip
+mode_trip:
+        push rbx
+        push rbp
+        mov [saved_rsp], rsp
+        mov esi, trip
+        mov edi, TRIP_CODE
+        mov ecx, trip_end - trip
+        rep movsb
+        push qword 0x18
+        push qword there(trip)
+        o64 retf
+bits 32
+trip:   mov ax, 0x10
+        mov ss, ax
+        mov esp, TRIP_CODE
+        mov eax, cs
+        saw eax
+        mov ecx, -1
+        inc ecx                 ; a REX prefix in 64-bit code
+        saw ecx
+        mov ebx, esp
+        push eax
+        sub ebx, esp
+        saw ebx
+        mov eax, cr0
+        and eax, 0x7fffffff
+        mov cr0, eax            ; protected mode without paging
+        saw eax
+        mov ecx, 0xc0000080
+        rdmsr
+        saw eax
+        mov ax, 0x10
+        mov fs, ax
+        jmp 0xa0:there(.narrow)
+bits 16
+.narrow:
+        mov ax, 0xa8
+        mov ds, ax
+        mov es, ax
+        mov ss, ax
+        mov ecx, -1
+        inc cx
+        saw ecx
+        mov eax, cr0
+        and al, 0xfe
+        mov cr0, eax
+        smsw bx                 ; real mode, with the selectors of protected mode
+        saw ebx
+        mov eax, ss
+        saw eax
+        jmp 0:there(.real)
+.real:  xor eax, eax
+        mov ds, ax
+        mov es, ax
+        mov ss, ax
+        mov sp, TRIP_CODE - 0x100
+        lidt [there(.ivt)]
+        mov eax, cs
+        saw eax
+        mov dword [4 * 0x60], there(.handler)
+        mov ebx, 0x12340000
+        int 0x60
+        saw ebx
+        mov eax, [fs:dword 0x100000]    ; FS's limit is still 4 GiB
+        saw eax
+        mov eax, esp
+        saw eax
+        o32 lgdt [there(.gdtr)]
+        mov eax, cr0
+        or al, 1
+        mov cr0, eax
+        jmp dword 0x18:there(.wide)
+.handler:
+        mov bx, sp
+        push bp
+        mov bp, sp
+        add bx, [bp + 2 + 2]    ; the pushed CS
+        pop bp
+        iret
+.ivt:   dw 0x3ff
+        dd 0
+.gdtr:  dw 50 * 8 - 1
+        dd gdt
+bits 32
+.wide:  mov ax, 0x10
+        mov ds, ax
+        mov es, ax
+        mov ss, ax
+        mov eax, cr0
+        saw eax
+        or eax, 0x80000000
+        mov cr0, eax            ; LME is still set: compatibility mode
+        mov ecx, 0xc0000080
+        rdmsr
+        saw eax
+        jmp 0x08:there(.long)
+bits 64
+.long:  mov rsp, [abs saved_rsp]
+        mov rax, -1
+        db 0x48                 ; a prefix here, DEC EAX elsewhere
+        inc eax
+        saw eax
+        mov eax, cs
+        saw eax
+        lidt [abs idtr]
+        xor eax, eax
+        mov fs, ax
+        mov rbx, trip_back
+        jmp rbx
+trip_end:
+trip_back:
+        pop rbp
+        pop rbx
+        ret
+global trip_words
+trip_words: dd seen / 4
+
         align 16
 vectors:
 %assign n 0
