@@ -179,6 +179,31 @@ fn disks_and_serial() {
 }
 
 #[test]
+fn networks() {
+    let scratch = Scratch::new("networks");
+    let kernel = scratch.file("kernel", &guest(common::STOP));
+    let kernel = kernel.to_str().expect("plain");
+    let wrong = |net: &str, words: &[&str]| {
+        names(&["run", "--kernel", kernel, "--net", net], &[&["--net"], words].concat());
+    };
+    wrong("tap", &["tap", "user", "none"]);
+    wrong("user,frob=1", &["frob", "hostfwd"]);
+    wrong("user,hostfwd=tcp:2222", &["hostfwd=tcp:2222", "tcp:127.0.0.1:2222-:22"]);
+    wrong("user,hostfwd=tcp::2222-192.168.0.1:22", &["10.0.2.15"]);
+    wrong("user,mac=1:2", &["52:54:00:12:34:56"]);
+    wrong("user,model=ne2000", &["ne2000", "virtio", "e1000"]);
+    wrong("user,tftp=/nonexistent/x", &["tftp=/nonexistent/x"]);
+    wrong("user,dump=/nonexistent/x", &["dump=/nonexistent/x"]);
+    wrong("user,romfile=x", &["romfile", "e1000"]);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    wrong(&format!("user,hostfwd=tcp:127.0.0.1:{port}-:22"), &["hostfwd=tcp", &port, "in use"]);
+    let taken = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    wrong(&format!("user,hostfwd=udp:127.0.0.1:{port}-:22"), &["hostfwd=udp", &port, "in use"]);
+}
+
+#[test]
 fn a_guest_that_cannot_be_fetched() {
     let scratch = Scratch::new("fetch");
     // A machine without apt stands for one without network: both end in the same message.
