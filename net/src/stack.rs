@@ -34,17 +34,8 @@ pub struct Routes {
 }
 
 impl Routes {
-    /// Where a connection to `to` leads; `None`: nowhere.
-    pub fn tcp(&self, to: SocketAddrV4) -> Option<SocketAddr> {
-        self.route(to)
-    }
-
-    /// Where a datagram to `to` leads; `None`: nowhere.
-    pub fn udp(&self, to: SocketAddrV4) -> Option<SocketAddr> {
-        self.route(to)
-    }
-
-    fn route(&self, to: SocketAddrV4) -> Option<SocketAddr> {
+    /// Where a connection or a datagram to `to` leads; `None`: nowhere.
+    pub fn route(&self, to: SocketAddrV4) -> Option<SocketAddr> {
         let address = *to.ip();
         if self.restrict || to.port() == 0 {
             return None;
@@ -273,7 +264,8 @@ mod tests {
     fn addresses_of_the_network_lead_nowhere_else() {
         let resolver = Resolver::At("192.0.2.1:5353".parse().expect("an address"));
         let open = Routes { restrict: false, resolver };
-        let to = |text: &str| open.tcp(text.parse().expect("an address")).map(|to| to.to_string());
+        let to =
+            |text: &str| open.route(text.parse().expect("an address")).map(|to| to.to_string());
         assert_eq!(to("10.0.2.2:80").as_deref(), Some("127.0.0.1:80"));
         assert_eq!(to("10.0.2.3:53").as_deref(), Some("192.0.2.1:5353"));
         assert_eq!(to("192.0.2.7:1").as_deref(), Some("192.0.2.7:1"));
@@ -291,7 +283,7 @@ mod tests {
         }
         let closed = Routes { restrict: true, resolver };
         for text in ["10.0.2.2:80", "10.0.2.3:53", "192.0.2.7:1"] {
-            assert_eq!(closed.udp(text.parse().expect("an address")), None, "{text}");
+            assert_eq!(closed.route(text.parse().expect("an address")), None, "{text}");
         }
     }
 }

@@ -250,7 +250,7 @@ impl TcpFlows {
             id = None;
         }
         if begins && id.is_none() {
-            let to = routes.tcp(ends.1).filter(|_| self.make_place());
+            let to = routes.route(ends.1).filter(|_| self.make_place());
             let begun = to.map(begin).transpose().unwrap_or_else(|error| {
                 tracing::debug!("no connection to {}: {error}", ends.1);
                 None

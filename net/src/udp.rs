@@ -5,7 +5,7 @@
 //! that was there before. Invariants: there are [`FLOWS_MAX`] sockets at most, the one that was quiet
 //! longest goes first; a datagram is read only when the card has room for it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use crate::{GATEWAY, NAME_SERVER};
 const FLOWS_MAX: usize = 256;
 /// How long a quiet port keeps its socket (RFC 4787 asks for two minutes at least).
 const QUIET: Duration = Duration::from_secs(240);
+/// Callers of a forward that can be answered.
+const CALLERS_MAX: usize = 64;
 /// Datagrams taken from one socket before others get their turn.
 const BURST: usize = 32;
 /// Frames of the largest datagram, about.
@@ -39,6 +41,8 @@ struct Flow {
 struct Forwarded {
     forward: Forward,
     socket: UdpSocket,
+    /// Who spoke last, as the guest sees them.
+    callers: VecDeque<SocketAddrV4>,
 }
 
 #[derive(Debug)]
@@ -73,7 +77,7 @@ impl UdpFlows {
     pub fn listen(&mut self, forward: Forward) -> io::Result<()> {
         let socket = UdpSocket::bind(forward.host)?;
         socket.set_nonblocking(true)?;
-        self.forwards.push(Forwarded { forward, socket });
+        self.forwards.push(Forwarded { forward, socket, callers: VecDeque::new() });
         Ok(())
     }
 
@@ -99,7 +103,7 @@ impl UdpFlows {
         let answered = self.answer_to_forward(udp);
         let sent = match answered {
             Some(sent) => sent,
-            None => match routes.udp(udp.to) {
+            None => match routes.route(udp.to) {
                 Some(to) => self.send(udp, is_question, to),
                 None => return,
             },
@@ -117,20 +121,17 @@ impl UdpFlows {
         }
     }
 
-    /// What a forwarded port sends goes through the forward's socket, if that leads there.
+    /// What a forwarded port sends to who spoke to it goes through the forward's socket.
     fn answer_to_forward(&self, udp: &Udp<'_>) -> Option<io::Result<()>> {
-        let forwarded = self.forwards.iter().find(|one| one.forward.guest == udp.from)?;
+        let forwarded = self
+            .forwards
+            .iter()
+            .find(|one| one.forward.guest == udp.from && one.callers.contains(&udp.to))?;
         let to = if *udp.to.ip() == GATEWAY {
             SocketAddrV4::new(Ipv4Addr::LOCALHOST, udp.to.port())
-        } else if crate::is_inside(*udp.to.ip()) {
-            return None;
         } else {
             udp.to
         };
-        let host = *forwarded.forward.host.ip();
-        if host.is_loopback() != to.ip().is_loopback() && !host.is_unspecified() {
-            return None;
-        }
         Some(forwarded.socket.send_to(udp.payload, to).map(|_| ()))
     }
 
@@ -193,6 +194,15 @@ impl UdpFlows {
                 (_, SocketAddr::V4(from)) => Routes::seen_by_guest(from),
                 (_, SocketAddr::V6(_)) => continue,
             };
+            if let Source::Forward(n) = source {
+                let callers = &mut self.forwards[n].callers;
+                if callers.back() != Some(&from) {
+                    callers.retain(|caller| *caller != from);
+                    callers.push_back(from);
+                    let old = callers.len().saturating_sub(CALLERS_MAX);
+                    callers.drain(..old);
+                }
+            }
             let payload = &self.buffer[..len.min(UDP_PAYLOAD_MAX)];
             self.identification = self.identification.wrapping_add(1);
             let udp = Udp { from, to: guest, payload };

@@ -2,6 +2,7 @@
 //!
 //! [`Guest`] is the card's side of a running network, by hand; [`tcp`] puts another TCP there.
 
+mod hostile;
 mod tcp;
 mod wire;
 

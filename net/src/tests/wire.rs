@@ -195,9 +195,14 @@ fn a_forwarded_datagram_reaches_a_restricted_guest_and_is_answered() {
     let mut buffer = [0; 100];
     let (len, from) = peer.recv_from(&mut buffer).expect("an answer");
     assert_eq!((&buffer[..len], from.port()), (&b"come in"[..], free));
-    // From any other port nothing leaves.
+    // From any other port nothing leaves, and from this one nothing to who didn't ask.
     guest.send_udp(778, (GATEWAY, port), b"let me out");
+    let stranger = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    guest.send_udp(777, (GATEWAY, local(&stranger)), b"let me out");
+    guest.send_udp(777, (Ipv4Addr::LOCALHOST, port), b"let me out");
     guest.expect_none(|_| false);
+    stranger.set_read_timeout(Some(Duration::from_millis(50))).expect("a time-out");
+    assert!(stranger.recv_from(&mut buffer).is_err());
     peer.set_read_timeout(Some(Duration::from_millis(50))).expect("a time-out");
     assert!(peer.recv_from(&mut buffer).is_err());
 }
