@@ -837,6 +837,98 @@ static void modes(void)
     }
 }
 
+extern u8 ap_start[], ap_end[];
+static volatile u32 cross_phase, cross_value, cross_older, cross_ready, cross_go;
+
+enum { LOOKING = 1, ASKED, OVER, PATIENT = 100000000 };
+#define CROSSED 0x103                                   /* where an immediate behind one byte is aligned */
+
+static u32 crossed(void)
+{
+    u32 value;
+    __asm__ volatile("call *%1" : "=a"(value) : "r"(KERNEL_CODE + CROSSED) : "memory", "cc");
+    return value;
+}
+
+/* The second processor runs what the first one changes: first without a word, then when it is told. */
+void ap_main(void)
+{
+    u32 last = 0, told = 0;
+    cross_phase = LOOKING;
+    while (cross_phase == LOOKING) {
+        u32 value = crossed();
+        if (value < last)
+            cross_older++;
+        last = value;
+        cross_value = value;
+    }
+    while (cross_phase == ASKED) {
+        u32 a = 0, b, c, d;
+        if (cross_go == told)
+            continue;
+        told = cross_go;
+        __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "=c"(c), "=d"(d) : : "memory");
+        cross_value = crossed();
+        cross_ready = told;
+    }
+    cross_ready = ~0u;
+}
+
+/* Waits until a word has a value, for as long. */
+static int comes(volatile u32 *word, u32 value, u32 left)
+{
+    while (*word != value && --left)
+        __asm__ volatile("pause");
+    return left != 0;
+}
+
+static void cross_modifying(void)
+{
+    volatile u32 *apic = (volatile u32 *)(SOUND + 0x20000);
+    u8 *to = (u8 *)ALIAS + CROSSED;
+    static const u8 returns_number[] = { 0xb8, 0, 0, 0, 0, 0xc3 };
+    u32 n, seen = 0, right = 0;
+    s1[32] = 0xfee00000 | P | W | 0x10;
+    invlpg(SOUND + 0x20000);
+    memset(code[0], 0xcc, 4096);
+    copy(to, returns_number, sizeof returns_number);
+    copy((void *)0x9000, ap_start, (u32)(ap_end - ap_start));
+    apic[0xf0 / 4] = 0x1ff;
+    apic[0x300 / 4] = 0xc4500;                          /* INIT to all others */
+    for (n = 0; n < 10000; n++)
+        in8(0x80);
+    apic[0x300 / 4] = 0xc4609;                          /* start at 0x9000 */
+    text("cross-modified code:");
+    word("there", (u64)comes(&cross_phase, LOOKING, PATIENT));
+    for (n = 1; n <= 200; n++) {
+        /* Nothing says when it is seen without a serialising instruction. */
+        u32 tries = 100;
+        do
+            *(volatile u32 *)(to + 1) = n;
+        while (!comes(&cross_value, n, 1000000) && --tries);
+        seen += !!tries;
+    }
+    word("seen", seen);
+    word("older", cross_older);
+    cross_phase = ASKED;
+    for (n = 1; n <= 200; n++) {
+        /* mov eax, n; ret, or xor eax, eax; sub eax, -n; ret */
+        static const u8 other[] = { 0x31, 0xc0, 0x2d, 0, 0, 0, 0, 0xc3 };
+        u32 number = n & 1 ? n : 0u - n;
+        if (n & 1)
+            copy(to, returns_number, sizeof returns_number);
+        else
+            copy(to, other, sizeof other);
+        copy(to + (n & 1 ? 1 : 3), &number, 4);
+        cross_go = n;
+        right += (u32)(comes(&cross_ready, n, PATIENT) && cross_value == n);
+    }
+    word("told", right);
+    cross_phase = OVER;
+    word("over", (u64)comes(&cross_ready, ~0u, PATIENT));
+    put('\n');
+}
+
 int main(void)
 {
     text("report 64\n");
@@ -855,6 +947,7 @@ int main(void)
     debugging();
     changing_code();
     page_ends();
+    cross_modifying();
     text("end\n");
     return 0;
 }

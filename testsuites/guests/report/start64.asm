@@ -158,6 +158,43 @@ caught: push rax
         mov eax, [event]
         ret
 
+; Where the second processor starts, at AP_CODE, in real mode; void ap_main(void) is what it does.
+AP_CODE equ 0x9000
+%define ap_there(label) (label - ap_start + AP_CODE)
+global ap_start, ap_end
+extern ap_main
+bits 16
+ap_start:
+        cli
+        xor ax, ax
+        mov ds, ax
+        o32 lgdt [ap_there(.gdtr)]
+        mov eax, 0x6b0
+        mov cr4, eax
+        mov eax, pml4
+        mov cr3, eax
+        mov ecx, 0xc0000080
+        rdmsr
+        or eax, 0x901
+        wrmsr
+        mov eax, 0x80010033
+        mov cr0, eax
+        jmp dword 0x08:ap_entry
+.gdtr:  dw 50 * 8 - 1
+        dd gdt
+ap_end:
+bits 64
+ap_entry:
+        mov eax, 0x10
+        mov ds, eax
+        mov es, eax
+        mov ss, eax
+        mov rsp, ap_stack_top
+        lidt [abs idtr]
+        call ap_main
+.stop:  hlt
+        jmp .stop
+
 ; void mode_trip(void): out of 64-bit mode by way of compatibility, protected and real mode, and back. The code lies
 ; below 64 KiB while it runs; what it sees goes to TRIP_SEEN, four bytes each.
 TRIP_CODE equ 0x8000
@@ -332,5 +369,7 @@ stack_top:
 kernel_top:
         resb 8192
 ist_top:
+        resb 4096
+ap_stack_top:
 saved_rsp: resq 1
 event:  resq 16

@@ -41,6 +41,7 @@ pub fn boot(image: &[u8], engine: Engine, mmu: Mmu, maker: Maker) -> Result<(Str
     std::fs::write(&kernel, image)?;
     let config = Config {
         memory_bytes: 64 << 20,
+        vcpus: 2,
         engine,
         mmu,
         cpu: format!("host,vendor={}", maker.vendor()),

@@ -40,7 +40,10 @@ pub fn boot(image: &[u8], maker: Maker) -> Result<(String, String)> {
     let path = scratch.path().join("image");
     std::fs::write(&path, image)?;
     let mut child = Command::new("qemu-system-x86_64")
-        .args(["-M", "pc", "-accel", "tcg", "-m", "64", "-no-reboot", "-cpu"])
+        // With a thread for each processor QEMU sometimes runs code that another one has changed as it was, also behind
+        // a CPUID.
+        .args(["-M", "pc", "-accel", "tcg,thread=single", "-smp", "2", "-m", "64", "-no-reboot"])
+        .arg("-cpu")
         .arg(format!("max,vendor={}", maker.vendor()))
         .args(["-display", "none", "-net", "none", "-serial", "stdio", "-monitor", "none"])
         .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=0x04", "-kernel"])
