@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Signal, set_parent_process_death_signal};
 use vm_memory::{FileOffset, MmapRegion};
 use xenolith_cpu::state::{Rflags, VectorState, sreg};
 use xenolith_cpu::{CpuState, PAGE_SIZE};
@@ -132,16 +133,10 @@ impl Peer {
             memory.display()
         );
         let mut command = Command::new("qemu-system-x86_64");
+        // It would outlive us if we were killed.
+        let with_us = || Ok(set_parent_process_death_signal(Some(Signal::KILL))?);
         // SAFETY: between fork and exec there is one system call, which touches no memory.
-        unsafe {
-            command.pre_exec(|| {
-                // It would outlive us if we were killed.
-                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-                    0 => Ok(()),
-                    _ => Err(std::io::Error::last_os_error()),
-                }
-            });
-        }
+        unsafe { command.pre_exec(with_us) };
         let spawned = command
             .args(["-M", "none,memory-backend=ram", "-object", &backend])
             .args(["-m", &format!("{}M", bytes >> 20), "-accel", "tcg"])
