@@ -41,7 +41,7 @@ pub struct BootFlags {
 
     /// Disk image, raw or qcow2 (found by content), attached as virtio-blk: the first is /dev/vda in
     /// Linux, the next /dev/vdb. With ",ro" behind it the guest can't write it, with ",snapshot" what it
-    /// writes is forgotten; qcow2 needs one of these as yet. ",format=raw" tells the format: give it for a raw
+    /// writes is forgotten. ",format=raw" tells the format: give it for a raw
     /// disk of a guest that you don't trust. May be given again
     #[arg(long = "disk", value_name = "FILE[,ro][,snapshot][,format=raw|qcow2]")]
     #[arg(help_heading = "What to boot")]

@@ -1,11 +1,12 @@
 //! Disk images behind one trait.
 //!
-//! Problem: block devices (virtio, later IDE) don't care how an image is stored. Scheme:
+//! Problem: block devices (virtio, IDE) don't care how an image is stored. Scheme:
 //! [`DiskImage`], positioned and shared by reference, so that workers need no lock; [`RawImage`],
 //! [`Qcow2Image`] and [`Snapshot`] are its kinds, and [`open`] finds the one for a file. Invariants: offsets and lengths that a device passes are within [`DiskImage::size`];
 //! what was written before a [`DiskImage::flush`] that succeeded survives our being killed, and the
 //! host's. Called by the devices' workers; may block.
 
+mod describe;
 mod lock;
 mod open;
 mod qcow2;
@@ -16,8 +17,9 @@ mod tests;
 
 use std::io;
 
+pub use describe::{Info, describe};
 pub use open::{DiskOptions, Format, open};
-pub use qcow2::Qcow2Image;
+pub use qcow2::{Backing, Qcow2Image, create as create_qcow2};
 pub use raw::{DiskError, RawImage};
 pub use snapshot::Snapshot;
 
@@ -76,6 +78,16 @@ pub trait DiskImage: Send + Sync {
             done += piece;
         }
         Ok(())
+    }
+}
+
+/// Gives the space of a part of `file` back to the host, if it takes it. The part reads as zeroes then; if
+/// it isn't taken, as it did.
+fn give_back(file: &std::fs::File, offset: u64, len: u64) {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    if let Err(error) = fallocate(file, flags, offset, len) {
+        tracing::debug!("space of a disk image can't be given back: {error}");
     }
 }
 

@@ -6,6 +6,7 @@
 //! nothing here could write it; a chain of backing images ends, also one that is a circle.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -84,25 +85,24 @@ fn open_layer(
 ) -> Result<Arc<dyn DiskImage>, DiskError> {
     let told = |source| DiskError::Open { path: path.to_owned(), source };
     let file = open_locked(path, read_only)?;
-    let mut start = [0; MAGIC.len()];
-    let qcow2 = match format {
-        Some(format) => format == Format::Qcow2,
-        // Whatever is too short for the magic number is no qcow2 image either.
-        None => match file.read_exact_at(&mut start, 0) {
-            Ok(()) => start == MAGIC,
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
-            Err(error) => return Err(told(error)),
-        },
-    };
-    if !qcow2 {
+    if format.map_or_else(|| find_format(&file), Ok).map_err(told)? == Format::Raw {
         return Ok(Arc::new(RawImage::new(file, path, read_only)?));
     }
-    if !read_only {
-        return Err(DiskError::ReadsOnly(path.to_owned()));
-    }
     let folder = path.parent().unwrap_or(Path::new(""));
-    let image = Qcow2Image::new(file, folder, &mut |backing| open_backing(&backing, below));
+    let image = Qcow2Image::new(file, folder, read_only, &mut |b| open_backing(&b, below));
     Ok(Arc::new(image.map_err(told)?))
+}
+
+/// What the content of `file` says.
+pub(super) fn find_format(file: &File) -> io::Result<Format> {
+    let mut start = [0; MAGIC.len()];
+    match file.read_exact_at(&mut start, 0) {
+        Ok(()) if start == MAGIC => Ok(Format::Qcow2),
+        Ok(()) => Ok(Format::Raw),
+        // Whatever is too short for the magic number is no qcow2 image either.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Format::Raw),
+        Err(error) => Err(error),
+    }
 }
 
 fn open_backing(backing: &Backing, below: usize) -> io::Result<Arc<dyn DiskImage>> {

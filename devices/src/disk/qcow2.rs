@@ -1,55 +1,63 @@
-//! QEMU's copy-on-write format, to read.
+//! QEMU's copy-on-write format.
 //!
-//! Problem: most disk images that people have are qcow2, and one that was fetched may be cut short, damaged
-//! or made to do harm. Scheme: the header and the first-level table are checked and read at opening; second-level
-//! tables and the last cluster that was decompressed are cached; clusters that the image doesn't have come
-//! from its backing image or read as zeroes. Invariants: nothing is written, so that an image with a dirty or
-//! corrupt mark is as good as any; every offset from the file is checked before it is used, and memory is
-//! taken for tables in bounds only. Any thread; the caches have a lock, which is not held while data is read.
+//! Problem: most disk images that people have are qcow2; one that was fetched may be cut short, damaged or made to
+//! do harm, and one that is written must be whole, and have what the guest flushed, if we are killed at
+//! any moment. Scheme: the header and the first-level table are checked and read at opening; second-level tables
+//! are kept in memory, in bounds, and so are refcounts ([`refcounts`]) of an image that is written. What the guest
+//! writes goes to the file at once: in place where a cluster is the image's alone, else into a new
+//! cluster with what the old one has around it. Tables change in memory; [`DiskImage::flush`] (and a full
+//! cache, and the end) writes them in an order: counts of new clusters, second-level tables, the first-level
+//! table, with the data and each step on the disk before the next. Clusters that lost their use are counted down
+//! and used again only after that. Invariants: the file's tables never refer to a cluster that isn't counted or not
+//! yet written, so that a kill costs space at worst; what is marked dirty or corrupt is not written;
+//! every offset from the file is checked before it is used, and no data is written over a table. Any
+//! thread, one at a time.
+//!
+//! The first-level table has its full length from an image's making on, as QEMU's have. Images with snapshots of
+//! their own can be written; the snapshots stay.
 //!
 //! Source: QEMU, docs/interop/qcow2.txt.
 
-use std::collections::HashMap;
+mod header;
+mod refcounts;
+
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
 use super::{DiskImage, SECTOR};
+use header::{AUTOCLEAR_AT, Header};
+use refcounts::{Refcounts, widen};
+
+pub use header::create;
 
 /// What every image starts with.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
 
-const HEADER_V2: usize = 72;
-const HEADER_V3: usize = 104;
-const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
-/// Bytes of a first-level table, as QEMU bounds it.
-const L1_MAX: u64 = 32 << 20;
-/// Bytes of second-level tables in the cache, if there is more than one.
+/// Bytes of second-level tables, and of blocks of refcounts, in memory, if there is more than one.
 const CACHE_MAX: u64 = 8 << 20;
-const BACKING_NAME_MAX: u32 = 1023;
-
-// Incompatible features.
-const DIRTY: u64 = 1 << 0;
-const CORRUPT: u64 = 1 << 1;
-const DATA_FILE: u64 = 1 << 2;
-const COMPRESSION_TYPE: u64 = 1 << 3;
-const EXTENDED_L2: u64 = 1 << 4;
+/// Clusters that wait to be counted down.
+const FREED_MAX: usize = 1 << 16;
 
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
+/// The cluster, or table, that an entry refers to is used by nobody else.
+const COPIED: u64 = 1 << 63;
 const COMPRESSED: u64 = 1 << 62;
 const READS_AS_ZERO: u64 = 1;
-const EXTENSION_END: u32 = 0;
-const EXTENSION_BACKING_FORMAT: u32 = 0xe279_2aca;
 
 /// The image that another one builds on, as its header names it.
 #[derive(Debug)]
 pub struct Backing {
     pub path: PathBuf,
+    /// As the header has it.
+    pub name: PathBuf,
     /// `raw` or `qcow2`; none if the header doesn't say.
     pub format: Option<String>,
 }
@@ -57,23 +65,45 @@ pub struct Backing {
 /// An open image.
 pub struct Qcow2Image {
     file: File,
-    file_len: u64,
     cluster_bits: u32,
     size: u64,
     version: u32,
-    l1: Vec<u64>,
+    l1_offset: u64,
     backing: Option<Arc<dyn DiskImage>>,
-    cache: Mutex<Cache>,
+    read_only: bool,
+    state: Mutex<State>,
 }
 
-#[derive(Default)]
-struct Cache {
-    tables: HashMap<u64, Arc<Vec<u64>>>,
+struct State {
+    file_len: u64,
+    l1: Vec<u64>,
+    tables: HashMap<u64, Table>,
     /// The last cluster that was decompressed: its number in the disk and its bytes.
     decompressed: Option<(u64, Arc<Vec<u8>>)>,
+    /// None if the image is only read.
+    writer: Option<Writer>,
+}
+
+/// A second-level table.
+struct Table {
+    entries: Vec<u64>,
+    /// Entries that the file doesn't have yet.
+    dirty: Range<usize>,
+}
+
+/// What only an image that is written needs.
+struct Writer {
+    refcounts: Refcounts,
+    /// First-level entries that the file doesn't have yet.
+    l1_dirty: BTreeSet<u64>,
+    /// Clusters that have lost a use, which the file still has; and whether their space is to be given back.
+    freed: Vec<(u64, bool)>,
+    /// The header's autoclear features are to be cleared before anything is written.
+    autoclear: bool,
 }
 
 /// Where a cluster's bytes are.
+#[derive(Clone, Copy)]
 enum Cluster {
     Backing,
     Zeroes,
@@ -100,6 +130,44 @@ fn be64(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
 
+fn read_table(file: &File, offset: u64, bytes: u64) -> io::Result<Vec<u64>> {
+    let mut table = vec![0; bytes as usize];
+    file.read_exact_at(&mut table, offset)?;
+    Ok(table.chunks_exact(8).map(|entry| be64(entry, 0)).collect())
+}
+
+fn table_bytes(entries: &[u64]) -> Vec<u8> {
+    entries.iter().flat_map(|entry| entry.to_be_bytes()).collect()
+}
+
+/// What the header of an image says, for people.
+#[derive(Debug)]
+pub struct Description {
+    pub version: u32,
+    pub cluster_bytes: u64,
+    /// Bytes of the disk.
+    pub size: u64,
+    pub backing: Option<Backing>,
+    /// Why the image can't be written as it is.
+    pub reads_only: Option<&'static str>,
+}
+
+/// Reads the header of the image in `file`; names are taken from `folder`.
+///
+/// # Errors
+/// As [`Qcow2Image::new`].
+pub fn describe(mut file: &File, folder: &Path) -> io::Result<Description> {
+    let file_len = file.seek(SeekFrom::End(0))?;
+    let header = Header::read(file, file_len, folder)?;
+    Ok(Description {
+        version: header.version,
+        cluster_bytes: 1 << header.cluster_bits,
+        size: header.size,
+        backing: header.backing,
+        reads_only: header.reads_only,
+    })
+}
+
 impl Qcow2Image {
     /// Reads the tables of the image in `file`. `backing` opens the image that it builds on; a relative name
     /// is taken from `folder`.
@@ -109,142 +177,160 @@ impl Qcow2Image {
     pub fn new(
         mut file: File,
         folder: &Path,
+        read_only: bool,
         backing: &mut dyn FnMut(Backing) -> io::Result<Arc<dyn DiskImage>>,
     ) -> io::Result<Self> {
         let file_len = file.seek(SeekFrom::End(0))?;
-        let mut header = [0; HEADER_V3 + 8];
-        let present = file_len.min(header.len() as u64) as usize;
-        if present < HEADER_V2 {
-            return Err(bad("the qcow2 header is cut short"));
-        }
-        file.read_exact_at(&mut header[..present], 0)?;
-        if header[..4] != MAGIC {
-            return Err(bad("not a qcow2 image"));
-        }
-        let version = be32(&header, 4);
-        if !matches!(version, 2 | 3) {
-            return Err(bad(format!("qcow2 version {version} is not known")));
-        }
-        let cluster_bits = be32(&header, 20);
-        if !CLUSTER_BITS.contains(&cluster_bits) {
-            return Err(bad(format!("qcow2 cluster size of 2^{cluster_bits} bytes")));
-        }
-        let cluster = 1u64 << cluster_bits;
-        if be32(&header, 32) != 0 {
-            return Err(bad("encrypted qcow2 images are not supported"));
-        }
-        let header_len = if version == 2 {
-            HEADER_V2 as u64
+        let mut header = Header::read(&file, file_len, folder)?;
+        let l1 = read_table(&file, header.l1_offset, header.l1_entries * 8)?;
+        let writer = if read_only {
+            None
         } else {
-            if present < HEADER_V3 {
-                return Err(bad("the qcow2 header is cut short"));
+            if let Some(why) = header.reads_only {
+                let way = "mend it by qemu-img check -r all, or add ,ro or ,snapshot";
+                return Err(bad(format!("{why}: {way}")));
             }
-            check_features(&header)?
+            Some(Writer {
+                refcounts: Refcounts::read(&file, file_len, &header, &l1)?,
+                l1_dirty: BTreeSet::new(),
+                freed: Vec::new(),
+                autoclear: header.autoclear != 0,
+            })
         };
-        if header_len > cluster {
-            return Err(bad(format!("qcow2 header of {header_len} bytes")));
-        }
-        let size = be64(&header, 24) / SECTOR * SECTOR;
-        if size == 0 {
-            return Err(bad("the disk in the qcow2 image has no sector"));
-        }
-        let l1 = read_l1(&file, file_len, &header, size, cluster_bits)?;
-        let backing = match find_backing(&file, &header, header_len, cluster, folder)? {
-            Some(found) => Some(backing(found)?),
-            None => None,
-        };
+        let backing = header.backing.take().map(backing).transpose()?;
+        let state = State { file_len, l1, tables: HashMap::new(), decompressed: None, writer };
         Ok(Self {
             file,
-            file_len,
-            cluster_bits,
-            size,
-            version,
-            l1,
+            cluster_bits: header.cluster_bits,
+            size: header.size,
+            version: header.version,
+            l1_offset: header.l1_offset,
             backing,
-            cache: Mutex::default(),
+            read_only,
+            state: Mutex::new(state),
         })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
 
-    /// Where the disk's cluster `number` is.
-    fn find(&self, number: u64) -> io::Result<Cluster> {
+    /// The place of cluster `number` of the disk: its table's, and its entry's there.
+    fn place(&self, number: u64) -> (u64, usize) {
         let entries_bits = self.cluster_bits - 3;
-        let l1_index = number >> entries_bits;
-        let l1 = self.l1[usize::try_from(l1_index).expect("checked at opening")];
-        if l1 & OFFSET_MASK == 0 {
-            return Ok(Cluster::Backing);
-        }
-        let table = self.table(l1_index, l1 & OFFSET_MASK)?;
-        let entry = table[(number & ((1 << entries_bits) - 1)) as usize];
-        if entry & COMPRESSED != 0 {
-            let offset_bits = 62 - (self.cluster_bits - 8);
-            let offset = entry & ((1 << offset_bits) - 1);
-            let sectors = (entry & (COMPRESSED - 1)) >> offset_bits;
-            let len = (sectors + 1) * SECTOR - offset % SECTOR;
-            if offset >= self.file_len {
-                return Err(bad(format!("compressed cluster {number} lies past the file's end")));
-            }
-            return Ok(Cluster::Compressed { offset, len: len.min(self.file_len - offset) });
-        }
-        if self.version >= 3 && entry & READS_AS_ZERO != 0 {
-            return Ok(Cluster::Zeroes);
-        }
-        let offset = entry & OFFSET_MASK;
-        if offset == 0 {
-            return Ok(Cluster::Backing);
-        }
-        if !offset.is_multiple_of(self.cluster_size()) || offset >= self.file_len {
-            return Err(bad(format!("cluster {number} is said to be at {offset:#x}")));
-        }
-        Ok(Cluster::Plain(offset))
+        (number >> entries_bits, (number & ((1 << entries_bits) - 1)) as usize)
     }
 
-    /// The second-level table at `offset`, which the first-level entry `index` points to.
-    fn table(&self, index: u64, offset: u64) -> io::Result<Arc<Vec<u64>>> {
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(table) = cache.tables.get(&index) {
-            return Ok(Arc::clone(table));
+    /// The pieces of a range that lie in one cluster each: its number, where in it, and how many bytes.
+    fn pieces(&self, offset: u64, len: u64) -> impl Iterator<Item = (u64, u64, u64)> + use<> {
+        let (bits, end) = (self.cluster_bits, offset + len);
+        let next = move |at: u64| ((at >> bits) + 1) << bits;
+        std::iter::successors((offset < end).then_some(offset), move |&at| {
+            (next(at) < end).then_some(next(at))
+        })
+        .map(move |at| (at >> bits, at & ((1 << bits) - 1), next(at).min(end) - at))
+    }
+
+    /// The entry for the disk's cluster `number`, and what it says.
+    fn find(&self, state: &mut State, number: u64) -> io::Result<(u64, Cluster)> {
+        let (index, within) = self.place(number);
+        let Some(table) = self.table(state, index)? else { return Ok((0, Cluster::Backing)) };
+        let entry = table.entries[within];
+        let file_len = state.file_len;
+        let cluster = if entry & COMPRESSED != 0 {
+            let (offset, len) = self.compressed(entry);
+            if offset >= file_len {
+                return Err(bad(format!("compressed cluster {number} lies past the file's end")));
+            }
+            Cluster::Compressed { offset, len: len.min(file_len - offset) }
+        } else if self.version >= 3 && entry & READS_AS_ZERO != 0 {
+            Cluster::Zeroes
+        } else {
+            match entry & OFFSET_MASK {
+                0 => Cluster::Backing,
+                offset if !offset.is_multiple_of(self.cluster_size()) || offset >= file_len => {
+                    return Err(bad(format!("cluster {number} is said to be at {offset:#x}")));
+                }
+                offset => Cluster::Plain(offset),
+            }
+        };
+        Ok((entry, cluster))
+    }
+
+    /// Offset and length of a compressed cluster, as its entry has them.
+    fn compressed(&self, entry: u64) -> (u64, u64) {
+        let offset_bits = 62 - (self.cluster_bits - 8);
+        let offset = entry & ((1 << offset_bits) - 1);
+        let sectors = (entry & (COMPRESSED - 1)) >> offset_bits;
+        (offset, (sectors + 1) * SECTOR - offset % SECTOR)
+    }
+
+    /// The second-level table of first-level entry `index`, if there is one.
+    fn table<'a>(&self, state: &'a mut State, index: u64) -> io::Result<Option<&'a mut Table>> {
+        let offset = state.l1[usize::try_from(index).expect("checked at opening")] & OFFSET_MASK;
+        if offset == 0 {
+            return Ok(None);
         }
-        let cluster = self.cluster_size();
-        if !offset.is_multiple_of(cluster)
-            || offset.checked_add(cluster).is_none_or(|end| end > self.file_len)
-        {
-            return Err(bad(format!("second-level table {index} is said to be at {offset:#x}")));
+        if !state.tables.contains_key(&index) {
+            let cluster = self.cluster_size();
+            if !offset.is_multiple_of(cluster)
+                || offset.checked_add(cluster).is_none_or(|end| end > state.file_len)
+            {
+                return Err(bad(format!(
+                    "second-level table {index} is said to be at {offset:#x}"
+                )));
+            }
+            let entries = read_table(&self.file, offset, cluster)?;
+            self.make_room(state)?;
+            state.tables.insert(index, Table { entries, dirty: 0..0 });
         }
-        let table = Arc::new(read_table(&self.file, offset, cluster)?);
-        if cache.tables.len() as u64 >= (CACHE_MAX / cluster).max(1) {
-            cache.tables.clear();
+        Ok(state.tables.get_mut(&index))
+    }
+
+    /// Makes room for one more table in memory.
+    fn make_room(&self, state: &mut State) -> io::Result<()> {
+        let limit = (CACHE_MAX >> self.cluster_bits).max(1) as usize;
+        if state.tables.len() >= limit {
+            if state.tables.values().any(|table| !table.dirty.is_empty()) {
+                self.commit(state)?;
+            }
+            state.tables.clear();
         }
-        cache.tables.insert(index, Arc::clone(&table));
-        Ok(table)
+        if let Some(writer) = &mut state.writer {
+            writer.refcounts.trim(limit);
+        }
+        Ok(())
     }
 
     /// Cluster `number`, which is stored compressed.
-    fn decompressed(&self, number: u64, offset: u64, len: u64) -> io::Result<Arc<Vec<u8>>> {
+    fn decompressed(
+        &self,
+        state: &mut State,
+        number: u64,
+        offset: u64,
+        len: u64,
+    ) -> io::Result<Arc<Vec<u8>>> {
+        if let Some((which, bytes)) = &state.decompressed
+            && *which == number
         {
-            let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((which, bytes)) = &cache.decompressed
-                && *which == number
-            {
-                return Ok(Arc::clone(bytes));
-            }
+            return Ok(Arc::clone(bytes));
         }
         // At most two clusters' worth: the field for the length has no room for more.
         let mut packed = vec![0; len as usize];
         self.file.read_exact_at(&mut packed, offset)?;
         let mut bytes = vec![0; self.cluster_size() as usize];
         let flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-        let mut state = DecompressorOxide::new();
-        let (status, _, done) = decompress(&mut state, &packed, &mut bytes, 0, flags);
+        let mut inflater = DecompressorOxide::new();
+        let (status, _, done) = decompress(&mut inflater, &packed, &mut bytes, 0, flags);
         if status != TINFLStatus::Done || done != bytes.len() {
             return Err(bad(format!("compressed cluster {number} can't be decompressed")));
         }
         let bytes = Arc::new(bytes);
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).decompressed =
-            Some((number, Arc::clone(&bytes)));
+        state.decompressed = Some((number, Arc::clone(&bytes)));
         Ok(bytes)
     }
 
@@ -259,157 +345,243 @@ impl Qcow2Image {
         rest.fill(0);
         if data.is_empty() { Ok(()) } else { backing.read_at(offset, data) }
     }
-}
 
-/// Looks at a version 3 header's features. Returns its length in bytes.
-fn check_features(header: &[u8]) -> io::Result<u64> {
-    let features = be64(header, 72);
-    if features & DATA_FILE != 0 {
-        return Err(bad("qcow2 images with an external data file are not supported"));
-    }
-    if features & EXTENDED_L2 != 0 {
-        return Err(bad("qcow2 images with subclusters are not supported"));
-    }
-    if features & !(DIRTY | CORRUPT | COMPRESSION_TYPE) != 0 {
-        return Err(bad(format!("qcow2 features {features:#x} are not known")));
-    }
-    let len = be32(header, 100);
-    if len < HEADER_V3 as u32 || !len.is_multiple_of(8) {
-        return Err(bad(format!("qcow2 header of {len} bytes")));
-    }
-    // The byte is there only if the header is that long.
-    let compression = if len as usize > HEADER_V3 { header[HEADER_V3] } else { 0 };
-    if compression != 0 {
-        return Err(bad("qcow2 images compressed by other than zlib are not supported"));
-    }
-    Ok(u64::from(len))
-}
-
-fn read_l1(
-    file: &File,
-    file_len: u64,
-    header: &[u8],
-    size: u64,
-    cluster_bits: u32,
-) -> io::Result<Vec<u64>> {
-    let needed = ((size - 1) >> (2 * cluster_bits - 3)) + 1;
-    let (entries, offset) = (u64::from(be32(header, 36)), be64(header, 40));
-    if entries < needed {
-        return Err(bad(format!(
-            "a disk of {size} bytes needs {needed} first-level entries, not {entries}"
-        )));
-    }
-    let bytes = needed * 8;
-    if bytes > L1_MAX {
-        return Err(bad(format!("a disk of {size} bytes is too large for its cluster size")));
-    }
-    if !offset.is_multiple_of(1 << cluster_bits)
-        || offset.checked_add(bytes).is_none_or(|end| end > file_len)
-    {
-        return Err(bad(format!("the first-level table is said to be at {offset:#x}")));
-    }
-    read_table(file, offset, bytes)
-}
-
-fn read_table(file: &File, offset: u64, bytes: u64) -> io::Result<Vec<u64>> {
-    let mut table = vec![0; bytes as usize];
-    file.read_exact_at(&mut table, offset)?;
-    Ok(table.chunks_exact(8).map(|entry| be64(entry, 0)).collect())
-}
-
-/// What the header says of a backing image.
-fn find_backing(
-    file: &File,
-    header: &[u8],
-    header_len: u64,
-    cluster: u64,
-    folder: &Path,
-) -> io::Result<Option<Backing>> {
-    use std::os::unix::ffi::OsStringExt;
-
-    let (offset, len) = (be64(header, 8), be32(header, 16));
-    if offset == 0 {
-        return Ok(None);
-    }
-    if len == 0
-        || len > BACKING_NAME_MAX
-        || offset < header_len
-        || offset.checked_add(u64::from(len)).is_none_or(|end| end > cluster)
-    {
-        return Err(bad(format!(
-            "the backing file's name is said to be {len} bytes at {offset:#x}"
-        )));
-    }
-    let mut name = vec![0; len as usize];
-    file.read_exact_at(&mut name, offset)?;
-    // A name before the first slash with a colon is a protocol's in QEMU.
-    let first = name.split(|&byte| byte == b'/').next().unwrap_or_default();
-    if first.contains(&b':') {
-        let name = String::from_utf8_lossy(&name).into_owned();
-        return Err(bad(format!("backing file {name:?} is not a file's name")));
-    }
-    let path = folder.join(std::ffi::OsString::from_vec(name));
-    let format = backing_format(file, header_len, offset)?;
-    Ok(Some(Backing { path, format }))
-}
-
-/// Looks through the header extensions, which end where the backing file's name begins.
-fn backing_format(file: &File, start: u64, end: u64) -> io::Result<Option<String>> {
-    let mut extensions = vec![0; (end - start) as usize];
-    file.read_exact_at(&mut extensions, start)?;
-    let mut rest = &extensions[..];
-    while rest.len() >= 8 {
-        let (kind, len) = (be32(rest, 0), be32(rest, 4) as usize);
-        rest = &rest[8..];
-        if kind == EXTENSION_END {
-            break;
+    /// Reads a piece of cluster `number`, which is `cluster`, from byte `inside` of it on.
+    fn read_piece(
+        &self,
+        state: &mut State,
+        number: u64,
+        cluster: Cluster,
+        inside: u64,
+        data: &mut [u8],
+    ) -> io::Result<()> {
+        match cluster {
+            Cluster::Backing => self.read_backing((number << self.cluster_bits) + inside, data),
+            Cluster::Zeroes => {
+                data.fill(0);
+                Ok(())
+            }
+            Cluster::Plain(start) => {
+                // The file may end inside its last cluster.
+                let from = start + inside;
+                let there = state.file_len.saturating_sub(from).min(data.len() as u64) as usize;
+                let (data, beyond) = data.split_at_mut(there);
+                beyond.fill(0);
+                self.file.read_exact_at(data, from)
+            }
+            Cluster::Compressed { offset, len } => {
+                let bytes = self.decompressed(state, number, offset, len)?;
+                data.copy_from_slice(&bytes[inside as usize..inside as usize + data.len()]);
+                Ok(())
+            }
         }
-        let Some(body) = rest.get(..len) else {
-            return Err(bad(format!("a qcow2 header extension of {len} bytes")));
+    }
+
+    /// Writes `data` at `offset` of the file, which may grow by it.
+    fn put(&self, state: &mut State, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(data, offset)?;
+        state.file_len = state.file_len.max(offset + data.len() as u64);
+        Ok(())
+    }
+
+    /// Writes a piece of the disk's cluster `number`.
+    fn write_piece(
+        &self,
+        state: &mut State,
+        number: u64,
+        inside: u64,
+        data: &[u8],
+    ) -> io::Result<()> {
+        let (entry, cluster) = self.find(state, number)?;
+        if let Cluster::Plain(start) = cluster
+            && entry & COPIED != 0
+        {
+            let (index, _) = self.place(number);
+            let own_table = state.l1[index as usize] & COPIED != 0;
+            let writer = state.writer.as_ref().expect("the image is written");
+            if writer.refcounts.tables.contains(&(start >> self.cluster_bits)) {
+                return Err(bad(format!("cluster {number} is said to be where a table is")));
+            }
+            if own_table {
+                return self.put(state, start + inside, data);
+            }
+        }
+        let mut whole;
+        let whole = if data.len() as u64 == self.cluster_size() {
+            data
+        } else {
+            whole = vec![0; self.cluster_size() as usize];
+            self.read_piece(state, number, cluster, 0, &mut whole)?;
+            whole[inside as usize..inside as usize + data.len()].copy_from_slice(data);
+            &whole
         };
-        if kind == EXTENSION_BACKING_FORMAT {
-            return Ok(Some(String::from_utf8_lossy(body).into_owned()));
+        self.own_table(state, number)?;
+        let writer = state.writer.as_mut().expect("the image is written");
+        let offset = writer.refcounts.allocate(&self.file)?;
+        if let Err(error) = self.put(state, offset, whole) {
+            let writer = state.writer.as_mut().expect("it was there");
+            writer.refcounts.undo(&self.file, offset);
+            return Err(error);
         }
-        rest = rest.get(len.next_multiple_of(8)..).unwrap_or_default();
+        self.replace(state, number, offset | COPIED, false)
     }
-    Ok(None)
+
+    /// Makes sure that the second-level table for cluster `number` is there and the image's alone.
+    fn own_table(&self, state: &mut State, number: u64) -> io::Result<()> {
+        let (index, _) = self.place(number);
+        let old = state.l1[index as usize];
+        if old & COPIED != 0 && old & OFFSET_MASK != 0 {
+            return Ok(());
+        }
+        let entries = match self.table(state, index)? {
+            Some(table) => table.entries.clone(),
+            None => vec![0; 1 << (self.cluster_bits - 3)],
+        };
+        self.make_room(state)?;
+        let writer = state.writer.as_mut().expect("the image is written");
+        let offset = writer.refcounts.allocate(&self.file)?;
+        // At once, so that there is room for it when it is committed.
+        if let Err(error) = self.put(state, offset, &table_bytes(&entries)) {
+            let writer = state.writer.as_mut().expect("it was there");
+            writer.refcounts.undo(&self.file, offset);
+            return Err(error);
+        }
+        let writer = state.writer.as_mut().expect("it was there");
+        writer.refcounts.tables.insert(offset >> self.cluster_bits);
+        if old & OFFSET_MASK != 0 {
+            let number = (old & OFFSET_MASK) >> self.cluster_bits;
+            writer.refcounts.tables.remove(&number);
+            writer.freed.push((number, false));
+        }
+        writer.l1_dirty.insert(index);
+        state.l1[index as usize] = offset | COPIED;
+        state.tables.insert(index, Table { entries, dirty: 0..0 });
+        Ok(())
+    }
+
+    /// Gives cluster `number` another entry in its table, which is there and the image's alone. What the old
+    /// one refers to has a use less; with `punch` its space goes back to the host.
+    fn replace(&self, state: &mut State, number: u64, new: u64, punch: bool) -> io::Result<()> {
+        let (index, within) = self.place(number);
+        let table = self.table(state, index)?.expect("it is there");
+        let old = std::mem::replace(&mut table.entries[within], new);
+        widen(&mut table.dirty, within..within + 1);
+        if state.decompressed.as_ref().is_some_and(|(which, _)| *which == number) {
+            state.decompressed = None;
+        }
+        let clusters = if old & COMPRESSED != 0 {
+            let (offset, len) = self.compressed(old);
+            offset >> self.cluster_bits..((offset + len - 1) >> self.cluster_bits) + 1
+        } else {
+            let cluster = (old & OFFSET_MASK) >> self.cluster_bits;
+            if old & OFFSET_MASK == 0 { 0..0 } else { cluster..cluster + 1 }
+        };
+        let writer = state.writer.as_mut().expect("the image is written");
+        writer.freed.extend(clusters.map(|cluster| (cluster, punch)));
+        if writer.freed.len() >= FREED_MAX { self.commit(state) } else { Ok(()) }
+    }
+
+    /// Writes all that has changed in tables, in such an order that the file is whole after each step.
+    fn commit(&self, state: &mut State) -> io::Result<()> {
+        let State { l1, tables, writer: Some(writer), .. } = state else { return Ok(()) };
+        let dirty_tables = tables.values().any(|table| !table.dirty.is_empty());
+        if writer.refcounts.is_dirty() {
+            writer.refcounts.write(&self.file)?;
+        }
+        if !dirty_tables && writer.l1_dirty.is_empty() {
+            return Ok(());
+        }
+        self.file.sync_data()?;
+        for (&index, table) in tables.iter_mut().filter(|(_, table)| !table.dirty.is_empty()) {
+            let at = (l1[index as usize] & OFFSET_MASK) + 8 * table.dirty.start as u64;
+            self.file.write_all_at(&table_bytes(&table.entries[table.dirty.clone()]), at)?;
+            table.dirty = 0..0;
+        }
+        if !writer.l1_dirty.is_empty() {
+            self.file.sync_data()?;
+        }
+        while let Some(&index) = writer.l1_dirty.first() {
+            let entry = l1[index as usize].to_be_bytes();
+            self.file.write_all_at(&entry, self.l1_offset + 8 * index)?;
+            writer.l1_dirty.remove(&index);
+        }
+        if writer.freed.is_empty() {
+            return Ok(());
+        }
+        // Only now are they free, whatever comes.
+        self.file.sync_data()?;
+        for (cluster, punch) in std::mem::take(&mut writer.freed) {
+            if writer.refcounts.release(&self.file, cluster)? && punch {
+                super::give_back(&self.file, cluster << self.cluster_bits, self.cluster_size());
+            }
+        }
+        writer.refcounts.write(&self.file)
+    }
+
+    /// The image is about to be written.
+    fn begin(&self, state: &mut State) -> io::Result<()> {
+        let Some(writer) = &mut state.writer else {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        };
+        if writer.autoclear {
+            self.file.write_all_at(&[0; 8], AUTOCLEAR_AT)?;
+            self.file.sync_data()?;
+            writer.autoclear = false;
+        }
+        Ok(())
+    }
+
+    /// Makes a whole cluster read as zeroes without room of its own. False if that can't be said.
+    fn empty(&self, state: &mut State, number: u64, punch: bool) -> io::Result<bool> {
+        let (_, cluster) = self.find(state, number)?;
+        let new = match (&self.backing, self.version) {
+            (None, _) => 0,
+            (Some(_), 3..) => READS_AS_ZERO,
+            (Some(_), _) => return Ok(false),
+        };
+        match (cluster, new) {
+            (Cluster::Zeroes, _) | (Cluster::Backing, 0) => return Ok(true),
+            _ => {}
+        }
+        self.own_table(state, number)?;
+        self.replace(state, number, new, punch)?;
+        Ok(true)
+    }
 }
 
 impl DiskImage for Qcow2Image {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         super::check_range(self.size, offset, data.len())?;
-        let (mut at, mut rest) = (offset, data);
-        while !rest.is_empty() {
-            let (number, inside) = (at >> self.cluster_bits, at % self.cluster_size());
-            let len = (self.cluster_size() - inside).min(rest.len() as u64) as usize;
-            let (piece, after) = rest.split_at_mut(len);
-            match self.find(number)? {
-                Cluster::Backing => self.read_backing(at, piece)?,
-                Cluster::Zeroes => piece.fill(0),
-                Cluster::Plain(start) => {
-                    // The file may end inside its last cluster.
-                    let from = start + inside;
-                    let there = self.file_len.saturating_sub(from).min(len as u64) as usize;
-                    let (piece, beyond) = piece.split_at_mut(there);
-                    self.file.read_exact_at(piece, from)?;
-                    beyond.fill(0);
-                }
-                Cluster::Compressed { offset, len: packed } => {
-                    let bytes = self.decompressed(number, offset, packed)?;
-                    piece.copy_from_slice(&bytes[inside as usize..inside as usize + len]);
-                }
-            }
-            (at, rest) = (at + len as u64, after);
+        let state = &mut *self.state();
+        let mut rest = data;
+        for (number, inside, len) in self.pieces(offset, rest.len() as u64) {
+            let (piece, after) = rest.split_at_mut(len as usize);
+            let (_, cluster) = self.find(state, number)?;
+            self.read_piece(state, number, cluster, inside, piece)?;
+            rest = after;
         }
         Ok(())
     }
 
-    fn write_at(&self, _offset: u64, _data: &[u8]) -> io::Result<()> {
-        Err(io::ErrorKind::PermissionDenied.into())
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        super::check_range(self.size, offset, data.len())?;
+        let state = &mut *self.state();
+        self.begin(state)?;
+        let mut rest = data;
+        for (number, inside, len) in self.pieces(offset, data.len() as u64) {
+            let (piece, after) = rest.split_at(len as usize);
+            self.write_piece(state, number, inside, piece)?;
+            rest = after;
+        }
+        Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
-        Ok(())
+        if self.read_only {
+            return Ok(());
+        }
+        self.commit(&mut self.state())?;
+        self.file.sync_data()
     }
 
     fn size(&self) -> u64 {
@@ -417,6 +589,54 @@ impl DiskImage for Qcow2Image {
     }
 
     fn read_only(&self) -> bool {
-        true
+        self.read_only
+    }
+
+    fn can_discard(&self) -> bool {
+        !self.read_only
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        super::check_range(self.size, offset, usize::try_from(len).unwrap_or(usize::MAX))?;
+        let state = &mut *self.state();
+        self.begin(state)?;
+        for (number, _, len) in self.pieces(offset, len) {
+            // Parts of clusters keep what they have.
+            if len == self.cluster_size() {
+                self.empty(state, number, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64) -> io::Result<()> {
+        super::check_range(self.size, offset, usize::try_from(len).unwrap_or(usize::MAX))?;
+        let state = &mut *self.state();
+        self.begin(state)?;
+        for (number, inside, len) in self.pieces(offset, len) {
+            if len == self.cluster_size() && self.empty(state, number, false)? {
+                continue;
+            }
+            let (_, cluster) = self.find(state, number)?;
+            let is_zero = match cluster {
+                Cluster::Zeroes => true,
+                Cluster::Backing => self.backing.is_none(),
+                _ => false,
+            };
+            if !is_zero {
+                self.write_piece(state, number, inside, &vec![0; len as usize])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Qcow2Image {
+    fn drop(&mut self) {
+        if !self.read_only
+            && let Err(error) = self.commit(&mut self.state())
+        {
+            tracing::error!("a qcow2 image loses what was written after its last flush: {error}");
+        }
     }
 }

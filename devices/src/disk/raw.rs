@@ -26,8 +26,6 @@ pub enum DiskError {
     TooSmall { path: PathBuf, bytes: u64 },
     #[error("disk image {}: in use by another program", .0.display())]
     InUse(PathBuf),
-    #[error("disk image {}: qcow2 images can't be written yet: add ,ro or ,snapshot", .0.display())]
-    ReadsOnly(PathBuf),
     #[error("disk image {}: a temporary file in {} for the snapshot: {source}", path.display(), folder.display())]
     Snapshot { path: PathBuf, folder: PathBuf, source: io::Error },
 }
@@ -39,6 +37,8 @@ pub struct RawImage {
     size: u64,
     read_only: bool,
     tail: u64,
+    /// A regular file, whose space can be given back.
+    is_file: bool,
 }
 
 impl RawImage {
@@ -67,7 +67,8 @@ impl RawImage {
                 path.display()
             );
         }
-        Ok(Self { file, size, read_only, tail })
+        let is_file = file.metadata().is_ok_and(|found| found.is_file());
+        Ok(Self { file, size, read_only, tail, is_file })
     }
 
     /// Bytes at the end of the file that the guest doesn't see, fewer than a sector.
@@ -77,17 +78,24 @@ impl RawImage {
     }
 }
 
-/// Opens the file at `path` and locks it: alone to write, with others to read.
-pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<File, DiskError> {
-    let told = |source| DiskError::Open { path: path.to_owned(), source };
-    // Looked at first: opening a pipe would wait for its other end.
-    let kind = std::fs::metadata(path).map_err(told)?.file_type();
+/// Refuses what can't be an image. To be looked at first: opening a pipe would wait for its other end.
+pub(super) fn check_kind(path: &Path) -> Result<(), DiskError> {
+    let kind = std::fs::metadata(path)
+        .map_err(|source| DiskError::Open { path: path.to_owned(), source })?
+        .file_type();
     if kind.is_dir() {
         return Err(DiskError::Directory(path.to_owned()));
     }
     if !kind.is_file() && !kind.is_block_device() {
         return Err(DiskError::NotADisk(path.to_owned()));
     }
+    Ok(())
+}
+
+/// Opens the file at `path` and locks it: alone to write, with others to read.
+pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<File, DiskError> {
+    let told = |source| DiskError::Open { path: path.to_owned(), source };
+    check_kind(path)?;
     let file = OpenOptions::new().read(true).write(!read_only).open(path).map_err(told)?;
     match lock(&file, read_only) {
         Ok(true) => {}
@@ -127,6 +135,18 @@ impl DiskImage for RawImage {
 
     fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    fn can_discard(&self) -> bool {
+        !self.read_only && self.is_file
+    }
+
+    fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        super::check_range(self.size, offset, usize::try_from(len).unwrap_or(usize::MAX))?;
+        if self.can_discard() {
+            super::give_back(&self.file, offset, len);
+        }
+        Ok(())
     }
 }
 
