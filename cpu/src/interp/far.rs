@@ -35,7 +35,7 @@ impl Target {
 
 /// What an IRET loaded to CS and SS, and of what descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Return {
+pub struct Returned {
     /// CS and SS.
     pub segments: [Segment; 2],
     /// Linear address and contents of their descriptors.
@@ -414,49 +414,32 @@ impl<M: Memory> Interp<M> {
 
     /// What an IRET in 64-bit mode at CPL 0 has just loaded, if an IRET that pops the same selectors and finds the same
     /// descriptors loads the same; for an engine that does it then without looking further.
-    pub fn last_return(&mut self) -> Option<Return> {
-        let seg = [self.state.seg[sreg::CS], self.state.seg[sreg::SS]];
-        let mut descriptors = [(0, 0); 2];
-        for n in 0..2 {
-            let segment = &seg[n];
-            // A kernel's SS may be null, and then has no descriptor.
-            if n == 1 && is_null(segment.selector) {
-                descriptors[1] = descriptors[0];
-                break;
-            }
-            // Of the local table nobody tells when it changes.
-            if is_null(segment.selector) || segment.selector & 4 != 0 {
-                return None;
-            }
-            let descriptor = self.descriptor(segment.selector).ok()??;
-            if descriptor.raw & ACCESSED == 0 || descriptor.segment() != *segment {
-                return None;
-            }
-            descriptors[n] = (descriptor.la, descriptor.raw);
+    pub fn last_return(&mut self) -> Option<Returned> {
+        let [cs, ss] = [sreg::CS, sreg::SS].map(|register| self.state.seg[register]);
+        let of_cs = self.source_of(&cs)?;
+        // A kernel's SS may be null, and then has no descriptor.
+        let of_ss = if is_null(ss.selector) { of_cs } else { self.source_of(&ss)? };
+        Some(Returned { segments: [cs, ss], descriptors: [of_cs, of_ss], table: self.state.gdtr })
+    }
+
+    /// Linear address and contents of a descriptor in the global table that is just what the segment is. Of the local
+    /// table nobody tells when it changes.
+    fn source_of(&mut self, segment: &Segment) -> Option<(u64, u64)> {
+        if is_null(segment.selector) || segment.selector & 4 != 0 {
+            return None;
         }
-        Some(Return { segments: seg, descriptors, table: self.state.gdtr })
+        let descriptor = self.descriptor(segment.selector).ok()??;
+        let same = descriptor.raw & ACCESSED != 0 && descriptor.segment() == *segment;
+        same.then_some((descriptor.la, descriptor.raw))
     }
 
     /// Loads CS and SS as an IRET did, and CPL.
-    pub fn return_as(&mut self, known: &Return) {
+    pub fn return_as(&mut self, known: &Returned) {
         let [cs, ss] = known.segments;
         self.state.seg[sreg::CS] = cs;
         self.state.seg[sreg::SS] = ss;
         self.state.cpl = cs.rpl();
         self.refresh();
-    }
-
-    /// Whether a return to CPL 3 leaves the data segment registers as they are.
-    #[must_use]
-    pub fn keeps_segments(&self) -> bool {
-        [sreg::ES, sreg::DS, sreg::FS, sreg::GS].into_iter().all(|register| {
-            let segment = &self.state.seg[register];
-            if is_null(segment.selector) {
-                segment.selector == 0
-            } else {
-                !segment.is_usable() || segment.is_conforming() || segment.dpl() == 3
-            }
-        })
     }
 
     /// IRET in real mode, and in virtual-8086 mode with IOPL 3.

@@ -48,7 +48,7 @@ use crate::state::{Activity, CpuState, Cr0, Rflags, Shadow, sreg};
 use crate::vector::VectorUnit;
 use decode::Cache;
 
-pub use far::Return;
+pub use far::Returned;
 pub use memory::{copy_in, is_canonical};
 pub use prepared::Prepared;
 

@@ -68,6 +68,21 @@ impl Descriptor {
     }
 }
 
+/// The segment registers that a return to an outer level looks at.
+const DATA_SEGMENTS: [usize; 4] = [sreg::ES, sreg::DS, sreg::FS, sreg::GS];
+
+/// What such a register is behind a return to `cpl`.
+fn at_outer_level(segment: Segment, cpl: u8) -> Segment {
+    if is_null(segment.selector) {
+        // Only the selector: FS and GS keep the base that an MSR gave them.
+        Segment { selector: 0, ..segment }
+    } else if segment.is_usable() && !segment.is_conforming() && segment.dpl() < cpl {
+        null_segment(0)
+    } else {
+        segment
+    }
+}
+
 /// Selector without RPL: null?
 pub(super) fn is_null(selector: u16) -> bool {
     selector & 0xfffc == 0
@@ -207,16 +222,19 @@ impl<M: Memory> Interp<M> {
 
     /// On a return to an outer level: data segments that the outer level may not use become null.
     pub(super) fn drop_inner_segments(&mut self) {
-        for register in [sreg::ES, sreg::DS, sreg::FS, sreg::GS] {
-            let cpl = self.state.cpl;
+        for register in DATA_SEGMENTS {
             let segment = &mut self.state.seg[register];
-            if is_null(segment.selector) {
-                // Only the selector: FS and GS keep the base that an MSR gave them.
-                segment.selector = 0;
-            } else if segment.is_usable() && !segment.is_conforming() && segment.dpl() < cpl {
-                *segment = null_segment(0);
-            }
+            *segment = at_outer_level(*segment, self.state.cpl);
         }
+    }
+
+    /// Whether a return to CPL 3 would leave the data segment registers as they are.
+    #[must_use]
+    pub fn keeps_segments(&self) -> bool {
+        DATA_SEGMENTS.iter().all(|&register| {
+            let segment = self.state.seg[register];
+            at_outer_level(segment, 3) == segment
+        })
     }
 
     /// LAR, LSL, VERR and VERW: the descriptor if this privilege level may see it.

@@ -24,9 +24,6 @@ impl Bt {
     pub(super) fn ready_crossing(&mut self, mode: Mode) {
         self.area.side = u64::from(mode.privilege);
         self.area.crossing_closed = 1;
-        for (register, segment) in self.interp.state.seg.iter().enumerate() {
-            self.area.selectors[register] = u64::from(segment.selector);
-        }
         let state = &self.interp.state;
         let msr = &state.msr;
         let may = !self.stepping
@@ -61,10 +58,10 @@ impl Bt {
     fn open_returns(&mut self) {
         let state = &self.interp.state;
         let free = !state.nmi_blocked && !state.flag(Rflags::NT);
-        let may = [free, free && self.interp.keeps_segments()];
-        for ((to, known), may) in self.area.returns.iter_mut().zip(&self.returns).zip(may) {
-            let there = known.is_some_and(|known| known.table == state.gdtr);
-            to.closed = u64::from(!(may && there));
+        for (n, known) in self.returns.iter().enumerate() {
+            let there = free && known.is_some_and(|known| known.table == state.gdtr);
+            let may = there && (n == 0 || self.interp.keeps_segments());
+            self.area.returns[n].closed = u64::from(!may);
         }
     }
 

@@ -33,7 +33,7 @@ use xenolith_codecache::cache::{Entries, Key, NumberMap, Record};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
-use xenolith_cpu::interp::{self, Interp, Prepared, Return, is_canonical};
+use xenolith_cpu::interp::{self, Interp, Prepared, Returned, is_canonical};
 use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
@@ -93,7 +93,7 @@ pub struct Bt {
     /// The modes of each privilege, while translated code may go from one to another.
     sides: [Option<Mode>; 3],
     /// IRETs at CPL 0 that were done, to CPL 0 and to CPL 3.
-    returns: [Option<Return>; 2],
+    returns: [Option<Returned>; 2],
     page_ids: Box<[Option<(PageKey, u32)>]>,
     prepared_insns: Box<[Option<KnownInsn>]>,
     /// Where the guest's vector registers are while Rust runs.
@@ -712,6 +712,9 @@ impl Bt {
 
     /// Registers from the state to the area.
     fn load(&mut self, mode: Mode) {
+        for (register, segment) in self.interp.state.seg.iter().enumerate() {
+            self.area.selectors[register] = u64::from(segment.selector);
+        }
         if mode.segmented {
             self.load_segments(mode);
         }

@@ -119,7 +119,7 @@ impl Bt {
         key(id, mode, at.la)
     }
 
-    /// Tells translated code of the segment registers.
+    /// Tells translated code what more it wants to know of the segment registers where code is segmented.
     pub(super) fn load_segments(&mut self, mode: Mode) {
         let number = self.code_number(mode);
         self.area.code_number = number;
@@ -128,7 +128,6 @@ impl Bt {
         let told = &mut self.codes.told;
         for (register, segment) in state.seg.iter().enumerate() {
             self.area.seg_base[register] = segment.base;
-            self.area.selectors[register] = u64::from(segment.selector);
             let kind = Some((segment.limit, segment.access, protected));
             if std::mem::replace(&mut told[register], kind) != kind {
                 self.area.bounds[register] = Bounds::of(segment, protected);
