@@ -12,7 +12,6 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -51,7 +50,7 @@ use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
 use xenolith_net::Network;
 
-use crate::boot::{Loaded, Start};
+use crate::boot::{Loaded, Start, option_rom};
 use crate::bt::{Bt, Options, SharedSlot};
 use crate::clock::{CountedClock, HostClock};
 use crate::config::{self, Config, ConfigError, DiskConfig, NetConfig, NetModel};
@@ -441,19 +440,13 @@ struct Card<'a> {
 
 impl<'a> Card<'a> {
     fn new(config: &'a NetConfig, network: &Network) -> Result<Self, ConfigError> {
-        let mut rom = Vec::new();
-        if let Some(path) = &config.rom {
-            let wrong = |reason: String| ConfigError::Net {
-                reason: format!("romfile={}: {reason}", path.display()),
-            };
-            let file = File::open(path).map_err(|error| wrong(config::describe(&error)))?;
-            file.take(e1000::ROM_BYTES_MAX as u64 + 1)
-                .read_to_end(&mut rom)
-                .map_err(|error| wrong(config::describe(&error)))?;
-            if rom.len() > e1000::ROM_BYTES_MAX || !rom.starts_with(&[0x55, 0xaa]) {
-                return Err(wrong("not an option ROM of at most 256 KiB".to_owned()));
-            }
-        }
+        let rom = match &config.rom {
+            None => Vec::new(),
+            Some(path) => option_rom(path, e1000::ROM_BYTES_MAX).map_err(|error| {
+                let (path, reason) = (path.display(), config::describe(&error));
+                ConfigError::Net { reason: format!("romfile={path}: {reason}") }
+            })?,
+        };
         Ok(Self { config, backend: network.port(), rom })
     }
 
@@ -557,15 +550,11 @@ impl Wiring {
 
     /// The display adapter.
     fn display(&mut self, rom: &Path) -> Result<Display, ConfigError> {
-        let option = "--vga-rom";
-        let wrong = |source| ConfigError::File { option, path: rom.to_owned(), source };
-        let mut bytes = Vec::new();
-        let file = File::open(rom).map_err(wrong)?;
-        file.take(vga::ROM_BYTES_MAX as u64 + 1).read_to_end(&mut bytes).map_err(wrong)?;
-        if bytes.len() > vga::ROM_BYTES_MAX || !bytes.starts_with(&[0x55, 0xaa]) {
-            let reason = "not an option ROM of at most 64 KiB".to_owned();
-            return Err(ConfigError::VgaRom { path: rom.to_owned(), reason });
-        }
+        let bytes = option_rom(rom, vga::ROM_BYTES_MAX).map_err(|source| ConfigError::File {
+            option: "--vga-rom",
+            path: rom.to_owned(),
+            source,
+        })?;
         let host_side = Box::new(Video::new(self.remapper.clone()));
         let vga = Arc::new(Mutex::new(Vga::new(host_side, Arc::clone(&self.clock))));
         Vga::attach(&vga, &mut self.ports, &mut self.memory)

@@ -207,8 +207,6 @@ pub enum ConfigError {
     Kernel { path: PathBuf, reason: String },
     #[error("--bios {}: {reason}", path.display())]
     Firmware { path: PathBuf, reason: String },
-    #[error("--vga-rom {}: {reason}", path.display())]
-    VgaRom { path: PathBuf, reason: String },
     #[error("--initrd {}: {reason}", path.display())]
     Initrd { path: PathBuf, reason: String },
     #[error("--append: the command line has {len} bytes, and this kernel takes at most {max}")]

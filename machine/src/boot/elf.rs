@@ -108,16 +108,14 @@ impl<'a> Elf<'a> {
         self.segments.iter().filter(|segment| segment.kind == PT_LOAD && segment.memory_bytes > 0)
     }
 
-    /// End of the highest segment in memory.
-    pub fn physical_end(&self) -> Option<u64> {
-        self.loads().try_fold(0u64, |end, segment| {
-            Some(end.max(segment.physical.checked_add(segment.memory_bytes)?))
-        })
-    }
-
-    /// Start and end in memory of each segment, whose addresses [`Self::physical_end`] has found sound.
-    pub fn physical(&self) -> Vec<(u64, u64)> {
-        self.loads().map(|it| (it.physical, it.physical.saturating_add(it.memory_bytes))).collect()
+    /// Start and end in memory of each segment; the reason if one wraps.
+    pub fn physical(&self) -> Result<Vec<(u64, u64)>, &'static str> {
+        let span = |segment: &Segment<'_>| {
+            let end = segment.physical.checked_add(segment.memory_bytes);
+            Some((segment.physical, end?))
+        };
+        let spans = self.loads().map(span).collect::<Option<_>>();
+        spans.ok_or("an ELF segment wraps around the end of the address space")
     }
 
     /// The descriptor of the note of this owner and type.

@@ -17,7 +17,7 @@ mod multiboot;
 mod pvh;
 
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 
 use xenolith_cpu::CpuState;
@@ -154,6 +154,11 @@ impl Request<'_> {
     }
 }
 
+/// Where the last of these parts of memory ends.
+fn end_of(taken: &[(u64, u64)]) -> u64 {
+    taken.iter().map(|&(_, end)| end).max().unwrap_or(0)
+}
+
 /// Low memory for a loader's blocks, around what the kernel and its module take.
 struct LowMemory<'a> {
     request: &'a Request<'a>,
@@ -213,18 +218,35 @@ fn read_limited(
     max: u64,
     too_large: &str,
 ) -> Result<Vec<u8>, ConfigError> {
-    let wrong = |source| ConfigError::File { option, path: path.to_owned(), source };
-    let file = fs::File::open(path).map_err(wrong)?;
-    let meta = file.metadata().map_err(wrong)?;
-    if meta.is_dir() {
-        return Err(wrong(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+    read_bounded(path, max, too_large).map_err(|source| ConfigError::File {
+        option,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The same, with the bare error.
+fn read_bounded(path: &Path, max: u64, too_large: &str) -> io::Result<Vec<u8>> {
+    let file = fs::File::open(path)?;
+    if file.metadata()?.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
     }
     let mut bytes = Vec::new();
-    file.take(max.saturating_add(1)).read_to_end(&mut bytes).map_err(wrong)?;
+    file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max {
-        return Err(wrong(std::io::Error::other(too_large)));
+        return Err(io::Error::other(too_large));
     }
     Ok(bytes)
+}
+
+/// Reads an option ROM of at most `max` bytes.
+///
+/// # Errors
+/// The host's, or the file is larger or no option ROM.
+pub fn option_rom(path: &Path, max: usize) -> io::Result<Vec<u8>> {
+    let reason = format!("not an option ROM of at most {} KiB", max >> 10);
+    let rom = read_bounded(path, max as u64, &reason)?;
+    if rom.starts_with(&[0x55, 0xaa]) { Ok(rom) } else { Err(io::Error::other(reason)) }
 }
 
 /// Loads what `config` names: firmware, or a kernel.

@@ -8,7 +8,7 @@
 //! header", "Machine state", "Boot information format".
 
 use super::elf::{self, Elf};
-use super::{GDT_BYTES, Loaded, LowMemory, Piece, Request, place, put, terminated, u32_at};
+use super::{GDT_BYTES, Loaded, LowMemory, Piece, Request, end_of, place, put, terminated, u32_at};
 use crate::config::ConfigError;
 use crate::memory_map::EBDA_START;
 
@@ -75,8 +75,7 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
         let line = format!("{name}{space}{}", request.command_line);
         terminated(&line, place::COMMAND_LINE_MAX - MODULE_LINE_MAX - 1)?
     };
-    let end = taken.iter().map(|&(_, end)| end).max().unwrap_or(0);
-    let module = request.place_initrd_low(end.next_multiple_of(0x1000))?;
+    let module = request.place_initrd_low(end_of(&taken).next_multiple_of(0x1000))?;
     let module_line = match &module {
         Some(_) => terminated(&request.initrd_path.to_string_lossy(), MODULE_LINE_MAX - 1)?,
         None => Vec::new(),
@@ -168,9 +167,7 @@ fn flat(request: &Request<'_>, header: usize) -> Result<Kernel, ConfigError> {
 /// Loads an ELF image.
 fn segments(request: &Request<'_>) -> Result<Kernel, ConfigError> {
     let elf = Elf::parse(request.kernel).map_err(|reason| request.bad(reason))?;
-    if elf.physical_end().is_none() {
-        return Err(request.bad("an ELF segment wraps around the end of the address space"));
-    }
+    let taken = elf.physical().map_err(|reason| request.bad(reason))?;
     let mut pieces = Vec::new();
     // The entry point is a linear address; a kernel linked high is entered where it was loaded.
     let mut entry = elf.entry;
@@ -191,5 +188,5 @@ fn segments(request: &Request<'_>) -> Result<Kernel, ConfigError> {
     let Ok(entry) = u32::try_from(entry) else {
         return Err(request.bad(format!("its entry point {entry:#x} is above 4 GiB")));
     };
-    Ok((pieces, elf.physical(), entry))
+    Ok((pieces, taken, entry))
 }

@@ -6,7 +6,7 @@
 //! pointer. Source: Xen docs/misc/pvh.pandoc; Xen public/arch-x86/hvm/start_info.h.
 
 use super::elf::Elf;
-use super::{GDT_BYTES, Loaded, LowMemory, Piece, Request, place, u32_at};
+use super::{GDT_BYTES, Loaded, LowMemory, Piece, Request, end_of, place, u32_at};
 use crate::config::ConfigError;
 
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
@@ -24,9 +24,8 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
             "the ELF file has neither a PVH entry note (CONFIG_PVH in Linux) nor a multiboot-1 header",
         ));
     };
-    let Some(end) = elf.physical_end() else {
-        return Err(request.bad("an ELF segment wraps around the end of the address space"));
-    };
+    let taken = elf.physical().map_err(|reason| request.bad(reason))?;
+    let end = end_of(&taken);
     let mut pieces = Vec::new();
     for segment in elf.loads() {
         if !request.map.is_loadable(segment.physical, segment.memory_bytes) {
@@ -42,7 +41,7 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
 
     let info_bytes =
         START_INFO_BYTES + MODULE_BYTES + MEMORY_MAP_BYTES * request.map.e820().len() as u64;
-    let mut low = LowMemory::new(&request, elf.physical(), initrd.as_ref());
+    let mut low = LowMemory::new(&request, taken, initrd.as_ref());
     let gdt = low.take(place::GDT, GDT_BYTES)?;
     let info_at = low.take(place::INFO, info_bytes)?;
     let command_line_at = low.take(place::COMMAND_LINE, command_line.len() as u64)?;
