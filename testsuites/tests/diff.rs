@@ -18,7 +18,6 @@ const ROUNDS: u32 = 300;
 fn guest(asm: &mut CodeAssembler) -> Result<()> {
     let mut round = asm.create_label();
     let mut function = asm.create_label();
-    let mut hang = asm.create_label();
     asm.mov(esp, 0x20_0000)?;
     asm.mov(esi, ROUNDS)?;
     asm.mov(ebx, 0x1234_5678)?;
@@ -42,17 +41,24 @@ fn guest(asm: &mut CodeAssembler) -> Result<()> {
     asm.rdtsc()?;
     asm.mov(dx, 0x3fdi32)?;
     asm.in_(al, dx)?;
-    asm.mov(edx, 0xf4)?;
-    asm.mov(eax, 0x21)?;
-    asm.out(dx, eax)?;
-    asm.set_label(&mut hang)?;
-    asm.jmp(hang)?;
+    end(asm)?;
     asm.set_label(&mut function)?;
     asm.xor(eax, ptr(esp))?;
     asm.adc(eax, 3)?;
     asm.mul(ebx)?;
     asm.xor(ebx, edx)?;
     asm.ret()?;
+    Ok(())
+}
+
+/// Ends the run by the debug-exit port.
+fn end(asm: &mut CodeAssembler) -> Result<()> {
+    let mut hang = asm.create_label();
+    asm.mov(edx, 0xf4)?;
+    asm.mov(eax, 0x21)?;
+    asm.out(dx, eax)?;
+    asm.set_label(&mut hang)?;
+    asm.jmp(hang)?;
     Ok(())
 }
 
@@ -180,7 +186,6 @@ fn qemu_runs_through_long_loops_at_its_own_speed() -> Result<()> {
     }
     let file = TemporaryFile::new(&image(|asm| {
         let mut turn = asm.create_label();
-        let mut hang = asm.create_label();
         asm.mov(ecx, 500_000)?;
         asm.set_label(&mut turn)?;
         asm.imul_3(eax, ecx, 77)?;
@@ -192,12 +197,7 @@ fn qemu_runs_through_long_loops_at_its_own_speed() -> Result<()> {
         asm.mov(edi, 0x40_0000)?;
         asm.mov(ecx, 100_000)?;
         asm.rep().stosd()?;
-        asm.mov(dx, 0xf4)?;
-        asm.mov(eax, 0x21)?;
-        asm.out(dx, eax)?;
-        asm.set_label(&mut hang)?;
-        asm.jmp(hang)?;
-        Ok(())
+        end(asm)
     })?)?;
     let start = Instant::now();
     let summary = equal(config(Against::Qemu, &file))?;
@@ -218,7 +218,6 @@ fn qemu_is_followed_through_time_and_pushed_flags() -> Result<()> {
     }
     let file = TemporaryFile::new(&image(|asm| {
         let mut turn = asm.create_label();
-        let mut hang = asm.create_label();
         asm.mov(esp, 0x50_0000)?;
         asm.mov(ecx, 300)?;
         asm.set_label(&mut turn)?;
@@ -237,12 +236,7 @@ fn qemu_is_followed_through_time_and_pushed_flags() -> Result<()> {
         asm.rdtsc()?;
         asm.dec(ecx)?;
         asm.jnz(turn)?;
-        asm.mov(dx, 0xf4)?;
-        asm.mov(eax, 0x21)?;
-        asm.out(dx, eax)?;
-        asm.set_label(&mut hang)?;
-        asm.jmp(hang)?;
-        Ok(())
+        end(asm)
     })?)?;
     let summary = equal(config(Against::Qemu, &file))?;
     assert_eq!(summary.stop, Stop::DebugExit(0x21));
@@ -258,18 +252,12 @@ fn a_block_that_starts_a_timer_is_followed() -> Result<()> {
     const HPET_TIMER: u32 = 0xfed0_0100;
     const HPET_COMPARATOR: u32 = 0xfed0_0108;
     let file = TemporaryFile::new(&image(|asm| {
-        let mut hang = asm.create_label();
         asm.mov(dword_ptr(HPET_TIMER), 1 << 2 | 1 << 8)?;
         asm.mov(dword_ptr(HPET_COMPARATOR), 1_000_000)?;
         asm.mov(ebx, 3)?;
         asm.shr(ebx, 1)?;
         asm.mov(dword_ptr(HPET_CONFIGURATION), ebx)?;
-        asm.mov(dx, 0xf4)?;
-        asm.mov(eax, 0x21)?;
-        asm.out(dx, eax)?;
-        asm.set_label(&mut hang)?;
-        asm.jmp(hang)?;
-        Ok(())
+        end(asm)
     })?)?;
     let summary = equal(config(Against::Bt, &file))?;
     assert_eq!(summary.stop, Stop::DebugExit(0x21));

@@ -814,13 +814,11 @@ impl Lockstep {
         let (Some(ours), Some(theirs)) = (self.leader.ram.page(gpn), self.peer.page(gpn)) else {
             return Ok(());
         };
-        let copies: Vec<usize> = words_differing(ours, theirs)
-            .0
-            .into_iter()
-            .filter(|&at| stretch.copies_flags(u64_at(ours, at), u64_at(theirs, at)))
-            .collect();
-        for at in copies {
-            let ours = self.leader.ram.page(gpn).map_or(0, |page| u64_at(page, at));
+        let (words, _) = words_differing(ours, theirs);
+        let both = words.into_iter().map(|at| (at, u64_at(ours, at), u64_at(theirs, at)));
+        let copies: Vec<_> =
+            both.filter(|&(_, ours, theirs)| stretch.copies_flags(ours, theirs)).collect();
+        for (at, ours, _) in copies {
             self.peer.write(gpn * PAGE_SIZE + at as u64, &ours.to_le_bytes())?;
             self.allowed += 1;
         }
