@@ -109,7 +109,10 @@ fn line_20_and_the_shadow_of_the_rom_are_switched_as_on_the_chip_set() -> Result
         let ended = Program::start(command)?.end(PATIENCE)?;
         let text = String::from_utf8_lossy(&ended.stdout).into_owned();
         ensure!(ended.status.success(), "{engine}: {}: {text}{}", ended.status, ended.stderr);
-        ensure!(text.contains("abcdefg"), "{engine}: {text}");
+        // The firmware's console writes its own dots and line ends between them, at its ticks.
+        let behind = text.rsplit("Hard Disk").next().unwrap_or_default();
+        let letters: String = behind.chars().filter(char::is_ascii_lowercase).collect();
+        ensure!(letters == "abcdefg", "{engine}: {text}");
     }
     Ok(())
 }

@@ -274,6 +274,14 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
             |it| matches!(it.end, End::Exception { vector: 14, error, .. } if error & 0x10 != 0),
         )
     };
+    // RIP's limit names no selector.
+    let limit_first = || match endings.map(|it| &it.end) {
+        [
+            End::Exception { vector: 13, error: a, .. },
+            End::Exception { vector: 13, error: b, .. },
+        ] => a != b && (*a == 0 || *b == 0),
+        _ => false,
+    };
     let near_wrap = || {
         endings.iter().any(|it| match it.end {
             End::Exception { vector: 14, cr2, .. } => !(0x1000..0xffff_f000).contains(&cr2),
@@ -303,7 +311,7 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
     let holds_there = |kind: &Kind| match kind {
         Kind::FrameOrder => both_page_faults(),
         Kind::FastReturn => one(&[6]),
-        Kind::RetFar => one(&[12, 14, 17]) || vectors == [13, 13],
+        Kind::RetFar => one(&[12, 14, 17]) || limit_first(),
         Kind::BasedOffset => one(&[13]),
         Kind::GatherTrap => one(&[1]),
         Kind::Movsxd16 => elsewhere,
