@@ -7,15 +7,17 @@
 const ESCAPE: u8 = 0x01;
 
 pub const HELP: &str = "\
-Ctrl-A X  quit    Ctrl-A A  send Ctrl-A to the guest    Ctrl-A H  this help";
+Ctrl-A X  quit    Ctrl-A C  monitor, and back    Ctrl-A A  send Ctrl-A to the guest    Ctrl-A H  this help";
 
 /// What typed bytes ask for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Key {
     /// To the guest.
     Bytes(Vec<u8>),
     Quit,
     Help,
+    /// To the monitor, or back to the guest.
+    Monitor,
 }
 
 /// Whether a Ctrl-A waits for its command.
@@ -41,6 +43,7 @@ impl Keys {
             let command = match byte {
                 b'x' | b'X' => Key::Quit,
                 b'h' | b'H' | b'?' => Key::Help,
+                b'c' | b'C' => Key::Monitor,
                 b'a' | b'A' | ESCAPE => {
                     bytes.push(ESCAPE);
                     continue;
@@ -77,8 +80,9 @@ mod tests {
 
     #[test]
     fn commands_keep_their_place() {
-        let keys = Keys::default().feed(b"ab\x01hc\x01ad\x01\x01\x01zq\x01x");
-        assert_eq!(keys, [bytes(b"ab"), Key::Help, bytes(b"c\x01d\x01q"), Key::Quit]);
+        let keys = Keys::default().feed(b"ab\x01hc\x01ad\x01\x01\x01zq\x01Cr\x01x");
+        let rest = [bytes(b"c\x01d\x01q"), Key::Monitor, bytes(b"r"), Key::Quit];
+        assert_eq!(keys, [[bytes(b"ab"), Key::Help].as_slice(), &rest].concat());
     }
 
     #[test]

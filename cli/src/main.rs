@@ -7,9 +7,11 @@
 //! from `main`, a panic in any thread, a deadly signal.
 
 mod cmd;
+mod display;
 mod flags;
 mod guests;
 mod keys;
+mod monitor;
 mod screenshot;
 mod signals;
 mod status;

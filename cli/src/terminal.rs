@@ -78,6 +78,11 @@ pub fn say(text: &str) {
     write_lines(&format!("xenolith: {}\n", text.trim_end()));
 }
 
+/// Shows the person text that needs no introduction, such as an answer, on standard error.
+pub fn show(text: &str) {
+    write_lines(text);
+}
+
 fn write_lines(text: &str) {
     let raw = is_lent() && termios::isatty(io::stderr());
     let text = if raw { text.replace('\n', "\r\n") } else { text.to_owned() };

@@ -113,6 +113,8 @@ pub mod attention {
     pub const ENGINE: u32 = 1 << 6;
     /// The chip set has changed what stands where in memory: cached translations are void.
     pub const REMAP: u32 = 1 << 7;
+    /// The machine wants the vCPU to rest between two instructions.
+    pub const REST: u32 = 1 << 8;
 }
 
 /// An MSR access that the local APIC refused, to become #GP(0).

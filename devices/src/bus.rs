@@ -22,6 +22,31 @@ pub trait BusDevice: Send {
     fn width(&self) -> u8 {
         1
     }
+    /// For people: what answers in the range that begins at `offset`.
+    fn name(&self, offset: u64) -> String {
+        let _ = offset;
+        let name = std::any::type_name::<Self>();
+        name.rsplit("::").next().unwrap_or(name).to_lowercase()
+    }
+}
+
+/// A range of a bus, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    pub start: u64,
+    /// Last address.
+    pub last: u64,
+    pub name: String,
+}
+
+impl Mapped {
+    fn of(range: &Range) -> Self {
+        Self {
+            start: range.start,
+            last: range.start.wrapping_add(range.len).wrapping_sub(1),
+            name: lock(&range.device).name(range.base),
+        }
+    }
 }
 
 /// A bus address range with its device.
@@ -175,6 +200,15 @@ impl Bus {
         Arc::clone(&self.moving)
     }
 
+    /// What is on the bus now, by address.
+    #[must_use]
+    pub fn mapped(&self) -> Vec<Mapped> {
+        let moving = self.moving.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = self.ranges.iter().chain(moving.iter()).map(Mapped::of).collect();
+        all.sort_by_key(|mapped| (mapped.start, mapped.last));
+        all
+    }
+
     /// Calls `access` with the device at `address`, locked, and the offset in it.
     fn with_device<R>(
         &self,
@@ -249,6 +283,11 @@ mod tests {
         assert_eq!(bus.read(0x14, 1), 0x42);
         bus.moving().map(u64::MAX - 1, 2, 0x80, Arc::clone(&moving));
         assert_eq!(bus.read(u64::MAX, 1), 0x81, "a range may end at the top");
+        let mapped: Vec<_> =
+            bus.mapped().into_iter().map(|it| (it.start, it.last, it.name)).collect();
+        let name = || "recorder".to_owned();
+        let all = [(0x10, 0x13), (0x12, 0x15), (u64::MAX - 1, u64::MAX)];
+        assert_eq!(mapped, all.map(|(start, last)| (start, last, name())));
         bus.moving().unmap(0x40, &moving);
         assert_eq!(bus.read(0x14, 1), 0xff);
     }

@@ -28,6 +28,11 @@ pub trait Clock: Send + Sync {
     fn tsc_base(&self) -> Option<u64> {
         None
     }
+    /// Lets time stand still, or go on from where it stood. Only while no vCPU runs: one that has [`Self::tsc_base`]
+    /// must ask for it again.
+    fn set_running(&self, running: bool) {
+        let _ = running;
+    }
     /// Seconds since 1970-01-01 UTC at machine start, for the RTC.
     fn start_unix_seconds(&self) -> i64;
 }

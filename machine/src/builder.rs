@@ -59,6 +59,7 @@ use crate::control::{Cause, Control};
 use crate::engine::{Engine, Stubs};
 use crate::env::{Buses, Ferr, VcpuEnv, World};
 use crate::firmware;
+use crate::inspect;
 use crate::memory_map::{self, EBDA_START, MemoryMap};
 use crate::random::Random;
 use crate::run::{self, Time, Vcpu};
@@ -162,6 +163,7 @@ pub struct Board {
     console: ConsoleHandle,
     console_is_virtio: bool,
     screen: Parts,
+    inspected: Arc<inspect::Parts>,
 }
 
 impl fmt::Debug for Board {
@@ -301,6 +303,14 @@ impl Board {
             listing: config.listing.clone(),
         }));
         let buses = Arc::new(Buses { ports: wiring.ports, memory: wiring.memory });
+        let inspected = Arc::new(inspect::Parts {
+            ram: Arc::clone(&ram),
+            buses: Arc::clone(&buses),
+            router: Arc::clone(&router),
+            pm,
+            power: wiring.power.clone(),
+            model: Arc::clone(&model),
+        });
         let vcpus = (0..config.vcpus)
             .zip(pins)
             .map(|(index, pins)| {
@@ -324,6 +334,7 @@ impl Board {
             serial,
             console,
             screen: Parts::new(display.map(|(vga, _)| vga), i8042),
+            inspected,
             console_is_virtio: matches!(start, Start::Kernel(_))
                 && is_on_virtio(&config.command_line),
         })
@@ -351,6 +362,12 @@ impl Board {
     #[must_use]
     pub fn screen(&self) -> Parts {
         self.screen.clone()
+    }
+
+    /// What a monitor looks at.
+    #[must_use]
+    pub fn inspected(&self) -> Arc<inspect::Parts> {
+        Arc::clone(&self.inspected)
     }
 
     /// Runs the board to its end, for `guest_time` at most. `drain_limit` says how long its output may take to

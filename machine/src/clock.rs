@@ -18,11 +18,16 @@ use xenolith_devices::clock::Clock;
 const MEASURE: Duration = Duration::from_millis(20);
 /// Fraction bits of the ticks-to-nanoseconds factor.
 const SCALE_SHIFT: u32 = 32;
+/// No time that is ever reached.
+const RUNNING: u64 = u64::MAX;
 
 /// Guest time is host time.
 #[derive(Debug)]
 pub struct HostClock {
-    start_ticks: u64,
+    /// The raw counter when time was 0; later by what time has stood still since.
+    start_ticks: AtomicU64,
+    /// The time at which it stands still, or [`RUNNING`].
+    stands_at: AtomicU64,
     ticks_hz: u64,
     /// Nanoseconds in a tick, with [`SCALE_SHIFT`] fraction bits.
     ns_per_tick: u64,
@@ -39,7 +44,8 @@ impl HostClock {
         let start_unix_seconds = unix_seconds();
         if !has_invariant_tsc() {
             return Self {
-                start_ticks: 0,
+                start_ticks: AtomicU64::new(0),
+                stands_at: AtomicU64::new(RUNNING),
                 ticks_hz: 1_000_000_000,
                 ns_per_tick: 1 << SCALE_SHIFT,
                 fallback: Some(Instant::now()),
@@ -55,7 +61,8 @@ impl HostClock {
         // A frequency in whole kilohertz, as real ones are given.
         let khz = (ticks * 1_000_000 / ns).max(1) as u64;
         Self {
-            start_ticks: end_ticks,
+            start_ticks: AtomicU64::new(end_ticks),
+            stands_at: AtomicU64::new(RUNNING),
             ticks_hz: khz * 1000,
             ns_per_tick: ((1_000_000u128 << SCALE_SHIFT) / u128::from(khz)) as u64,
             fallback: None,
@@ -66,6 +73,11 @@ impl HostClock {
 
     fn ns_of(&self, ticks: u64) -> u64 {
         ((u128::from(ticks) * u128::from(self.ns_per_tick)) >> SCALE_SHIFT) as u64
+    }
+
+    /// The counter that guest time follows.
+    fn raw(&self) -> u64 {
+        self.fallback.map_or_else(rdtsc, |start| start.elapsed().as_nanos() as u64)
     }
 }
 
@@ -81,10 +93,11 @@ impl Clock for HostClock {
     }
 
     fn tsc(&self) -> u64 {
-        let ticks = match self.fallback {
-            Some(start) => start.elapsed().as_nanos() as u64,
-            None => rdtsc().wrapping_sub(self.start_ticks),
-        };
+        let stands_at = self.stands_at.load(Ordering::Acquire);
+        if stands_at != RUNNING {
+            return stands_at;
+        }
+        let ticks = self.raw().wrapping_sub(self.start_ticks.load(Ordering::Relaxed));
         // A reading from before the start is a core that lags: it must not become a huge number.
         let ticks = if ticks > u64::MAX / 2 { 0 } else { ticks };
         ticks.max(self.latest_tick.fetch_max(ticks, Ordering::Relaxed))
@@ -95,7 +108,20 @@ impl Clock for HostClock {
     }
 
     fn tsc_base(&self) -> Option<u64> {
-        self.fallback.is_none().then_some(self.start_ticks.wrapping_neg())
+        let start_ticks = self.start_ticks.load(Ordering::Relaxed);
+        self.fallback.is_none().then_some(start_ticks.wrapping_neg())
+    }
+
+    fn set_running(&self, running: bool) {
+        let stands_at = self.stands_at.load(Ordering::Acquire);
+        match (running, stands_at) {
+            (false, RUNNING) => self.stands_at.store(self.tsc(), Ordering::Release),
+            (true, at) if at != RUNNING => {
+                self.start_ticks.store(self.raw().wrapping_sub(at), Ordering::Relaxed);
+                self.stands_at.store(RUNNING, Ordering::Release);
+            }
+            _ => {}
+        }
     }
 
     fn start_unix_seconds(&self) -> i64 {
@@ -229,6 +255,25 @@ mod tests {
         for thread in threads {
             thread.join().expect("time went on");
         }
+    }
+
+    #[test]
+    fn host_time_can_stand_still() {
+        let clock = HostClock::new();
+        clock.set_running(false);
+        let (at, base) = (clock.tsc(), clock.tsc_base());
+        std::thread::sleep(Duration::from_millis(50));
+        clock.set_running(false);
+        assert_eq!(clock.tsc(), at);
+        let start = Instant::now();
+        clock.set_running(true);
+        let after = clock.tsc();
+        assert!(after >= at, "{at} {after}");
+        assert!(base.is_none() || clock.tsc_base() != base, "what was kept of it is void");
+        // Time that stood still is not made up for.
+        std::thread::sleep(Duration::from_millis(20));
+        let passed_ns = clock.now_ns() - clock.ns_of(at);
+        assert!(passed_ns <= start.elapsed().as_nanos() as u64 + 10_000_000, "{passed_ns} ns");
     }
 
     #[test]

@@ -1,16 +1,21 @@
-//! Ending a run, from any thread.
+//! Ending a run and holding it, from any thread.
 //!
 //! Problem: power events come from vCPU threads under device locks, timeouts from the waiting thread,
 //! quits from the terminal, triple faults and our own panics from anywhere; the first must win and all
-//! vCPUs must stop. Scheme: one cell behind a mutex, with the pins of the running board. Invariants: once
-//! there is a cause, every vCPU of the board has STOP raised or will get it when it registers. Lock
-//! order: any device lock, then this one; nothing is called with it held but `Pins::raise`.
+//! vCPUs must stop. Who wants to look at the machine needs them at rest for a while, between two
+//! instructions. Scheme: one cell behind a mutex, with the pins of the running board. A hold raises REST;
+//! each vCPU leaves its state in the cell and waits there. Time stands still from the moment that the last has
+//! come until there is no hold any more. Invariants: once there is a cause, every vCPU of the board has STOP
+//! raised or will get it when it registers, and none rests; a vCPU's state is in the cell exactly while it
+//! rests. Lock order: any device lock, then this one; nothing is called with it held but `Pins::raise` and
+//! `Clock::set_running`.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use xenolith_cpu::CpuState;
 use xenolith_cpu::env::attention;
-use xenolith_devices::clock::lock;
+use xenolith_devices::clock::{Clock, lock};
 use xenolith_devices::power::PowerEvent;
 
 use crate::vcpu::Pins;
@@ -25,10 +30,27 @@ pub enum Cause {
     Failed { message: String },
 }
 
-#[derive(Debug, Default)]
+/// How long a vCPU may take to its rest: one may be in a device that waits for the host.
+const REST_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// The vCPUs can't be held now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unrest {
+    #[error("the machine does not run")]
+    NotRunning,
+    #[error("processor {0} does not come to rest: it waits for this computer")]
+    Busy(usize),
+}
+
+#[derive(Default)]
 struct Inner {
     cause: Option<Cause>,
     pins: Vec<Arc<Pins>>,
+    clock: Option<Arc<dyn Clock>>,
+    /// How many want the vCPUs to rest.
+    holds: u32,
+    /// The states of those that do.
+    resting: Vec<Option<Box<CpuState>>>,
     /// Instructions retired by the vCPUs of earlier boards.
     retired_before: u64,
 }
@@ -37,13 +59,53 @@ impl Inner {
     fn retired(&self) -> u64 {
         self.pins.iter().map(|pins| pins.retired()).fold(self.retired_before, u64::wrapping_add)
     }
+
+    fn all_rest(&self) -> bool {
+        self.resting.iter().all(Option::is_some)
+    }
+
+    fn set_time_running(&self, running: bool) {
+        if let Some(clock) = &self.clock {
+            clock.set_running(running);
+        }
+    }
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner")
+            .field("cause", &self.cause)
+            .field("holds", &self.holds)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The cell; lives as long as the machine, over all its resets.
 #[derive(Debug, Default)]
 pub struct Control {
     inner: Mutex<Inner>,
-    ended: Condvar,
+    /// There is a cause, a vCPU rests, or the last hold is gone.
+    changed: Condvar,
+}
+
+/// As long as it lives the vCPUs rest.
+#[derive(Debug)]
+pub struct Hold(Arc<Control>);
+
+impl Hold {
+    /// The vCPUs' states; empty if the run has ended meanwhile.
+    #[must_use]
+    pub fn states(&self) -> Vec<CpuState> {
+        let inner = lock(&self.0.inner);
+        let states = inner.resting.iter().map(|state| state.as_deref().cloned());
+        states.collect::<Option<_>>().unwrap_or_default()
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.release();
+    }
 }
 
 impl Control {
@@ -59,8 +121,90 @@ impl Control {
         let resets = matches!(inner.cause, Some(Cause::Power(PowerEvent::Reset)));
         if inner.cause.is_none() || (resets && cause == Cause::Quit) {
             inner.cause = Some(cause);
-            stop(&inner.pins);
-            self.ended.notify_all();
+            self.stop(&inner);
+        }
+    }
+
+    fn stop(&self, inner: &Inner) {
+        raise(&inner.pins, attention::STOP);
+        self.changed.notify_all();
+    }
+
+    /// Brings all vCPUs to rest.
+    ///
+    /// # Errors
+    /// There are none, or one takes too long.
+    pub fn hold(self: &Arc<Self>) -> Result<Hold, Unrest> {
+        let deadline = Instant::now() + REST_WAIT_MAX;
+        let mut inner = lock(&self.inner);
+        inner.holds += 1;
+        // From here on a way out releases.
+        let hold = Hold(Arc::clone(self));
+        if inner.holds == 1 {
+            raise(&inner.pins, attention::REST);
+        }
+        let unrest = loop {
+            // After a reset there will be another board.
+            let resets = matches!(inner.cause, Some(Cause::Power(PowerEvent::Reset)));
+            if inner.pins.is_empty() || (inner.cause.is_some() && !resets) {
+                break Unrest::NotRunning;
+            }
+            let busy = inner.resting.iter().position(Option::is_none);
+            let Some(busy) = busy.or(resets.then_some(0)) else {
+                // Also where they have not gone on yet after another hold.
+                inner.set_time_running(false);
+                drop(inner);
+                return Ok(hold);
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break Unrest::Busy(busy);
+            }
+            inner = self.wait_for_change(inner, Some(left));
+        };
+        drop(inner);
+        Err(unrest)
+    }
+
+    fn release(&self) {
+        let mut inner = lock(&self.inner);
+        inner.holds -= 1;
+        if inner.holds == 0 {
+            inner.set_time_running(true);
+            self.changed.notify_all();
+        }
+    }
+
+    /// vCPU `index` comes to rest in `state` for as long as there is a hold and no cause.
+    pub fn rest(&self, index: usize, state: &CpuState) {
+        let mut inner = lock(&self.inner);
+        if inner.holds > 0 && inner.cause.is_none() {
+            inner.resting[index] = Some(Box::new(state.clone()));
+            if inner.all_rest() {
+                inner.set_time_running(false);
+            }
+            self.changed.notify_all();
+            while inner.holds > 0 && inner.cause.is_none() {
+                inner = self.wait_for_change(inner, None);
+            }
+            inner.resting[index] = None;
+        }
+        if let Some(pins) = inner.pins.get(index) {
+            pins.take(attention::REST);
+        }
+    }
+
+    fn wait_for_change<'a>(
+        &self,
+        inner: MutexGuard<'a, Inner>,
+        limit: Option<Duration>,
+    ) -> MutexGuard<'a, Inner> {
+        match limit {
+            None => self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner),
+            Some(limit) => {
+                let waited = self.changed.wait_timeout(inner, limit);
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
         }
     }
 
@@ -70,13 +214,19 @@ impl Control {
         lock(&self.inner).retired()
     }
 
-    /// Begins a run of a new board with these vCPUs.
-    pub fn begin(&self, pins: Vec<Arc<Pins>>) {
+    /// Begins a run of a new board with these vCPUs and this clock.
+    pub fn begin(&self, pins: Vec<Arc<Pins>>, clock: Arc<dyn Clock>) {
         let mut inner = lock(&self.inner);
         inner.retired_before = inner.retired();
+        inner.resting = pins.iter().map(|_| None).collect();
         inner.pins = pins;
+        inner.clock = Some(clock);
+        if inner.holds > 0 {
+            raise(&inner.pins, attention::REST);
+        }
+        self.changed.notify_all();
         if inner.cause.is_some() {
-            stop(&inner.pins);
+            self.stop(&inner);
         }
     }
 
@@ -88,17 +238,12 @@ impl Control {
                 return cause.clone();
             }
             let left = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-            inner = match left {
-                None => self.ended.wait(inner).unwrap_or_else(PoisonError::into_inner),
-                Some(left) if left.is_zero() => {
-                    inner.cause = Some(Cause::Timeout);
-                    stop(&inner.pins);
-                    continue;
-                }
-                Some(left) => {
-                    self.ended.wait_timeout(inner, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
+            if left.is_some_and(|left| left.is_zero()) {
+                inner.cause = Some(Cause::Timeout);
+                self.stop(&inner);
+            } else {
+                inner = self.wait_for_change(inner, left);
+            }
         }
     }
 
@@ -108,28 +253,28 @@ impl Control {
     }
 }
 
-fn stop(pins: &[Arc<Pins>]) {
+fn raise(pins: &[Arc<Pins>], bits: u32) {
     for pins in pins {
-        pins.raise(attention::STOP);
+        pins.raise(bits);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use crate::clock::CountedClock;
 
     #[test]
     fn the_first_cause_wins_and_stops_everybody() {
         let control = Control::new();
         let pins = vec![Pins::new(), Pins::new()];
-        control.begin(pins.clone());
+        control.begin(pins.clone(), Arc::new(CountedClock::new()));
         control.end(Cause::Quit);
         control.end(Cause::Timeout);
         assert!(pins.iter().all(|pins| pins.has(attention::STOP)));
         assert_eq!(control.wait(None), Cause::Quit);
         let late = vec![Pins::new()];
-        control.begin(late.clone());
+        control.begin(late.clone(), Arc::new(CountedClock::new()));
         assert!(late[0].has(attention::STOP), "quit before the start");
         assert_eq!(control.take(), Some(Cause::Quit));
         control.end(Cause::Power(PowerEvent::Reset));

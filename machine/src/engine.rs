@@ -35,6 +35,8 @@ pub trait Engine: Send {
     fn state(&mut self) -> &mut CpuState;
     /// The state was changed from outside: nothing cached may be relied on.
     fn state_changed(&mut self);
+    /// Guest time has stood still: what is kept of [`xenolith_cpu::env::Env::tsc_base`] is no longer true.
+    fn time_moved(&mut self) {}
     /// Registers for people.
     fn dump(&self) -> String;
 }

@@ -19,6 +19,7 @@ use crate::builder::{Board, Disk, open_disks, open_network};
 use crate::config::{Config, ConfigError};
 use crate::console::{Input, Sink};
 use crate::control::{Cause, Control};
+use crate::inspect::Inspector;
 use crate::memory_map::{ACPI_TABLES, MemoryMap};
 use crate::screen::Screen;
 
@@ -56,6 +57,7 @@ pub struct Machine {
     sink: Sink,
     input: Input,
     screen: Screen,
+    inspector: Inspector,
     control: Arc<Control>,
     /// Built by `new`, so that what is wrong shows there.
     first: Option<Board>,
@@ -119,6 +121,8 @@ impl Machine {
         let network = open_network(&config)?;
         let sink = Sink::new(serial_output);
         let first = Board::build(&config, &map, &start, &disks, network.as_ref(), &sink)?;
+        let control = Control::new();
+        let named = config.disks.iter().cloned().zip(disks.iter().cloned()).collect();
         Ok(Self {
             config,
             map,
@@ -128,7 +132,8 @@ impl Machine {
             sink,
             input: Input::default(),
             screen: Screen::default(),
-            control: Control::new(),
+            inspector: Inspector::new(Arc::clone(&control), named),
+            control,
             first: Some(first),
         })
     }
@@ -142,6 +147,12 @@ impl Machine {
     #[must_use]
     pub fn screen(&self) -> Screen {
         self.screen.clone()
+    }
+
+    /// Looks at the machine, over all resets.
+    #[must_use]
+    pub fn inspector(&self) -> Inspector {
+        self.inspector.clone()
     }
 
     #[must_use]
@@ -171,9 +182,11 @@ impl Machine {
             };
             self.input.connect(Some(board.port()));
             self.screen.connect(board.screen());
+            self.inspector.connect(Some(board.inspected()));
             let (cause, passed) = board.run(&self.control, deadline, guest_time, drain_limit);
             guest_time = guest_time.map(|left| left.saturating_sub(passed));
             self.input.connect(None);
+            self.inspector.connect(None);
             // A quit may have overtaken a reset meanwhile.
             let cause = self.control.take().unwrap_or(cause);
             return match cause {

@@ -74,6 +74,11 @@ impl Vcpu {
     /// Runs until STOP.
     pub fn run(&mut self, time: &Time, timers: &TimerQueue, control: &Control) {
         while !self.pins.has(attention::STOP) {
+            if self.pins.has(attention::REST) {
+                control.rest(self.index as usize, self.engine.state());
+                self.engine.time_moved();
+                continue;
+            }
             if self.pins.take(attention::INIT) != 0 {
                 if self.index == 0 {
                     // The boot processor would start at the reset vector, where firmware restarts
@@ -88,8 +93,7 @@ impl Vcpu {
                 match start_up {
                     Some(vector) => self.start_up(vector),
                     None => {
-                        let bits = attention::STOP | attention::INIT | attention::SIPI;
-                        self.pins.sleep(bits, None);
+                        self.pins.sleep(OUT_OF_SLEEP | attention::SIPI, None);
                         continue;
                     }
                 }
@@ -178,9 +182,12 @@ impl Vcpu {
     }
 }
 
+/// What gets a vCPU out of any sleep.
+const OUT_OF_SLEEP: u32 = attention::STOP | attention::REST | attention::INIT;
+
 /// What can end a HLT in this state.
 fn wake_bits(state: &CpuState) -> u32 {
-    let mut bits = attention::STOP | attention::INIT;
+    let mut bits = OUT_OF_SLEEP;
     if state.flag(Rflags::IF) {
         bits |= attention::INTR;
     }
@@ -200,7 +207,8 @@ pub fn run(
     deadline: Option<Instant>,
     ended: impl FnOnce(&Cause),
 ) -> Cause {
-    control.begin(vcpus.iter().map(|vcpu| Arc::clone(&vcpu.pins)).collect());
+    let pins = vcpus.iter().map(|vcpu| Arc::clone(&vcpu.pins)).collect();
+    control.begin(pins, time.clock());
     thread::scope(|scope| {
         if let Time::Host(clock) = time {
             spawn(scope, control, "timers".to_owned(), || timers.serve(&**clock));

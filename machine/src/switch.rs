@@ -162,6 +162,10 @@ impl Shadowed {
 }
 
 impl BusDevice for Shadowed {
+    fn name(&self, _: u64) -> String {
+        "rom and shadow ram".to_owned()
+    }
+
     fn read(&mut self, offset: u64, _: u8) -> u64 {
         let host = self.ram.host_ptr(Gpa(self.start + offset), 1);
         // SAFETY: a byte of mapped memory, read as the guest's processors do.

@@ -352,6 +352,13 @@ impl GuestRam {
         (self.video.host, self.video.bytes as usize)
     }
 
+    /// Where the display's memory shows, if it does.
+    #[must_use]
+    pub fn video_range(&self) -> Option<Range<u64>> {
+        let base = self.video.base.load(Ordering::Relaxed);
+        (base != NOWHERE).then(|| base..base + self.video.bytes)
+    }
+
     /// Shows the display's memory at `base`, where no RAM or ROM is, or with `None` nowhere. True if that
     /// is a change: then every vCPU must flush its TLB before it goes on.
     pub fn place_video(&self, base: Option<u64>) -> bool {

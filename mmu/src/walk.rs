@@ -318,8 +318,15 @@ pub fn walk(
 /// are for the caller to judge.
 #[must_use]
 pub fn peek(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<Translation> {
+    let (translation, accessed) = look(ram, paging, gva)?;
+    accessed.then_some(translation)
+}
+
+/// What a walk would find at `gva`, and whether all its accessed bits are set. Sets none.
+#[must_use]
+pub fn look(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<(Translation, bool)> {
     let path = match paging.mode {
-        Mode::Off => return Some(itself(ram, gva)),
+        Mode::Off => return Some((itself(ram, gva), true)),
         Mode::Bits32 => descend_32bit(ram, paging, gva.0 & 0xffff_ffff),
         Mode::Pae => descend_pae(ram, paging, gva.0 & 0xffff_ffff),
         Mode::FourLevel => descend_wide(ram, paging, gva.0, paging.cr3 & paging.address_mask(), 39),
@@ -327,7 +334,7 @@ pub fn peek(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<Translation> {
     .ok()?;
     let accessed = path.steps[..path.len].iter().all(|step| step.value & entry::ACCESSED != 0);
     let gpa = Gpa(ram.issue(path.translation.gpa.0));
-    accessed.then_some(Translation { gpa, ..path.translation })
+    Some((Translation { gpa, ..path.translation }, accessed))
 }
 
 /// Without paging a linear address is the physical one.

@@ -15,6 +15,7 @@ use xenolith_machine::{Config, DiskConfig, Handle, Machine, SerialInput};
 use crate::flags::{RunArgs, Serial};
 use crate::guests;
 use crate::keys::{HELP, Key, Keys};
+use crate::monitor::Monitor;
 use crate::screenshot::Screenshots;
 use crate::signals::Signals;
 use crate::status;
@@ -68,7 +69,8 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     if interactive {
         terminal::lend().context("cannot put the terminal into raw mode")?;
         let input = machine.serial_input();
-        thread::spawn(move || pass_input(&input, &handle));
+        let monitor = Monitor::new(machine.inspector(), machine.screen(), handle.clone());
+        thread::spawn(move || pass_input(&input, &handle, monitor));
     }
 
     let end = machine.run();
@@ -187,10 +189,11 @@ fn check(config: &Config) -> Result<()> {
     Ok(())
 }
 
-/// Passes standard input to the guest until it ends. Its end is not the guest's end: a guest fed from a
+/// Passes standard input to the guest, or to the monitor while that has the terminal, until it ends. Its end is not the guest's end: a guest fed from a
 /// pipe goes on.
-fn pass_input(input: &SerialInput, handle: &Handle) {
+fn pass_input(input: &SerialInput, handle: &Handle, mut monitor: Monitor) {
     let mut keys = Keys::default();
+    let mut in_monitor = false;
     let mut buffer = [0; 4096];
     loop {
         let typed = terminal::read_input(&mut buffer);
@@ -199,7 +202,16 @@ fn pass_input(input: &SerialInput, handle: &Handle) {
         }
         for key in keys.feed(typed) {
             match key {
+                Key::Bytes(bytes) if in_monitor => monitor.feed(&bytes),
                 Key::Bytes(bytes) => input.send(&bytes),
+                Key::Monitor => {
+                    in_monitor = !in_monitor;
+                    if in_monitor {
+                        monitor.open();
+                    } else {
+                        monitor.close();
+                    }
+                }
                 Key::Help => terminal::say(HELP),
                 Key::Quit => handle.quit(),
             }

@@ -85,6 +85,7 @@ Examples:
 
 Keys, while the guest has the terminal:
   Ctrl-A X       quit (the power cord: the guest is not asked)
+  Ctrl-A C       the monitor, and back: registers, memory, screen, keys, buttons (help lists all)
   Ctrl-A A       send one Ctrl-A to the guest
   Ctrl-A H       show these keys
   All other keys go to the guest, Ctrl-C and Ctrl-Z too.
@@ -295,6 +296,7 @@ mod tests {
             "--cpu",
             "--icount",
             "Ctrl-A X",
+            "Ctrl-A C",
             "124",
             "0xf4",
         ] {

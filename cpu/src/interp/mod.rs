@@ -61,12 +61,13 @@ pub enum Exit {
     Halted,
     /// A triple fault; `state` is as the fault left it.
     Shutdown,
-    /// STOP, INIT, SIPI or TIMER is set in the attention word.
+    /// STOP, REST, INIT, SIPI or TIMER is set in the attention word.
     Attention,
 }
 
 /// Attention bits that are the machine's to handle.
-const FOR_MACHINE: u32 = attention::STOP | attention::INIT | attention::SIPI | attention::TIMER;
+const FOR_MACHINE: u32 =
+    attention::STOP | attention::REST | attention::INIT | attention::SIPI | attention::TIMER;
 
 /// What handlers ask about the mode at every turn, worked out once whenever it may change.
 #[derive(Clone, Copy, Debug)]
@@ -400,6 +401,12 @@ impl<M: Memory> Interp<M> {
     /// Works out [`Mode`] anew.
     fn refresh(&mut self) {
         self.mode = Mode::of(&self.state);
+    }
+
+    /// [`Env::tsc_base`] of this vCPU's environment.
+    #[must_use]
+    pub fn tsc_base(&self) -> Option<u64> {
+        self.env.tsc_base()
     }
 
     /// Registers as text, for people.

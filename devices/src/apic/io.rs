@@ -8,7 +8,7 @@
 //! Thread: any, under the I/O APIC's lock, which is held while local APICs are called.
 //! Source: Intel 82093AA data sheet (290566), "Registers"; ICH9 data sheet, "EOI Register".
 
-use super::{Delivery, Destination, IO_APIC_PINS, Message};
+use super::{Delivery, Destination, IO_APIC_PINS, Message, describe_entry, describe_set};
 
 const PINS: usize = IO_APIC_PINS as usize;
 
@@ -50,6 +50,22 @@ impl IoApic {
     /// RESET: everything but the pins' levels.
     pub(super) fn reset(&mut self) {
         *self = Self { pins: self.pins, ..Self::new() };
+    }
+
+    /// The registers for people.
+    pub(super) fn describe(&self) -> String {
+        let mut text = format!("ioapic0: id={:#04x} sel={:#04x}\n", self.id, self.select);
+        for (pin, &entry) in self.entries.iter().enumerate() {
+            let logical = if entry & ENTRY_LOGICAL != 0 { "logical" } else { "physical" };
+            let low = describe_entry((entry & 0xffff_ffff) as u32);
+            text +=
+                &format!("  pin {pin:<2} {entry:#018x} dest={:<3} {low} {logical}\n", entry >> 56);
+        }
+        let numbers = || (0u32..).zip(self.entries);
+        let asserted = numbers().map(|(pin, _)| pin).filter(|pin| self.pins >> pin & 1 != 0);
+        let remote = numbers().filter(|(_, entry)| entry & ENTRY_REMOTE_IRR != 0);
+        text += &format!("  asserted  {}\n", describe_set(asserted));
+        text + &format!("  remote IRR{}\n", describe_set(remote.map(|(pin, _)| pin)))
     }
 
     pub(super) fn set_pin(&mut self, pin: usize, level: bool, deliver: Deliver<'_>) {

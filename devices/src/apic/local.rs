@@ -9,6 +9,8 @@
 //! Thread: any, under this APIC's lock; timers call from the timer thread.
 //! Source: SDM vol. 3, "Local APIC", "Extended XAPIC (x2APIC)", "APIC Timer".
 
+mod describe;
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -64,6 +64,41 @@ impl Delivery {
             _ => Self::Reserved,
         }
     }
+
+    /// For people.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Fixed => "fixed",
+            Self::LowestPriority => "lowpri",
+            Self::Smi => "SMI",
+            Self::Nmi => "NMI",
+            Self::Init => "INIT",
+            Self::StartUp => "SIPI",
+            Self::ExtInt => "ExtINT",
+            Self::Reserved => "reserved",
+        }
+    }
+}
+
+/// What LVT and redirection entries have in common, for people.
+fn describe_entry(low: u32) -> String {
+    let pick = |bit: u32, set: &'static str, clear: &'static str| {
+        if low >> bit & 1 != 0 { set } else { clear }
+    };
+    format!(
+        "vec={:<3} {} {:<5} {:<6} {}",
+        low & 0xff,
+        pick(13, "active-lo", "active-hi"),
+        pick(15, "level", "edge"),
+        pick(16, "masked", ""),
+        Delivery::of(low).name()
+    )
+}
+
+/// The numbers that are in a set, for people.
+fn describe_set(set: impl Iterator<Item = u32>) -> String {
+    let text = set.map(|number| format!(" {number}")).collect::<String>();
+    if text.is_empty() { " (none)".to_owned() } else { text }
 }
 
 /// Who gets a message.

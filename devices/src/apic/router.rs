@@ -202,6 +202,24 @@ impl InterruptRouter {
         });
     }
 
+    /// The 8259A pair's registers, for people.
+    #[must_use]
+    pub fn describe_pic(&self) -> String {
+        lock(&self.pic).describe()
+    }
+
+    /// The I/O APIC's registers, for people.
+    #[must_use]
+    pub fn describe_io_apic(&self) -> String {
+        lock(&self.io).apic.describe()
+    }
+
+    /// The registers of processor `cpu`'s local APIC, for people.
+    #[must_use]
+    pub fn describe_local_apic(&self, cpu: usize) -> String {
+        self.local(cpu).describe()
+    }
+
     /// The NMI button: a pulse on every processor's LINT1.
     pub fn nmi(&self) {
         for cpu in &self.locals.0 {
@@ -402,6 +420,9 @@ impl IrqSink for InterruptRouter {
 pub struct PicPorts(pub Arc<InterruptRouter>);
 
 impl BusDevice for PicPorts {
+    fn name(&self, _: u64) -> String {
+        "pic".to_owned()
+    }
     fn read(&mut self, offset: u64, _: u8) -> u64 {
         self.0.with_pic(|pic| pic.read(offset)).into()
     }
@@ -416,6 +437,9 @@ impl BusDevice for PicPorts {
 pub struct IoApicMmio(pub Arc<InterruptRouter>);
 
 impl BusDevice for IoApicMmio {
+    fn name(&self, _: u64) -> String {
+        "ioapic".to_owned()
+    }
     fn read(&mut self, offset: u64, _: u8) -> u64 {
         let value = lock(&self.0.io).apic.read(offset & !3);
         u64::from(value) >> (8 * (offset & 3))
@@ -440,6 +464,9 @@ struct MessageWindow(Arc<InterruptRouter>);
 const MESSAGE_WINDOW_BYTES: u64 = 1 << 20;
 
 impl BusDevice for MessageWindow {
+    fn name(&self, _: u64) -> String {
+        "apic and msi".to_owned()
+    }
     fn read(&mut self, _: u64, _: u8) -> u64 {
         u64::MAX
     }

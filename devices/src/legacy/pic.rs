@@ -272,6 +272,26 @@ impl Pic {
         Self { master, slave: Chip::new() }
     }
 
+    /// The registers for people, a line for each chip.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let chip = |n: usize, chip: &Chip| {
+            format!(
+                "pic{n}: irr={:02x} imr={:02x} isr={:02x} hprio={} irq_base={:02x} rr_sel={} elcr={:02x} \
+                 fnm={}\n",
+                chip.irr(),
+                chip.imr,
+                chip.isr,
+                chip.lowest.wrapping_add(1) & 7,
+                chip.vector_base,
+                u8::from(chip.read_isr),
+                chip.level & ELCR_WRITABLE[n],
+                u8::from(chip.special_fully_nested)
+            )
+        };
+        chip(0, &self.master) + &chip(1, &self.slave)
+    }
+
     /// RESET: everything but the levels of the pins.
     pub fn reset(&mut self) {
         let (master_pins, slave_pins) = (self.master.pins, self.slave.pins);

@@ -180,6 +180,15 @@ impl Function {
 }
 
 impl BusDevice for Function {
+    fn name(&self, offset: u64) -> String {
+        let id = self.config.u32(0);
+        let (vendor, device, bar) = (id & 0xffff, id >> 16, offset >> BAR_SHIFT);
+        match u8::try_from(bar) {
+            Ok(ROM) => format!("PCI {vendor:04x}:{device:04x} ROM"),
+            _ => format!("PCI {vendor:04x}:{device:04x} BAR {bar}"),
+        }
+    }
+
     fn read(&mut self, offset: u64, size: u8) -> u64 {
         let bar = (offset >> BAR_SHIFT) as u8;
         let offset = offset & ((1 << BAR_SHIFT) - 1);

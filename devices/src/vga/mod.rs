@@ -453,6 +453,10 @@ impl Dac {
 struct Registers(Arc<Mutex<Vga>>);
 
 impl BusDevice for Registers {
+    fn name(&self, offset: u64) -> String {
+        if offset < DISPI_OFFSET { "vga" } else { "vbe" }.to_owned()
+    }
+
     fn read(&mut self, offset: u64, size: u8) -> u64 {
         let mut vga = crate::clock::lock(&self.0);
         if let Some(offset) = offset.checked_sub(DISPI_OFFSET) {
@@ -482,6 +486,10 @@ impl BusDevice for Registers {
 struct Window(Arc<Mutex<Vga>>);
 
 impl BusDevice for Window {
+    fn name(&self, _: u64) -> String {
+        "vga window".to_owned()
+    }
+
     fn read(&mut self, offset: u64, size: u8) -> u64 {
         let mut vga = crate::clock::lock(&self.0);
         (0..u64::from(size))

@@ -802,6 +802,9 @@ impl Engine for Bt {
     fn state_changed(&mut self) {
         self.interp.mem.flush_all();
     }
+    fn time_moved(&mut self) {
+        self.tsc_base = self.interp.tsc_base();
+    }
     fn dump(&self) -> String {
         self.interp.dump()
     }

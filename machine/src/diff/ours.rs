@@ -109,6 +109,9 @@ impl Engine for Box<dyn Engine> {
     fn state_changed(&mut self) {
         (**self).state_changed();
     }
+    fn time_moved(&mut self) {
+        (**self).time_moved();
+    }
     fn dump(&self) -> String {
         (**self).dump()
     }
