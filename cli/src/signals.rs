@@ -95,12 +95,14 @@ impl Signals {
 /// Stops as a shell's job, with the terminal as the shell wants it; returns when continued.
 fn suspend() {
     let lent = terminal::is_lent();
+    let page = terminal::show_page(false);
     terminal::restore();
     // SAFETY: raising a signal touches no memory; SIGSTOP stops all our threads until SIGCONT.
     unsafe { libc::raise(libc::SIGSTOP) };
     if lent && let Err(error) = terminal::lend() {
         terminal::say(&format!("cannot use the terminal again: {error}"));
     }
+    terminal::show_page(page);
 }
 
 /// Ends the process by `signal`'s default action.

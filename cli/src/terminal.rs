@@ -3,7 +3,8 @@
 //! Problem: in raw mode a terminal that is not restored is useless to the person, and the program can
 //! end in many ways. Scheme: the settings found at the start are kept in one place, [`LENT`]; whoever
 //! ends the program calls [`restore`], which is idempotent: the return from `main`, the panic hook, the
-//! signal thread. Invariant: `LENT` holds the old settings exactly while the terminal is raw.
+//! signal thread. Where the guest's screen is painted, that is on the terminal's other page, which `restore` leaves.
+//! Invariants: `LENT` holds the old settings exactly while the terminal is raw; nothing is painted after `restore`.
 //! All that we say goes through [`say`] or [`LogWriter`], since a raw terminal needs a carriage return
 //! that an ordinary one does not. Any thread.
 
@@ -11,6 +12,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{self, OptionalActions, Termios};
@@ -18,6 +20,36 @@ use xenolith_machine::Handle;
 
 /// The terminal's own settings while the guest has it.
 static LENT: Mutex<Option<Termios>> = Mutex::new(None);
+/// The terminal's other page, where the guest's screen is painted.
+static PAGE: Mutex<Page> = Mutex::new(Page { shown: false, blank: false, message: None });
+
+#[derive(Debug)]
+struct Page {
+    shown: bool,
+    /// Nobody knows what is on it.
+    blank: bool,
+    /// When a message was last put on it.
+    message: Option<Instant>,
+}
+
+/// What there is to do for who paints the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageState {
+    /// Nothing: it doesn't show, or a message is to be read on it.
+    Away,
+    /// To paint all of it.
+    Blank,
+    /// To paint what has changed.
+    Painted,
+}
+
+/// How long a message stays on the guest's screen.
+const MESSAGE_TIME: Duration = Duration::from_secs(3);
+/// To the terminal's other page, where lines don't wrap; and back, with colours and cursor as usual.
+const ENTER_PAGE: &str = "\x1b[?1049h\x1b[?7l";
+const LEAVE_PAGE: &str = "\x1b[0m\x1b[?7h\x1b[?25h\x1b[?1049l";
+/// To the last line, for a message.
+const LAST_LINE: &str = "\x1b[0m\x1b[999;1H\x1b[K";
 
 fn lent() -> MutexGuard<'static, Option<Termios>> {
     LENT.lock().unwrap_or_else(PoisonError::into_inner)
@@ -49,8 +81,47 @@ pub fn lend() -> io::Result<()> {
     Ok(())
 }
 
+fn page() -> MutexGuard<'static, Page> {
+    PAGE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_now(text: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
+/// Turns to the page where the guest's screen is painted, or back to the usual one. Whether it showed before.
+pub fn show_page(shown: bool) -> bool {
+    let mut page = page();
+    let before = page.shown;
+    if before != shown {
+        *page = Page { shown, blank: true, message: None };
+        write_now(if shown { ENTER_PAGE } else { LEAVE_PAGE });
+    }
+    before
+}
+
+/// What to paint now; one that is blank is so once only.
+pub fn page_state() -> PageState {
+    let mut page = page();
+    if !page.shown || page.message.is_some_and(|since| since.elapsed() < MESSAGE_TIME) {
+        return PageState::Away;
+    }
+    let over = page.message.take().is_some();
+    if std::mem::take(&mut page.blank) || over { PageState::Blank } else { PageState::Painted }
+}
+
+/// Writes to the page where the guest's screen is painted, if it shows.
+pub fn paint(text: &str) {
+    if page().shown {
+        // Nobody to tell of a terminal that is gone.
+        write_now(text);
+    }
+}
+
 /// Gives the terminal back. Nothing happens unless it is lent.
 pub fn restore() {
+    show_page(false);
     if let Some(settings) = lent().take() {
         // Nothing can be done about a terminal that is gone.
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Drain, &settings);
@@ -85,7 +156,14 @@ pub fn show(text: &str) {
 
 fn write_lines(text: &str) {
     let raw = is_lent() && termios::isatty(io::stderr());
-    let text = if raw { text.replace('\n', "\r\n") } else { text.to_owned() };
+    let mut text = if raw { text.replace('\n', "\r\n") } else { text.to_owned() };
+    let mut page = page();
+    if raw && page.shown {
+        page.message = Some(Instant::now());
+        text.insert_str(0, LAST_LINE);
+        text.truncate(text.trim_end().len());
+    }
+    drop(page);
     // Standard error closed: nobody to tell.
     let _ = io::stderr().write_all(text.as_bytes());
 }

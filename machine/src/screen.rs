@@ -11,6 +11,9 @@ use xenolith_devices::clock::lock;
 use xenolith_devices::legacy::i8042::{Buttons, I8042, Key};
 use xenolith_devices::vga::{Picture, Text, Vga};
 
+/// The light's bit.
+const CAPS_LOCK: u8 = 1 << 2;
+
 /// A board's ends of them.
 #[derive(Clone, Debug)]
 pub struct Parts {
@@ -58,6 +61,19 @@ impl Screen {
     pub fn text(&self) -> Option<Text> {
         let vga = self.parts()?.vga?;
         lock(&vga).text()
+    }
+
+    /// Whether there is nothing to see.
+    #[must_use]
+    pub fn is_dark(&self) -> bool {
+        let vga = self.parts().and_then(|parts| parts.vga);
+        vga.is_none_or(|vga| lock(&vga).is_dark())
+    }
+
+    /// Whether the keyboard's Caps Lock light is on.
+    #[must_use]
+    pub fn caps_lock(&self) -> bool {
+        self.parts().is_some_and(|parts| lock(&parts.i8042).leds() & CAPS_LOCK != 0)
     }
 
     /// A key goes down or up. False if nobody reads the keyboard.

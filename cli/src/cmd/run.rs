@@ -4,7 +4,7 @@
 //! standard input, one waits for signals. Neither holds up the end: both die with the process.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -12,7 +12,9 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail};
 use xenolith_machine::{Config, DiskConfig, Handle, Machine, SerialInput};
 
-use crate::flags::{RunArgs, Serial};
+use crate::display::terminal::TerminalDisplay;
+use crate::display::vnc::Server;
+use crate::flags::{Display, RunArgs, Serial};
 use crate::guests;
 use crate::keys::{HELP, Key, Keys};
 use crate::monitor::Monitor;
@@ -31,12 +33,18 @@ const VGA_BIOS: &str = "/usr/share/seabios/vgabios-stdvga.bin";
 /// # Errors
 /// Whatever keeps the machine from starting, and output that can't be written.
 pub fn run(args: &RunArgs) -> Result<u8> {
-    let interactive = args.console.serial == Serial::Stdio;
+    let serial = args.console.serial();
+    let in_terminal = args.console.display == Display::Terminal;
+    let interactive = serial == Serial::Stdio || in_terminal;
+    if in_terminal {
+        check_terminal(&serial)?;
+    }
     let config = configure(args, interactive)?;
     // What can be refused without looking at files is, before a serial file is created.
     check(&config)?;
     let trouble = Arc::new(Trouble::default());
-    let output: Box<dyn io::Write + Send> = match &args.console.serial {
+    let server = vnc_server(&args.console.display)?;
+    let output: Box<dyn io::Write + Send> = match &serial {
         Serial::Stdio => Box::new(
             SerialOutput::stdout(Arc::clone(&trouble)).context("cannot use standard output")?,
         ),
@@ -66,9 +74,18 @@ pub fn run(args: &RunArgs) -> Result<u8> {
     if let Some((columns, rows)) = terminal::window() {
         handle.set_console_size(columns, rows);
     }
+    if let Some(server) = server {
+        let address = server.address().map_err(|error| crate::cmd::plain(&error));
+        terminal::say(&format!("the screen is at {} for VNC clients", address.context("VNC")?));
+        server.start(machine.screen());
+    }
     if interactive {
         terminal::lend().context("cannot put the terminal into raw mode")?;
-        let input = machine.serial_input();
+        let input = if in_terminal {
+            Console::Screen(TerminalDisplay::start(machine.screen()))
+        } else {
+            Console::Serial(machine.serial_input())
+        };
         let monitor = Monitor::new(machine.inspector(), machine.screen(), handle.clone());
         thread::spawn(move || pass_input(&input, &handle, monitor));
     }
@@ -132,8 +149,8 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
     }
     if config.firmware.is_some() {
         config.vga_rom = vga_rom(args)?;
-    } else if !args.console.screenshots.is_empty() {
-        bail!("--screenshot: a kernel that is started without firmware has no screen");
+    } else if let Some(option) = args.console.wants_screen() {
+        bail!("{option}: a kernel that is started without firmware has no screen");
     }
     config.net = args.net.config(config.firmware.is_some(), config.icount)?;
     if config.firmware.is_some() && !args.boot.append.is_empty() {
@@ -166,13 +183,33 @@ fn vga_rom(args: &RunArgs) -> Result<Option<PathBuf>> {
     if usual.is_file() {
         return Ok(Some(usual.to_owned()));
     }
-    if !args.console.screenshots.is_empty() {
+    if args.console.wants_screen().is_some() {
         bail!(
             "no video services for the screen: {VGA_BIOS} is not there; install Debian's package \
              seabios (apt install seabios), or give --vga-rom FILE"
         );
     }
     Ok(None)
+}
+
+/// A terminal to paint the screen in, which nobody else wants.
+fn check_terminal(serial: &Serial) -> Result<()> {
+    if *serial == Serial::Stdio {
+        bail!("--display terminal and --serial stdio both want the terminal");
+    }
+    if !(io::stdin().is_terminal() && io::stdout().is_terminal()) {
+        bail!("--display terminal: standard input and output are not a terminal");
+    }
+    Ok(())
+}
+
+/// Takes the port for VNC clients, if they are to be served.
+fn vnc_server(display: &Display) -> Result<Option<Server>> {
+    let Display::Vnc(address) = display else { return Ok(None) };
+    let server = Server::bind(address)
+        .map_err(|error| crate::cmd::plain(&error))
+        .with_context(|| format!("--display vnc={address}"))?;
+    Ok(Some(server))
 }
 
 /// Refuses what can be refused before anything is fetched or written. The machine looks closer.
@@ -189,11 +226,28 @@ fn check(config: &Config) -> Result<()> {
     Ok(())
 }
 
+/// Whose the typed bytes are, but for the monitor's.
+enum Console {
+    Serial(SerialInput),
+    Screen(TerminalDisplay),
+}
+
+impl Console {
+    fn feed(&self, bytes: &[u8]) {
+        match self {
+            Self::Serial(input) => input.send(bytes),
+            Self::Screen(display) => display.feed(bytes),
+        }
+    }
+}
+
 /// Passes standard input to the guest, or to the monitor while that has the terminal, until it ends. Its end is not the guest's end: a guest fed from a
 /// pipe goes on.
-fn pass_input(input: &SerialInput, handle: &Handle, mut monitor: Monitor) {
+fn pass_input(console: &Console, handle: &Handle, mut monitor: Monitor) {
     let mut keys = Keys::default();
     let mut in_monitor = false;
+    // The guest's screen showed before the monitor.
+    let mut page = false;
     let mut buffer = [0; 4096];
     loop {
         let typed = terminal::read_input(&mut buffer);
@@ -203,13 +257,15 @@ fn pass_input(input: &SerialInput, handle: &Handle, mut monitor: Monitor) {
         for key in keys.feed(typed) {
             match key {
                 Key::Bytes(bytes) if in_monitor => monitor.feed(&bytes),
-                Key::Bytes(bytes) => input.send(&bytes),
+                Key::Bytes(bytes) => console.feed(&bytes),
                 Key::Monitor => {
                     in_monitor = !in_monitor;
                     if in_monitor {
+                        page = terminal::show_page(false);
                         monitor.open();
                     } else {
                         monitor.close();
+                        terminal::show_page(page);
                     }
                 }
                 Key::Help => terminal::say(HELP),

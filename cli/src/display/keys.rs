@@ -66,8 +66,7 @@ pub const SHIFT_RIGHT: Key = Key(0x36);
 pub const CONTROL: Key = Key(0x1d);
 pub const ALT: Key = Key(0x38);
 
-/// The key that makes a character in the US layout, and whether Shift must be down for it. The space bar does it
-/// either way.
+/// The key that makes a character in the US layout, and whether Shift must be down for it.
 pub fn of_character(character: char) -> Option<(Key, bool)> {
     CHARACTERS.iter().find_map(|&(first, plain, shifted)| {
         let at = |row: &str| (first..).zip(row.chars()).find(|&(_, it)| it == character);
@@ -79,7 +78,9 @@ pub fn of_character(character: char) -> Option<(Key, bool)> {
 /// The key with an X11 symbol; and for one that makes a character, whether Shift must be down for that.
 pub fn of_symbol(symbol: u32) -> Option<(Key, Option<bool>)> {
     if let Some(character) = char::from_u32(symbol).filter(char::is_ascii) {
-        return of_character(character).map(|(key, shift)| (key, Some(shift)));
+        // The space bar does it either way.
+        let shift = |shift| (character != ' ').then_some(shift);
+        return of_character(character).map(|(key, down)| (key, shift(down)));
     }
     SYMBOLS.iter().find(|&&(known, _)| known == symbol).map(|&(_, code)| (Key(code), None))
 }

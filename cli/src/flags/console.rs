@@ -8,10 +8,17 @@ use clap::Args;
 #[derive(Args, Debug)]
 pub struct ConsoleFlags {
     /// The guest's first serial line (COM1, ttyS0): stdio (standard input and output; a terminal is
-    /// lent to the guest), file:PATH (written there, nothing is read), or none
-    #[arg(long, value_name = "WHERE", help_heading = "Console", default_value = "stdio")]
-    #[arg(value_parser = parse_serial)]
-    pub serial: Serial,
+    /// lent to the guest), file:PATH (written there, nothing is read), or none [default: stdio; none
+    /// with --display terminal]
+    #[arg(long, value_name = "WHERE", help_heading = "Console", value_parser = parse_serial)]
+    pub serial: Option<Serial>,
+
+    /// The guest's screen, keyboard and mouse: vnc (for VNC clients, at 127.0.0.1:5900 unless ADDRESS:PORT
+    /// is given; whoever reaches the port may look and type), terminal (text in this terminal, which
+    /// then has no serial line), or none
+    #[arg(long, value_name = "none|terminal|vnc[=ADDRESS:PORT]", help_heading = "Screen")]
+    #[arg(value_parser = parse_display, default_value = "none")]
+    pub display: Display,
 
     /// Writes what is on the guest's screen to a PNG file, so many seconds after the start, or when the
     /// guest ends before that. May be given again
@@ -23,6 +30,58 @@ pub struct ConsoleFlags {
     /// Debian's package seabios's for this display, where it is installed]
     #[arg(long, value_name = "FILE", help_heading = "Screen", conflicts_with = "kernel")]
     pub vga_rom: Option<PathBuf>,
+}
+
+impl ConsoleFlags {
+    /// Where the serial line goes.
+    pub fn serial(&self) -> Serial {
+        let usual = if self.display == Display::Terminal { Serial::None } else { Serial::Stdio };
+        self.serial.clone().unwrap_or(usual)
+    }
+
+    /// Whether the guest must have a screen, and the option that says so.
+    pub fn wants_screen(&self) -> Option<&'static str> {
+        if self.display != Display::None {
+            Some("--display")
+        } else if self.screenshots.is_empty() {
+            None
+        } else {
+            Some("--screenshot")
+        }
+    }
+}
+
+/// Where the guest's screen is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Display {
+    None,
+    Terminal,
+    /// To VNC clients that come to this address and port.
+    Vnc(String),
+}
+
+/// Where VNC clients look first, on this computer only.
+const VNC_ADDRESS: &str = "127.0.0.1";
+const VNC_PORT: &str = "5900";
+
+fn parse_display(text: &str) -> Result<Display, String> {
+    match text {
+        "none" => return Ok(Display::None),
+        "terminal" => return Ok(Display::Terminal),
+        "vnc" => return Ok(Display::Vnc(format!("{VNC_ADDRESS}:{VNC_PORT}"))),
+        _ => {}
+    }
+    let place = text.strip_prefix("vnc=").ok_or("it is vnc, vnc=ADDRESS:PORT, terminal or none")?;
+    let (address, port) =
+        place.rsplit_once(':').ok_or("it is vnc=ADDRESS:PORT, as in vnc=127.0.0.1:5901")?;
+    if port.is_empty()
+        || !port.bytes().all(|byte| byte.is_ascii_digit())
+        || port.parse::<u16>().is_err()
+    {
+        return Err(format!("{port:?} is no port"));
+    }
+    let address = if address.is_empty() { VNC_ADDRESS } else { address };
+    Ok(Display::Vnc(format!("{address}:{port}")))
 }
 
 /// A picture to take.
@@ -72,6 +131,20 @@ mod tests {
         assert_eq!((shot.after.as_millis(), shot.path), (1500, PathBuf::from("a:b.png")));
         for text in ["", "5", "5:", ":a.png", "x:a.png", "-1:a.png", "nan:a.png", "1e300:a.png"] {
             assert!(parse_screenshot(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn displays_have_a_place() {
+        let vnc = |place: &str| Ok(Display::Vnc(place.to_owned()));
+        assert_eq!(parse_display("none"), Ok(Display::None));
+        assert_eq!(parse_display("terminal"), Ok(Display::Terminal));
+        assert_eq!(parse_display("vnc"), vnc("127.0.0.1:5900"));
+        assert_eq!(parse_display("vnc=:5901"), vnc("127.0.0.1:5901"));
+        assert_eq!(parse_display("vnc=0.0.0.0:1"), vnc("0.0.0.0:1"));
+        assert_eq!(parse_display("vnc=[::1]:5900"), vnc("[::1]:5900"));
+        for text in ["", "vnc=", "vnc=5900", "vnc=host:", "vnc=host:port", "vnc=a:99999", "gtk"] {
+            assert!(parse_display(text).is_err(), "{text}");
         }
     }
 

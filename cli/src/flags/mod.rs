@@ -20,7 +20,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 pub use boot::BootFlags;
-pub use console::{ConsoleFlags, Screenshot, Serial};
+pub use console::{ConsoleFlags, Display, Screenshot, Serial};
 pub use diff::DiffArgs;
 pub use disasm::DisasmArgs;
 pub use fuzz::{FuzzArgs, FuzzEngine};
@@ -80,10 +80,11 @@ Examples:
   xenolith run disk.img --net user,hostfwd=tcp:127.0.0.1:2222-:22
   xenolith run debian-i386 --timeout 600 </dev/null >boot.log
   xenolith run disk.img --disk data.img
+  xenolith run disk.img --display vnc
   xenolith run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'
   xenolith run --kernel kernel.elf --serial file:out.txt --no-reboot
 
-Keys, while the guest has the terminal:
+Keys, while the guest has the terminal (its serial line, or by --display terminal its screen):
   Ctrl-A X       quit (the power cord: the guest is not asked)
   Ctrl-A C       the monitor, and back: registers, memory, screen, keys, buttons (help lists all)
   Ctrl-A A       send one Ctrl-A to the guest
@@ -98,7 +99,8 @@ Exit status:
   124            --timeout passed
   (V<<1)|1       the guest wrote V to the debug-exit port 0xf4
 
-Standard output carries the guest's serial bytes and nothing else.";
+Standard output carries the guest's serial bytes and nothing else (but its screen by
+--display terminal).";
 
 #[derive(Args, Debug)]
 #[command(after_help = RUN_HELP, max_term_width = 100)]
@@ -240,6 +242,8 @@ mod tests {
             "xenolith run debian --net tap",
             "xenolith run debian --net user,hostfwd=tcp:2222",
             "xenolith run disk.img --screenshot soon",
+            "xenolith run disk.img --display gtk",
+            "xenolith run disk.img --display vnc=nowhere",
             "xenolith run debian --timeout soon",
             "xenolith run debian --timeout -1",
             "xenolith run debian --timeout nan",
@@ -287,6 +291,7 @@ mod tests {
             "--serial",
             "--net",
             "hostfwd=",
+            "--display",
             "--screenshot",
             "--vga-rom",
             "--engine",

@@ -85,6 +85,12 @@ impl Vga {
         picture
     }
 
+    /// Whether nothing is shown, as before firmware or a driver sets a mode.
+    #[must_use]
+    pub fn is_dark(&self) -> bool {
+        self.attribute.index & ATTRIBUTE_SHOWN == 0
+    }
+
     /// The screen's characters, if it is a text screen.
     pub fn text(&mut self) -> Option<Text> {
         let is_text = self.attribute.regs[0x10] & ATTRIBUTE_GRAPHICS == 0
