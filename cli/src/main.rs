@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         flags::Command::Diff(args) => cmd::diff::run(&args),
         flags::Command::Fuzz(args) => cmd::fuzz::run(&args),
         flags::Command::Disasm(args) => cmd::disasm::run(&args),
+        flags::Command::Image(args) => cmd::image::run(&args),
         flags::Command::Guests(args) => cmd::guests::run(&args),
     };
     terminal::restore();

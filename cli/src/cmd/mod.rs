@@ -4,6 +4,7 @@ pub mod diff;
 pub mod disasm;
 pub mod fuzz;
 pub mod guests;
+pub mod image;
 pub mod run;
 mod snippet;
 

@@ -9,6 +9,7 @@ mod console;
 mod diff;
 mod disasm;
 mod fuzz;
+mod image;
 mod limits;
 mod machine;
 mod net;
@@ -24,6 +25,7 @@ pub use console::{ConsoleFlags, Display, Screenshot, Serial};
 pub use diff::DiffArgs;
 pub use disasm::DisasmArgs;
 pub use fuzz::{FuzzArgs, FuzzEngine};
+pub use image::{ConvertArgs, CreateArgs, ImageAction, ImageArgs, InfoArgs};
 pub use limits::LimitFlags;
 pub use machine::MachineFlags;
 pub use net::NetFlags;
@@ -64,6 +66,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// List the guests that `run` knows by name, where each comes from and whether it is cached
     Guests(GuestsArgs),
+    /// Make, look at and convert disk images
+    Image(ImageArgs),
     /// Run a guest in two engines in lockstep and show the first difference
     Diff(DiffArgs),
     /// Show what the translator makes of guest code: both sides beside each other
@@ -171,15 +175,19 @@ impl Refusal {
 /// # Errors
 /// A mistake in one line, or help to print.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Refusal> {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let boots = args.get(1).is_none_or(|command| command != "image");
     Cli::try_parse_from(args).map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Refusal::Text(error),
-        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            if boots =>
+        {
             Refusal::Mistake(
                 "no command given; try 'xenolith run debian', or 'xenolith --help'".to_owned(),
             )
         }
-        // Only one thing is required: something to boot.
-        ErrorKind::MissingRequiredArgument => Refusal::Mistake(
+        // Only one thing is required to run: something to boot.
+        ErrorKind::MissingRequiredArgument if boots => Refusal::Mistake(
             "nothing to boot: give a guest's name, as in 'xenolith run debian', a disk image, or \
              --kernel FILE"
                 .to_owned(),
@@ -249,6 +257,9 @@ mod tests {
             "xenolith run debian --timeout nan",
             "xenolith run debian --timeout 1e300",
             "xenolith run debian another",
+            "xenolith image",
+            "xenolith image create x",
+            "xenolith image convert x",
         ];
         for line in lines {
             match parse_line(line) {

@@ -1,0 +1,104 @@
+//! `xenolith image`: what a person gets from it, and what QEMU's tool says of that.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::{Scratch, xenolith};
+
+fn image(folder: &Path, arguments: &[&str]) -> Output {
+    let arguments = [&["image"], arguments].concat();
+    xenolith(&arguments).current_dir(folder).output().expect("the program starts")
+}
+
+fn good(folder: &Path, arguments: &[&str]) -> String {
+    let output = image(folder, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && errors.is_empty(), "{arguments:?}: {errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn refused(folder: &Path, arguments: &[&str], part: &str) {
+    let output = image(folder, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+    assert!(errors.lines().count() == 1 && errors.contains(part), "{arguments:?}: {errors}");
+    assert!(output.stdout.is_empty());
+}
+
+/// Names in a folder.
+fn files(folder: &Path) -> Vec<String> {
+    let names = fs::read_dir(folder).expect("there").map(|entry| entry.expect("there").file_name());
+    let mut names: Vec<_> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn images_are_made_converted_and_told_of() {
+    let scratch = Scratch::new("images");
+    let folder = scratch.path();
+    let mut bytes = vec![0; 3 << 20];
+    for (at, byte) in bytes.iter_mut().enumerate().filter(|(at, _)| at >> 18 & 3 == 1) {
+        *byte = (at / 3) as u8;
+    }
+    fs::write(folder.join("a.img"), &bytes).expect("writable");
+    good(folder, &["convert", "a.img", "b.qcow2"]);
+    good(folder, &["convert", "-O", "raw", "b.qcow2", "c"]);
+    assert!(fs::read(folder.join("c")).expect("there") == bytes);
+    let len = folder.join("b.qcow2").metadata().expect("there").len();
+    assert!(len < 2 << 20, "zeroes take no room: {len}");
+
+    good(folder, &["create", "-b", "b.qcow2", "top.qcow2"]);
+    good(folder, &["create", "empty.qcow2", "20G"]);
+    good(folder, &["create", "empty", "1000"]);
+    assert_eq!(folder.join("empty").metadata().expect("there").len(), 1024);
+    let info = good(folder, &["info", "top.qcow2"]);
+    for part in ["format: qcow2", "3145728 bytes", "backing image: b.qcow2 (format: qcow2)"] {
+        assert!(info.contains(part), "{part} is not in {info}");
+    }
+    assert!(good(folder, &["info", "a.img"]).contains("format: raw"));
+    good(folder, &["convert", "top.qcow2", "d.img"]);
+    assert!(fs::read(folder.join("d.img")).expect("there") == bytes);
+
+    // QEMU's tool finds nothing wrong and reads the same.
+    for name in ["b.qcow2", "top.qcow2", "empty.qcow2"] {
+        let Ok(output) =
+            Command::new("qemu-img").current_dir(folder).args(["check", name]).output()
+        else {
+            eprintln!("SKIPPED: qemu-img is not installed (apt install qemu-utils)");
+            return;
+        };
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+    let compared = Command::new("qemu-img")
+        .current_dir(folder)
+        .args(["compare", "top.qcow2", "a.img"])
+        .status();
+    assert!(compared.expect("it was there").success());
+}
+
+#[test]
+fn nothing_that_is_there_is_lost() {
+    let scratch = Scratch::new("images-kept");
+    let folder = scratch.path();
+    fs::write(folder.join("here"), [1; 1024]).expect("writable");
+    fs::create_dir(folder.join("folder")).expect("writable");
+    refused(folder, &["create", "here", "1M"], "here: it is there already");
+    refused(folder, &["convert", "here", "here"], "here: it is there already");
+    refused(folder, &["convert", "folder", "x"], "is a directory");
+    refused(folder, &["convert", "gone", "x"], "gone: No such file");
+    refused(folder, &["create", "none/x", "1M"], "none/x: cannot make it: No such file");
+    refused(folder, &["create", "x", "0"], "at least 512 bytes");
+    refused(folder, &["create", "x"], "<SIZE>");
+    refused(folder, &["create", "-f", "vmdk", "x", "1M"], "neither raw nor qcow2");
+    refused(folder, &["create", "-f", "raw", "-b", "here", "x"], "-f qcow2");
+    refused(folder, &["create", "-b", "gone", "x"], "gone: No such file");
+    refused(folder, &["create", "x.qcow2", "9000000T"], "x.qcow2: cannot make it");
+    refused(folder, &["info", "gone"], "gone: No such file");
+    refused(folder, &["info", "folder"], "is a directory");
+    assert_eq!(files(folder), ["folder", "here"], "nothing is left of what failed");
+    assert_eq!(fs::read(folder.join("here")).expect("there"), [1; 1024]);
+}
