@@ -245,6 +245,50 @@ fn qemu_is_followed_through_time_and_pushed_flags() -> Result<()> {
     Ok(())
 }
 
+/// A loop that waits is compared often, but not at each of its turns; what comes behind it is compared.
+#[test]
+fn a_loop_that_waits_is_jumped_over_once_it_is_worn() -> Result<()> {
+    const TURNS: u32 = 50_000;
+    if !has_qemu() {
+        return Ok(());
+    }
+    let file = TemporaryFile::new(&image(|asm| {
+        let mut turn = asm.create_label();
+        asm.mov(ecx, TURNS)?;
+        asm.set_label(&mut turn)?;
+        asm.rdtsc()?;
+        asm.mov(dword_ptr(0x50_0000), ecx)?;
+        asm.dec(ecx)?;
+        asm.jnz(turn)?;
+        asm.mov(ebx, dword_ptr(0x50_0000))?;
+        asm.add(ebx, 5)?;
+        asm.mov(edx, ebx)?;
+        end(asm)
+    })?)?;
+    let steps = 1 + 4 * u64::from(TURNS);
+    let summary = equal(config(Against::Qemu, &file))?;
+    assert_eq!(summary.stop, Stop::DebugExit(0x21));
+    assert_eq!(summary.repeated, 0, "{summary:?}");
+    assert!(summary.jumped > steps * 9 / 10, "{summary:?}");
+    // Before it is worn, and behind it.
+    for (step, register, name) in [(4 * 300, 1, "RCX"), (steps + 2, 3, "RBX")] {
+        let mut config = config(Against::Qemu, &file);
+        config.tamper = Some(Box::new(move |at, state| {
+            if at == step {
+                state.gpr[register] ^= 1 << 4;
+            }
+        }));
+        let difference = different(config)?;
+        assert_eq!(difference.step, step, "{difference}");
+        assert!(difference.fields.iter().any(|field| field.name == name), "{difference}");
+    }
+    let mut config = config(Against::Qemu, &file);
+    config.every_instruction = true;
+    config.steps = Some(4000);
+    assert_eq!(equal(config)?.jumped, 0);
+    Ok(())
+}
+
 /// Starting a timer asks for attention in the middle of a block.
 #[test]
 fn a_block_that_starts_a_timer_is_followed() -> Result<()> {

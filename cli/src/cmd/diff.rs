@@ -52,12 +52,13 @@ pub fn run(args: &DiffArgs) -> Result<u8> {
         Outcome::Equal(summary) => {
             let seconds = summary.time.as_secs_f64().max(1e-9);
             terminal::say(&format!(
-                "no difference in {} instructions ({} steps, {:.0} a second; {} injected, {} allowed, \
-                 {} stretches repeated), up to {:?}",
+                "no difference in {} instructions ({} steps, {:.0} a second; {} injected, {} in worn \
+                 loops, {} allowed, {} stretches repeated), up to {:?}",
                 summary.instructions,
                 summary.steps,
                 summary.steps as f64 / seconds,
                 summary.injected,
+                summary.jumped,
                 summary.allowed,
                 summary.repeated,
                 summary.stop,

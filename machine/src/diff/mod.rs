@@ -29,6 +29,7 @@ mod replay;
 mod report;
 mod segments;
 mod watch;
+mod worn;
 
 use std::time::Duration;
 
@@ -126,6 +127,8 @@ pub struct Summary {
     pub instructions: u64,
     /// Steps whose result came from the machine and was given to QEMU instead of compared.
     pub injected: u64,
+    /// Steps in loops that ask the machine each time around, and had been compared often: QEMU got what came of them.
+    pub jumped: u64,
     /// Stretches that had to be gone through in single steps, though they came out equal.
     pub repeated: u64,
     /// Differences that the manual allows: undefined flags, accessed and dirty bits.

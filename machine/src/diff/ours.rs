@@ -289,6 +289,7 @@ impl Lockstep {
             steps: self.steps,
             instructions: self.follower.vm.state.retired,
             injected: 0,
+            jumped: 0,
             repeated: 0,
             allowed: self.allowed,
             time: start.elapsed(),

@@ -11,8 +11,9 @@
 //! registers that a debugger can't write, and gone through again in shorter ones; the one of these that ends
 //! otherwise likewise, down to single steps: so the report names the instruction. Flags that the manual leaves
 //! undefined are made ours. An interrupt that comes where QEMU would stop often before, in a loop, is held off until
-//! the guest is behind the loop: processors promise no moment. Invariant: `known` is QEMU's state, if it is there.
-//! Thread: the lockstep's.
+//! the guest is behind the loop: processors promise no moment. A loop that asks the machine each time around, which QEMU
+//! would stop at as often, is jumped over when it has been compared often enough ([`worn`]). Invariant: `known` is
+//! QEMU's state, if it is there. Thread: the lockstep's.
 
 use std::collections::{BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -36,6 +37,7 @@ use super::peer::Peer;
 use super::report::{Difference, Executed, History, MemoryRow};
 use super::segments;
 use super::watch::{SHOWN, Touch, Watched};
+use super::worn::Worn;
 use super::{DiffConfig, DiffError, Outcome, Stop, Summary};
 use crate::engine::{Engine, Exit};
 
@@ -55,6 +57,8 @@ const PART_MIN: usize = 256;
 const SHORT: usize = 1;
 /// Steps that an interrupt is held off at most, until it comes where QEMU stops at few breakpoints before.
 const HELD_MAX: u64 = 20_000_000;
+/// Steps that are jumped over at a time.
+const JUMP_MAX: usize = 1_000_000;
 /// Steps between two looks at the timers.
 const SETTLE_EVERY: usize = 64;
 /// Stops at a breakpoint before the right one, beyond those that are known (repeated string instructions
@@ -84,7 +88,7 @@ enum Kind {
 
 /// Spreads addresses.
 #[derive(Default)]
-struct AddressHasher(u64);
+pub(super) struct AddressHasher(u64);
 
 impl Hasher for AddressHasher {
     fn finish(&self) -> u64 {
@@ -101,7 +105,7 @@ impl Hasher for AddressHasher {
 }
 
 /// How often each address was executed.
-type Visits = HashMap<u64, u32, BuildHasherDefault<AddressHasher>>;
+pub(super) type Visits = HashMap<u64, u32, BuildHasherDefault<AddressHasher>>;
 
 /// Plain steps that QEMU has yet to do.
 struct Stretch {
@@ -265,10 +269,12 @@ struct Lockstep {
     known: Option<CpuState>,
     held: Held,
     breakpoints: Breakpoints,
+    worn: Worn,
     every_instruction: bool,
     history: History,
     steps: u64,
     injected: u64,
+    jumped: u64,
     repeated: u64,
     allowed: u64,
 }
@@ -302,10 +308,12 @@ pub fn run(mut config: DiffConfig) -> Result<Outcome, DiffError> {
         known: None,
         held: Held::default(),
         breakpoints: Breakpoints::default(),
+        worn: Worn::default(),
         every_instruction: config.every_instruction,
         history: History::default(),
         steps: 0,
         injected: 0,
+        jumped: 0,
         repeated: 0,
         allowed: 0,
     };
@@ -409,7 +417,7 @@ impl Lockstep {
                 told = retired + 10_000;
             }
             let mut stretch = Stretch::new(&mut self.leader);
-            let (last, stop) = self.gather(&mut stretch, config);
+            let (last, mut stop) = self.gather(&mut stretch, config);
             // The state at the end of the stretch: the leader may be one step beyond.
             let at_end = match &last {
                 Some(done) => done.before.clone(),
@@ -418,9 +426,22 @@ impl Lockstep {
             if let Some(difference) = self.follow(&mut stretch, &at_end, last.as_ref(), config)? {
                 return Ok(Outcome::Different(difference));
             }
-            if let Some(done) = last
-                && let Some(difference) = self.follow_last(done)?
-            {
+            let difference = match last {
+                Some(mut done) if done.kind == Kind::Injected => {
+                    let mut native = None;
+                    if stop.is_none() && !self.every_instruction {
+                        self.worn.note(stretch.steps, &stretch.seen, linear(&done.before));
+                        let stored;
+                        (stored, native, stop) = self.jump(config);
+                        done.stored.extend(stored);
+                    }
+                    self.inject(&done, native.as_ref())?;
+                    native.map(|done| self.single(done))
+                }
+                Some(done) => Some(self.single(done)),
+                None => None,
+            };
+            if let Some(difference) = difference.transpose()?.flatten() {
                 return Ok(Outcome::Different(difference));
             }
             if let Some(stop) = stop {
@@ -432,6 +453,7 @@ impl Lockstep {
             steps: self.steps,
             instructions: self.leader.engine.state.retired,
             injected: self.injected,
+            jumped: self.jumped,
             repeated: self.repeated,
             allowed: self.allowed,
             time: start.elapsed(),
@@ -454,15 +476,12 @@ impl Lockstep {
             if !inside && stretch.may_end(at, limit) {
                 return (None, None);
             }
-            let word = self.leader.pins();
-            let look = stretch.steps.is_multiple_of(SETTLE_EVERY) || word & !attention::INTR != 0;
-            if look {
-                self.leader.tell_retired(self.leader.engine.state.retired);
-                if let Some(stop) = self.leader.settle() {
-                    return (None, Some(stop));
-                }
+            let (look, stop) = self.look(stretch.steps);
+            if stop.is_some() {
+                return (None, stop);
             }
-            let hold = word == attention::INTR
+            // The look may just have raised it.
+            let hold = self.leader.pins() == attention::INTR
                 && (inside || !stretch.few(at) && self.held.goes_on(&self.leader.engine.state));
             if !hold {
                 self.held.steps = 0;
@@ -477,6 +496,42 @@ impl Lockstep {
             }
             stretch.note(at, &self.decoded, &self.leader.engine.mem.stored, self.iterations());
         }
+    }
+
+    /// Looks at the timers and the machine's end, if it is time to after so many steps; whether it was.
+    fn look(&mut self, steps: usize) -> (bool, Option<Stop>) {
+        let due = steps.is_multiple_of(SETTLE_EVERY) || self.leader.pins() & !attention::INTR != 0;
+        if !due {
+            return (false, None);
+        }
+        self.leader.tell_retired(self.leader.engine.state.retired);
+        (true, self.leader.settle())
+    }
+
+    /// Behind an injected step: goes on with the leader alone as long as it is at worn instructions. Returns the pages
+    /// that it stored to, the first step that QEMU must do by itself, and why the run ends, if it does.
+    fn jump(&mut self, config: &mut DiffConfig) -> (BTreeSet<u64>, Option<Done>, Option<Stop>) {
+        let mut stored = BTreeSet::new();
+        for steps in 1..=JUMP_MAX {
+            let is_over = config.steps.is_some_and(|limit| self.steps >= limit);
+            if is_over || !self.worn.has(linear(&self.leader.engine.state)) {
+                break;
+            }
+            let (look, stop) = self.look(steps);
+            if stop.is_some() {
+                return (stored, None, stop);
+            }
+            let (kind, step) = self.lead(config, false, look, false);
+            if kind == Kind::Native {
+                return (stored, Some(self.done(kind)), None);
+            }
+            stored.extend(&self.leader.engine.mem.stored);
+            self.jumped += 1;
+            if let Step::Ended(stop) = step {
+                return (stored, None, Some(stop));
+            }
+        }
+        (stored, None, None)
     }
 
     /// Whether `limit` steps are over, and `at` is no place in a loop that QEMU would stop at too often before.
@@ -724,7 +779,8 @@ impl Lockstep {
         self.vector_changed = true;
     }
 
-    /// Runs QEMU to the end of the stretch, where `last` follows; `false` if it doesn't come there.
+    /// Runs QEMU to the end of the stretch, where `last` follows, or to where all is as it is there; `false` if it
+    /// doesn't come there.
     fn run_to(
         &mut self,
         stretch: &Stretch,
@@ -750,7 +806,8 @@ impl Lockstep {
         let mut there = false;
         while !there && stops > 0 && self.peer.go(patience)? {
             stops -= 1;
-            if earlier == 0 {
+            // A guest that waits in a loop is in the state of the end long before it.
+            if earlier == 0 || stretch.visits(target) > VISITS_FEW {
                 let theirs = self.peer.state(at_end)?;
                 let mut right = theirs.clone();
                 for (ours, theirs) in at_end.gpr.iter().zip(&mut right.gpr) {
@@ -759,7 +816,9 @@ impl Lockstep {
                         self.allowed += 1;
                     }
                 }
-                there = right.gpr == at_end.gpr && right.rip == at_end.rip;
+                there = right.gpr == at_end.gpr
+                    && right.rip == at_end.rip
+                    && (earlier == 0 || self.memory_equal(stretch, last));
                 if there {
                     self.peer.set_state(&right, &theirs)?;
                     self.known = Some(right);
@@ -774,6 +833,20 @@ impl Lockstep {
         let always = last.is_some_and(|done| is_always_injected(&done.decoded.insn));
         self.breakpoints.end(&mut self.peer, target, there, always)?;
         Ok(there)
+    }
+
+    /// Whether QEMU has in memory what the stretch stored. What the leader's step beyond the end has touched may differ.
+    fn memory_equal(&self, stretch: &Stretch, last: Option<&Done>) -> bool {
+        let touches = last.map_or(&[][..], |done| &done.touches);
+        let is_touched = |gpa: u64| touches.iter().any(|it| it.write && it.gpa & !7 == gpa);
+        stretch.stored.iter().all(|&gpn| {
+            let (Some(ours), Some(theirs)) = (self.leader.ram.page(gpn), self.peer.page(gpn))
+            else {
+                return true;
+            };
+            let (words, _) = words_differing(ours, theirs);
+            words.into_iter().all(|word| is_touched(gpn * PAGE_SIZE + word as u64))
+        })
     }
 
     /// Compares at the end of a stretch.
@@ -847,13 +920,11 @@ impl Lockstep {
         Ok((same(ours, &theirs), theirs))
     }
 
-    /// The step behind a stretch.
-    fn follow_last(&mut self, done: Done) -> Result<Option<Box<Difference>>, DiffError> {
-        if done.kind != Kind::Injected {
-            return self.single(done);
-        }
+    /// QEMU, which is before the step `done`, gets what came of it and of all that was jumped over: the leader's state, or
+    /// that before `next`.
+    fn inject(&mut self, done: &Done, next: Option<&Done>) -> Result<(), DiffError> {
         self.injected += 1;
-        let after = self.leader.engine.state.clone();
+        let after = next.map_or(&self.leader.engine.state, |next| &next.before).clone();
         let theirs = match self.known.take() {
             Some(known) => known,
             None => self.peer.state(&done.before)?,
@@ -864,7 +935,7 @@ impl Lockstep {
         }
         self.peer.set_state(&after, &theirs)?;
         self.known = Some(after);
-        Ok(None)
+        Ok(())
     }
 
     /// QEMU does one instruction that the leader has done, and is compared.
