@@ -5,9 +5,9 @@
 //! has gone since they were last computed. With legacy replacement, timers 0 and 1 take ISA lines 0
 //! and 8 from the 8254 and the RTC, whose lines lead through a [`LegacyGate`].
 //! Invariants: a match is at the counter's passing the comparator, so a comparator behind the counter
-//! waits for the wrap; a late host's missed periods are one interrupt; a periodic timer wakes at most
-//! once in [`WAKE_NS_MIN`], however short its period. Lock order: this device, the gate, the
-//! interrupt router. Thread: any, under the device's lock.
+//! waits for the wrap; edges of a periodic timer that a late host missed are made up for, a bounded number of
+//! them, a quarter of a period apart; a periodic timer wakes at most once in [`WAKE_NS_MIN`], however short its
+//! period. Lock order: this device, the gate, the interrupt router. Thread: any, under the device's lock.
 //! Source: IA-PC HPET Specification 1.0a, "Register Overview", "Theory of Operation".
 
 use std::fmt;
@@ -55,6 +55,9 @@ const TIMER_WRITABLE: u64 =
 /// Can be periodic, is 64 bits wide, and may use I/O APIC pins 2, 8, 16-23.
 const TIMER_CAPABILITIES: u64 = 1 << 4 | 1 << 5 | (ROUTES as u64) << 32;
 const ROUTES: u32 = 0x00ff_0104;
+
+/// Missed edges that are made up for, as the 8254 does it.
+const BACKLOG_MAX: u64 = 16;
 
 /// Stands between the devices that legacy replacement cuts off, the 8254 and the RTC, and the
 /// interrupt router. Levels set while it is closed are passed on when it opens.
@@ -124,11 +127,15 @@ struct Comparator {
     seen: u64,
     /// The line that this timer holds up, level-triggered.
     asserted: Option<u32>,
+    /// Matches that are yet to be delivered, and when the last was.
+    backlog: u64,
+    delivered_ns: u64,
 }
 
 impl Comparator {
     fn new() -> Self {
-        Self { config: 0, value: u64::MAX, period: 0, seen: 0, asserted: None }
+        let (value, asserted) = (u64::MAX, None);
+        Self { config: 0, value, period: 0, seen: 0, asserted, backlog: 0, delivered_ns: 0 }
     }
 
     fn periodic(&self) -> bool {
@@ -148,19 +155,42 @@ impl Comparator {
         }
     }
 
-    /// Whether there was a match on the counter's way to `counter`.
-    fn advance(&mut self, counter: u64) -> bool {
+    /// Nanoseconds between two edges that are made up for.
+    fn gap_ns(&self) -> u64 {
+        (self.period.saturating_mul(TICK_NS) / 4).max(WAKE_NS_MIN)
+    }
+
+    /// How many matches there were on the counter's way to `counter`.
+    fn advance(&mut self, counter: u64) -> u64 {
         let gone = counter.wrapping_sub(self.seen);
         let distance = self.distance();
         self.seen = counter;
         let Some(past) = distance.and_then(|distance| gone.checked_sub(distance)) else {
-            return false;
+            return 0;
         };
-        if self.periodic() && self.period != 0 {
-            let periods = past / self.period + 1;
-            let value = self.value.wrapping_add(periods.wrapping_mul(self.period));
-            self.value = value & self.mask();
+        if !self.periodic() || self.period == 0 {
+            return 1;
         }
+        let periods = past / self.period + 1;
+        let value = self.value.wrapping_add(periods.wrapping_mul(self.period));
+        self.value = value & self.mask();
+        periods
+    }
+
+    /// Moves to `counter`; true if a match is to be delivered now.
+    fn is_due(&mut self, counter: u64, now_ns: u64) -> bool {
+        let matches = self.advance(counter);
+        // A level stays up, and what no interrupt comes of isn't owed.
+        let is_owed =
+            self.periodic() && self.config & (TIMER_LEVEL | TIMER_INTERRUPT) == TIMER_INTERRUPT;
+        self.backlog =
+            self.backlog.saturating_add(matches).min(if is_owed { BACKLOG_MAX } else { 1 });
+        let is_time = now_ns.saturating_sub(self.delivered_ns) >= self.gap_ns();
+        if self.backlog == 0 || matches == 0 && !is_time {
+            return false;
+        }
+        self.backlog -= 1;
+        self.delivered_ns = now_ns;
         true
     }
 }
@@ -292,7 +322,7 @@ impl Hpet {
         let counter = self.counter_at(now_ns);
         let mut wake: Option<u64> = None;
         for n in 0..TIMERS {
-            if self.comparators[n].advance(counter) {
+            if self.comparators[n].is_due(counter, now_ns) {
                 self.fire(n);
             }
             let comparator = &self.comparators[n];
@@ -305,6 +335,9 @@ impl Hpet {
                 Some(ns) if comparator.periodic() => ns.saturating_add(WAKE_NS_MIN),
                 _ => 0,
             };
+            let owed = (comparator.backlog > 0)
+                .then(|| comparator.delivered_ns.saturating_add(comparator.gap_ns()));
+            let due = [due, owed].into_iter().flatten().min();
             if let Some(due) = due.map(|ns| ns.max(earliest)) {
                 wake = Some(wake.map_or(due, |wake| wake.min(due)));
             }
@@ -363,6 +396,7 @@ impl Hpet {
                     config = (config & !TIMER_ROUTE) | (comparator.config & TIMER_ROUTE);
                 }
                 comparator.config = config;
+                comparator.backlog = 0;
                 let mask = comparator.mask();
                 comparator.value &= mask;
                 comparator.period &= mask;
@@ -373,6 +407,7 @@ impl Hpet {
             }
             REG_TIMER_COMPARATOR => {
                 let mask = comparator.mask();
+                comparator.backlog = 0;
                 if !comparator.periodic() || comparator.config & TIMER_SET_VALUE != 0 {
                     comparator.value = merge(comparator.value, value, lanes) & mask;
                     comparator.seen = counter.wrapping_sub(1);
