@@ -10,7 +10,7 @@
 //!
 //! Invariants: a page is mapped only as the TLB could have it: accessed bits set, for writing only if dirty
 //! and not watched for code; the mappings in all spaces stay below a budget, since the host has a limit
-//! for each process. One per vCPU, on its thread.
+//! for each process, at the expense of the space that was used longest ago. One per vCPU, on its thread.
 //! Source: SDM vol. 3, "Caching Translation Information"; mmap(2), vm.max_map_count.
 
 use std::ptr::NonNull;
@@ -90,6 +90,13 @@ struct Page {
     writable: bool,
 }
 
+impl Page {
+    /// The host makes one mapping of this page and the one before.
+    fn goes_on_from(self, before: Self) -> bool {
+        self.gpn == before.gpn + 1 && self.writable == before.writable
+    }
+}
+
 /// What is mapped for one era.
 #[derive(Debug)]
 struct Space {
@@ -97,7 +104,7 @@ struct Space {
     regions: Vec<(u16, Reservation)>,
     /// By linear page number.
     pages: PageMap<u64, Page>,
-    /// Mappings at most: a run is one, and a page taken out of a run makes two more.
+    /// Mappings that the host has, as it joins those that go on from each other: the places where one begins.
     mappings: usize,
     used_at: u64,
 }
@@ -109,9 +116,31 @@ impl Drop for Space {
 }
 
 impl Space {
-    fn add_mappings(&mut self, n: usize) {
-        self.mappings += n;
-        MAPPED.fetch_add(n, Ordering::Relaxed);
+    /// Places from `first` to behind the last of `count` pages where a mapping begins, or the room between two.
+    fn beginnings(&self, first: u64, count: u64) -> usize {
+        let mut before = self.pages.get(&first.wrapping_sub(1));
+        let begins = |page: u64| {
+            let this = self.pages.get(&page);
+            match (std::mem::replace(&mut before, this), this) {
+                (None, None) => false,
+                (Some(before), Some(this)) => !this.goes_on_from(*before),
+                _ => true,
+            }
+        };
+        (first..=first + count).map(begins).filter(|&it| it).count()
+    }
+
+    /// Changes what is mapped of `count` pages from `first` on, and counts the mappings anew.
+    fn change(&mut self, first: u64, count: u64, change: impl FnOnce(&mut PageMap<u64, Page>)) {
+        let before = self.beginnings(first, count);
+        change(&mut self.pages);
+        let after = self.beginnings(first, count);
+        self.mappings = self.mappings + after - before;
+        if after > before {
+            MAPPED.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            MAPPED.fetch_sub(before - after, Ordering::Relaxed);
+        }
     }
 
     fn window(&self, la: u64) -> Option<*mut u8> {
@@ -129,6 +158,29 @@ pub struct Run {
     pub writable: bool,
 }
 
+/// Which spaces (by era) and linear pages map a guest page for writing.
+#[derive(Debug, Default)]
+struct Writers(PageMap<u64, Vec<(u64, u64)>>);
+
+impl Writers {
+    fn note(&mut self, era: u64, page: u64, mapped: Page) {
+        if mapped.writable {
+            self.0.entry(mapped.gpn).or_default().push((era, page));
+        }
+    }
+
+    fn forget(&mut self, era: u64, page: u64, mapped: Page) {
+        if mapped.writable
+            && let Some(writers) = self.0.get_mut(&mapped.gpn)
+        {
+            writers.retain(|&writer| writer != (era, page));
+            if writers.is_empty() {
+                self.0.remove(&mapped.gpn);
+            }
+        }
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct Shadow {
@@ -136,8 +188,7 @@ pub struct Shadow {
     spaces: Vec<Space>,
     active: Option<usize>,
     budget: usize,
-    /// Which spaces (by era) and linear pages may map a guest page for writing.
-    writers: PageMap<u64, Vec<(u64, u64)>>,
+    writers: Writers,
     nowhere: Reservation,
     clock: u64,
 }
@@ -162,7 +213,7 @@ impl Shadow {
             spaces: Vec::new(),
             active: None,
             budget: limit.saturating_sub(MAPPINGS_SPARED),
-            writers: PageMap::default(),
+            writers: Writers::default(),
             nowhere: Reservation::new()?,
             clock: 0,
         })
@@ -204,10 +255,9 @@ impl Shadow {
 
     /// Makes an empty space for an era and activates it.
     pub fn create(&mut self, era: u64) {
-        if self.spaces.len() >= SPACES_MAX
-            && let Some(oldest) = (0..self.spaces.len()).min_by_key(|&n| self.spaces[n].used_at)
-        {
-            self.drop_space(oldest);
+        self.active = None;
+        if self.spaces.len() >= SPACES_MAX {
+            self.drop_oldest();
         }
         self.clock += 1;
         let used_at = self.clock;
@@ -222,11 +272,21 @@ impl Shadow {
     }
 
     fn drop_space(&mut self, n: usize) {
-        drop(self.spaces.swap_remove(n));
-        if self.spaces.is_empty() {
-            self.writers.clear();
+        let space = self.spaces.swap_remove(n);
+        for (&page, mapped) in &space.pages {
+            self.writers.forget(space.era, page, *mapped);
         }
         self.active = None;
+    }
+
+    /// Drops the space that was used longest ago, but not the active one. False if there is no other.
+    fn drop_oldest(&mut self) -> bool {
+        let others = (0..self.spaces.len()).filter(|&n| self.active != Some(n));
+        let Some(oldest) = others.min_by_key(|&n| self.spaces[n].used_at) else { return false };
+        let era = self.active_era();
+        self.drop_space(oldest);
+        self.active = self.spaces.iter().position(|space| Some(space.era) == era);
+        true
     }
 
     /// Drops the active space.
@@ -286,10 +346,12 @@ impl Shadow {
     /// # Errors
     /// The budget is used up, or the host refuses.
     pub fn map(&mut self, run: Run) -> Result<(), Full> {
-        let Some(n) = self.active else { return Err(Full) };
-        if MAPPED.load(Ordering::Relaxed) >= self.budget {
-            return Err(Full);
+        while MAPPED.load(Ordering::Relaxed) >= self.budget {
+            if !self.drop_oldest() {
+                return Err(Full);
+            }
         }
+        let Some(n) = self.active else { return Err(Full) };
         let la = run.page << 12;
         let window = self.spaces[n].window(la).ok_or(Full)?;
         let at = window.wrapping_add((la & (REGION_BYTES as u64 - 1)) as usize);
@@ -312,32 +374,33 @@ impl Shadow {
         }
         .map_err(|_| Full)?;
         let space = &mut self.spaces[n];
-        space.add_mappings(if run.count == 1 { 2 } else { 1 });
-        for i in 0..run.count {
-            let page = Page { gpn: run.gpn + i, writable: run.writable };
-            space.pages.insert(run.page + i, page);
-            if run.writable {
-                let writers = self.writers.entry(run.gpn + i).or_default();
-                let writer = (space.era, run.page + i);
-                if !writers.contains(&writer) {
-                    writers.push(writer);
+        let (era, writers) = (space.era, &mut self.writers);
+        space.change(run.page, run.count, |pages| {
+            for i in 0..run.count {
+                let page = Page { gpn: run.gpn + i, writable: run.writable };
+                if let Some(old) = pages.insert(run.page + i, page) {
+                    writers.forget(era, run.page + i, old);
                 }
+                writers.note(era, run.page + i, page);
             }
-        }
+        });
         Ok(())
     }
 
     /// Drops pages of an era's space: `count` from `first` on, a power of two and a multiple of it.
     pub fn unmap(&mut self, era: u64, first: u64, count: u64) {
         let Some(space) = self.spaces.iter_mut().find(|space| space.era == era) else { return };
-        let known = space.pages.len();
-        for page in first..first + count {
-            space.pages.remove(&page);
-        }
-        if space.pages.len() == known {
+        if (first..first + count).all(|page| !space.pages.contains_key(&page)) {
             return;
         }
-        space.add_mappings(2);
+        let writers = &mut self.writers;
+        space.change(first, count, |pages| {
+            for page in first..first + count {
+                if let Some(old) = pages.remove(&page) {
+                    writers.forget(era, page, old);
+                }
+            }
+        });
         let la = first << 12;
         let Some(window) = space.window(la) else { return };
         let at = window.wrapping_add((la & (REGION_BYTES as u64 - 1)) as usize);
@@ -350,17 +413,18 @@ impl Shadow {
 
     /// Lets a guest page be written through no window any more: it is watched for code now.
     pub fn forbid_writes(&mut self, gpn: u64) {
-        for (era, page) in self.writers.remove(&gpn).unwrap_or_default() {
+        for (era, page) in self.writers.0.remove(&gpn).unwrap_or_default() {
             let Some(space) = self.spaces.iter_mut().find(|space| space.era == era) else {
                 continue;
             };
             let Some(window) = space.window(page << 12) else { continue };
-            let Some(mapped) = space.pages.get_mut(&page) else { continue };
-            if mapped.gpn != gpn || !std::mem::replace(&mut mapped.writable, false) {
+            let Some(&mapped) = space.pages.get(&page) else { continue };
+            if mapped.gpn != gpn || !mapped.writable {
                 continue;
             }
-            space.mappings += 2;
-            MAPPED.fetch_add(2, Ordering::Relaxed);
+            space.change(page, 1, |pages| {
+                pages.insert(page, Page { writable: false, ..mapped });
+            });
             let at = window.wrapping_add(((page << 12) & (REGION_BYTES as u64 - 1)) as usize);
             // SAFETY: a page of a window of ours, mapped.
             let protected = unsafe { mprotect(at.cast(), PAGE_SIZE as usize, MprotectFlags::READ) };
@@ -370,9 +434,93 @@ impl Shadow {
 
     /// The same for all pages: another vCPU watches one.
     pub fn forbid_all_writes(&mut self) {
-        let watched: Vec<u64> = self.writers.keys().copied().collect();
+        let watched: Vec<u64> = self.writers.0.keys().copied().collect();
         for gpn in watched {
             self.forbid_writes(gpn);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mappings are counted for the whole process.
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+    /// Mappings that the host has between two addresses.
+    fn mappings_between(start: usize, end: usize) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("a process has mappings");
+        let starts =
+            maps.lines().filter_map(|line| usize::from_str_radix(line.split('-').next()?, 16).ok());
+        starts.filter(|at| (start..end).contains(at)).count()
+    }
+
+    /// A shadow whose one space has pages mapped, taken out and forbidden to be written.
+    #[test]
+    fn mappings_are_counted_as_the_host_makes_them() {
+        let _alone = ALONE.lock();
+        let ram = GuestRam::new(64 << 20).expect("some memory");
+        let mut shadow = Shadow::new(ram).expect("room");
+        shadow.create(1);
+        let base = 0x5_0000_0000u64 >> 12;
+        shadow.open_region(base << 12).expect("room");
+        let window = shadow.spaces[0].regions[0].1.window().addr();
+        let host = || mappings_between(window + 1, window + REGION_BYTES);
+        // Numbers of no quality will do; the same at every run.
+        let mut seed = 1u64;
+        let mut next = |below: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) % below
+        };
+        let none = host();
+        for round in 0..2000 {
+            let page = base + 1 + next(200);
+            match next(4) {
+                0 => shadow.unmap(1, page & !3, 4),
+                1 => shadow.forbid_writes(0x1000 + next(300)),
+                _ => {
+                    // Often what the neighbours go on to.
+                    let gpn = if next(2) == 0 { 0x1000 + page - base } else { 0x1000 + next(300) };
+                    let run = Run { page, gpn, count: 1 + next(5), writable: next(2) == 0 };
+                    shadow.map(run).expect("there is room");
+                }
+            }
+            assert_eq!(shadow.spaces[0].mappings, host() - none, "round {round}");
+            for (page, mapped) in &shadow.spaces[0].pages {
+                let noted = shadow.writers.0.get(&mapped.gpn).map_or(0, |writers| {
+                    writers.iter().filter(|&&writer| writer == (1, *page)).count()
+                });
+                assert_eq!(noted, usize::from(mapped.writable));
+            }
+        }
+        shadow.drop_active();
+        assert!(shadow.writers.0.is_empty());
+    }
+
+    #[test]
+    fn the_space_used_longest_ago_makes_room() {
+        let _alone = ALONE.lock();
+        let ram = GuestRam::new(64 << 20).expect("some memory");
+        let mut shadow = Shadow::new(ram).expect("room");
+        shadow.budget = MAPPED.load(Ordering::Relaxed) + 16;
+        let map = |shadow: &mut Shadow, page: u64| {
+            shadow.open_region(0x1000).expect("room");
+            shadow.map(Run { page, gpn: page, count: 1, writable: true })
+        };
+        for era in 1..=2 {
+            shadow.create(era);
+            for n in 0..4 {
+                assert_eq!(map(&mut shadow, 10 + 2 * n), Ok(()));
+            }
+        }
+        assert_eq!(map(&mut shadow, 100), Ok(()), "at the expense of era 1");
+        assert_eq!(shadow.active_era(), Some(2));
+        assert!(shadow.has(10, true) && shadow.has(100, true));
+        shadow.switch(1);
+        assert_eq!(shadow.active_era(), None);
+        shadow.switch(2);
+        let full = (0..100).find(|n| map(&mut shadow, 200 + 2 * n).is_err());
+        assert!(full.is_some(), "nothing is left to drop");
     }
 }

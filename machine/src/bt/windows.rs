@@ -2,8 +2,8 @@
 //!
 //! Problem: mapping a page costs as much as some thousand accesses through the inline TLB, and a process
 //! may live for less. Scheme: user code of an address space starts with the inline TLB. One that has been
-//! seen at work by several interrupts without its TLB having been flushed gets a space of windows;
-//! its code is translated anew, for them. A fault maps the page, and its neighbours that need no bit
+//! seen at work by several interrupts without its TLB having been flushed, for four times as long as filling windows took
+//! lately, gets a space of windows; its code is translated anew, for them. A fault maps the page, and its neighbours that need no bit
 //! set; what can't be mapped (devices, code being written, a real fault) is the interpreter's, and an
 //! instruction that comes there often is translated with the inline TLB for a while. Invariants: the space in use is
 //! that of the soft TLB's era; the area's regions are those of the space in use.
@@ -32,6 +32,8 @@ const TICKS_TO_PROMOTE: u32 = 2;
 /// Interrupts that must find it at work in its windows before regions are guessed: that costs a fault for each
 /// guess that is wrong, and blocks that no other address space can have.
 const TICKS_TO_GUESS: u32 = 50;
+/// An address space must have been at work for so many times what filling windows took for others.
+const WORK_PER_COST: u64 = 4;
 /// Exits of the kernel's code, or ticks of the time stamp counter since the first one, before it does.
 const EXITS_TO_PROMOTE: u32 = 3000;
 const TIME_TO_PROMOTE: u64 = 20_000_000;
@@ -67,11 +69,22 @@ pub(super) struct Windows {
     earned: HashMap<u64, (u32, u64)>,
     /// The era whose code was last found to be worth guesses.
     at_work: u64,
+    /// Time stamp counts that filling has taken since a space was last made, and that it took for the spaces before, on
+    /// average.
+    spent: u64,
+    cost: u64,
 }
 
 impl Windows {
     pub fn new(shadow: Shadow) -> Self {
-        Self { shadow, era: 0, shown: Vec::new(), earned: HashMap::new(), at_work: 0 }
+        let (shown, earned) = (Vec::new(), HashMap::new());
+        Self { shadow, era: 0, shown, earned, at_work: 0, spent: 0, cost: 0 }
+    }
+
+    /// Makes a space for an era.
+    fn create(&mut self, era: u64) {
+        self.shadow.create(era);
+        self.cost = (self.cost + std::mem::take(&mut self.spent)) / 2;
     }
 
     /// Makes the area's regions those of the active space.
@@ -85,19 +98,15 @@ impl Windows {
         }
     }
 
-    /// Counts one more of what earns windows; true if `enough` are there, or `time` has passed.
-    fn earns(&mut self, era: u64, enough: u32, time: u64) -> bool {
+    /// Counts one more of what earns windows: how many there are, and the time since the first.
+    fn earn(&mut self, era: u64) -> (u32, u64) {
         if self.earned.len() >= ERAS_MAX {
             self.earned.clear();
         }
         let now = ticks();
         let (count, since) = self.earned.entry(era).or_insert((0, now));
         *count += 1;
-        let is_enough = *count >= enough || now.wrapping_sub(*since) >= time;
-        if is_enough {
-            self.earned.remove(&era);
-        }
-        is_enough
+        (*count, now.wrapping_sub(*since))
     }
 }
 
@@ -141,7 +150,7 @@ impl Bt {
             windows.era = era;
             windows.shadow.switch(era);
             if self.shared.options.mmu == Mmu::Shadow && windows.shadow.active_era().is_none() {
-                windows.shadow.create(era);
+                windows.create(era);
             }
             windows.show(&mut self.area, privilege);
         }
@@ -163,18 +172,21 @@ impl Bt {
         let era = self.window_era(privilege);
         let windows = &mut self.windows[privilege];
         if mode.shadow {
-            if user && mode.bits == 64 && windows.earns(era, TICKS_TO_GUESS, u64::MAX) {
+            if user && mode.bits == 64 && windows.earn(era).0 >= TICKS_TO_GUESS {
+                windows.earned.remove(&era);
                 windows.at_work = era;
             }
             return;
         }
+        let (count, time) = windows.earn(era);
         let earned = if user {
-            windows.earns(era, TICKS_TO_PROMOTE, u64::MAX)
+            count >= TICKS_TO_PROMOTE && time >= WORK_PER_COST * windows.cost
         } else {
-            windows.earns(era, EXITS_TO_PROMOTE, TIME_TO_PROMOTE)
+            count >= EXITS_TO_PROMOTE || time >= TIME_TO_PROMOTE
         };
         if earned {
-            windows.shadow.create(era);
+            windows.earned.remove(&era);
+            windows.create(era);
             windows.show(&mut self.area, privilege);
             self.stats.promotions += 1;
         }
@@ -319,6 +331,14 @@ impl Bt {
 
     /// Maps the page of `la` and its neighbours. False if that can't be.
     fn fill_window(&mut self, mode: Mode, la: u64, write: bool) -> bool {
+        let start = ticks();
+        let filled = self.map_around(mode, la, write);
+        let windows = &mut self.windows[usize::from(mode.privilege)];
+        windows.spent += ticks().wrapping_sub(start);
+        filled
+    }
+
+    fn map_around(&mut self, mode: Mode, la: u64, write: bool) -> bool {
         let privilege = privilege_of(mode.privilege);
         if mode.bits == 64 && !is_canonical(la) {
             return false;
