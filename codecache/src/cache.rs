@@ -616,6 +616,20 @@ impl<S: Copy> Cache<S> {
         })
     }
 
+    /// The instruction behind the one that the code at `pc` is of, if that code still is `block`'s, which is live.
+    #[must_use]
+    pub fn locate_next(&self, block: u32, pc: usize) -> Option<Located> {
+        let found = self.blocks.get(block as usize).filter(|found| found.live)?;
+        let code = found.entries.guarded;
+        let offset = pc.checked_sub(code).filter(|&at| at < found.code_bytes as usize)?;
+        let start = self.arena.first_entry().addr() + self.common_bytes;
+        let segment = &self.segments[(code - start) / self.segment_bytes];
+        let map = &segment.map[found.map_at as usize..][..found.map_len as usize];
+        let &(host, word) = map.get(map.partition_point(|&(host, _)| host as usize <= offset))?;
+        let (key, tag) = (found.key, found.tag);
+        Some(Located { block, key, tag, host: code + host as usize, word })
+    }
+
     /// Drops one block.
     pub fn remove(&mut self, key: Key) {
         if let Some(&number) = self.by_key.get(&key) {

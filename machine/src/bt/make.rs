@@ -315,8 +315,9 @@ impl Bt {
         self.maker.map.extend(translation.map.iter().map(|entry| {
             let [first, second] = entry.spilled.map(u64::from);
             let live = if entry.live { windows::LIVE } else { 0 };
+            let enters = if entry.enters { windows::ENTERS } else { 0 };
             let done = u64::from(entry.done) << 32;
-            (entry.host, u64::from(entry.guest) | first << 16 | second << 24 | done | live)
+            (entry.host, u64::from(entry.guest) | first << 16 | second << 24 | done | live | enters)
         }));
         self.find_links(origin, &translation);
         let both = [one, two.unwrap_or(one)];

@@ -46,7 +46,7 @@ use crate::signal;
 use breakpoints::Breakpoints;
 use make::Maker;
 use mmu::{Flushed, NotingMmu};
-use segments::{Codes, Spot};
+use segments::{Codes, Spot, rip_of};
 use shared::{PageKey, Peer};
 use stats::Stats;
 use vector::Home;
@@ -484,14 +484,18 @@ impl Bt {
             mode = self.settle_crossing(mode);
             if self.area.fault_pc != 0 {
                 match self.window_fault(mode) {
-                    Some((host, vectors)) => {
+                    Ok((host, vectors)) => {
                         target = host;
                         live = vectors;
                         continue;
                     }
-                    None => {
+                    Err(at) => {
                         self.unload(self.interp.state.rip);
-                        return self.interpret(1, true);
+                        if let Some(exit) = self.interpret(1, true) {
+                            return Some(exit);
+                        }
+                        (target, live) = self.behind(at.block, at.host, mode, epoch)?;
+                        continue;
                     }
                 }
             }
@@ -521,7 +525,12 @@ impl Bt {
                     self.stats.misses_across += u64::from(ea + size > PAGE_SIZE);
                     self.note_unlucky(&record, ea + size > PAGE_SIZE || wraps);
                     self.unload(rip);
-                    return self.interpret(1, vectors || self.has_x87());
+                    if let Some(exit) = self.do_one(vectors || self.has_x87(), epoch) {
+                        return Some(exit);
+                    }
+                    let resume = record.code + resume as usize;
+                    (target, live) = self.behind(record.block, resume, mode, epoch)?;
+                    continue;
                 }
                 Site::Chain { target: rip, patch, link } => {
                     self.count(0);
@@ -632,6 +641,37 @@ impl Bt {
             }
             live = mode.keeps_vector();
         }
+    }
+
+    /// Makes ready to go on in `block` behind the instruction at `pc`, which the interpreter has done: where, and
+    /// whether the vector registers must be loaded there. Nothing if the guest is elsewhere, or something is to be
+    /// seen to first.
+    fn behind(&mut self, block: u32, pc: usize, mode: Mode, epoch: u64) -> Option<(usize, bool)> {
+        let mem = &self.interp.mem;
+        // All else that is to be settled may concern addends that the block keeps.
+        let only_stored = mem.stored_to_code
+            && mem.flushed == Flushed::Nothing
+            && mem.flushed_pages.is_empty()
+            && mem.newly_watched.is_empty();
+        let settled = !self.settle() || only_stored;
+        let is_over = self.interp.state.retired >= self.end;
+        if !settled || self.stepping || is_over || self.is_wanted() || self.mode() != Some(mode) {
+            return None;
+        }
+        let next = {
+            let cache = self.shared.cache();
+            if self.shared.epoch() != epoch {
+                return None;
+            }
+            cache.locate_next(block, pc)?
+        };
+        let rip = rip_of(next.tag).wrapping_add(next.word & 0xffff);
+        if rip != self.interp.state.rip || next.word & windows::ENTERS == 0 {
+            return None;
+        }
+        self.uncount(next.word >> 32 & 0xff);
+        self.load(mode);
+        Some((next.host, next.word & windows::LIVE != 0))
     }
 
     /// Counts what was run since the last entry, and `done` that the block had not counted yet.

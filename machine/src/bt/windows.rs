@@ -52,6 +52,8 @@ const UNGUESSED_BYTES: usize = 32;
 const FAULTING_MAX: usize = 1 << 16;
 /// In an instruction's word: the block relies on the vector registers there.
 pub(super) const LIVE: u64 = 1 << 40;
+/// The block may be entered there, though not all before it was run by the block.
+pub(super) const ENTERS: u64 = 1 << 41;
 /// The vector of #DE.
 const DIVIDE_ERROR: u64 = 0;
 /// #PF's error code: the access was a write.
@@ -229,9 +231,9 @@ impl Bt {
     }
 
     /// Sees to a fault in translated code: the address to go on at, and whether the vector registers must
-    /// be loaded there; or nothing if the interpreter must do
-    /// the instruction; `state.rip` is then its address, as after [`Bt::unload`].
-    pub(super) fn window_fault(&mut self, mode: Mode) -> Option<(usize, bool)> {
+    /// be loaded there; or the instruction, if the interpreter must do it; `state.rip` is then its address, as after
+    /// [`Bt::unload`].
+    pub(super) fn window_fault(&mut self, mode: Mode) -> Result<(usize, bool), Located> {
         self.retry_windows();
         let pc = std::mem::take(&mut self.area.fault_pc) as usize;
         let located = self.shared.cache().locate(pc);
@@ -249,7 +251,7 @@ impl Bt {
         let misled = mode.guesses && address >> 32 == 0;
         if misled && self.unguess(mode, pc, &at) {
             self.uncount(at.word >> 32 & 0xff);
-            return Some((at.host, at.word & LIVE != 0));
+            return Ok((at.host, at.word & LIVE != 0));
         }
         let helped = mode.shadow && !misled && {
             let shadow = &self.windows[usize::from(mode.privilege)].shadow;
@@ -261,7 +263,7 @@ impl Bt {
         if helped && !self.settle() {
             self.stats.window_fills += 1;
             self.uncount(at.word >> 32 & 0xff);
-            return Some((at.host, at.word & LIVE != 0));
+            return Ok((at.host, at.word & LIVE != 0));
         }
         if self.area.is_behind(address) {
             // An offset that isn't in its segment, or one of a window that the segment hasn't all of.
@@ -273,7 +275,7 @@ impl Bt {
                 self.note_fault(&at);
             }
         }
-        None
+        Err(at)
     }
 
     /// Regions without a window all lead to one place: opens those that the instruction at `state.rip`

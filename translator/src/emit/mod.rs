@@ -42,6 +42,7 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
+use crate::area::WINDOWS_MAX;
 use crate::area::offset;
 use crate::classify::{Class, slot_bytes};
 use crate::mode::Mode;
@@ -146,6 +147,8 @@ pub struct MapEntry {
     pub done: u8,
     /// The block relies on the vector registers to be loaded.
     pub live: bool,
+    /// The block may be entered here: nothing that it keeps from earlier is relied on, but for vector registers.
+    pub enters: bool,
 }
 
 impl MapEntry {
@@ -366,15 +369,27 @@ impl<'a> Emitter<'a> {
         if let Some(second) = self.frame.second {
             self.guard(second);
         }
-        for step in &plan.steps {
+        let mut last_uses = [0; WINDOWS_MAX];
+        for (number, step) in plan.steps.iter().enumerate() {
+            if let Some(part) = step.part {
+                last_uses[usize::from(part.window)] = number;
+            }
+        }
+        // Up to here an addend is kept.
+        let mut kept_until = 0;
+        for (number, step) in plan.steps.iter().enumerate() {
             let host = self.offset() as u32;
+            let enters = (number == 0 || kept_until < number) && !self.x87_live;
+            if let Some(part) = step.part {
+                kept_until = kept_until.max(last_uses[usize::from(part.window)]);
+            }
             self.spilled = [MapEntry::NONE; 2];
             self.region = step.region;
             let (done, live) = (self.uncounted, self.vector_live);
             self.instruction(step, plan)?;
             self.uncounted = if self.transfers(step) { 0 } else { self.uncounted + 1 };
             let guest = step.insn.ip().wrapping_sub(self.frame.rip) as u16;
-            self.map.push(MapEntry { host, guest, spilled: self.spilled, done, live });
+            self.map.push(MapEntry { host, guest, spilled: self.spilled, done, live, enters });
         }
         if !plan.ends {
             // The page or the block's length is over; or the interpreter will raise what is due.
