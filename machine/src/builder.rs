@@ -12,7 +12,8 @@
 
 use std::fmt;
 use std::fs::File;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -50,7 +51,7 @@ use xenolith_devices::virtio::{self, ConsoleHandle};
 use xenolith_mmu::{GuestRam, SoftMmu};
 use xenolith_net::Network;
 
-use crate::boot::{Loaded, Start, option_rom};
+use crate::boot::{Start, option_rom};
 use crate::bt::{Bt, Options, SharedSlot};
 use crate::clock::{CountedClock, HostClock};
 use crate::config::{self, Config, ConfigError, DiskConfig, NetConfig, NetModel};
@@ -67,9 +68,10 @@ use crate::screen::Parts;
 use crate::signal;
 use crate::switch::{self, Remapper, Shadowed, Video};
 use crate::vcpu::Pins;
+use crate::video;
 
-/// Where BARs go: the top of the hole, right below the I/O APIC.
-const PCI_HOLE: std::ops::Range<u64> = 0xfe00_0000..0xfec0_0000;
+/// Where BARs go: the top of the hole, right below the I/O APIC, with room for a display's memory.
+const PCI_HOLE: std::ops::Range<u64> = 0xfd00_0000..0xfec0_0000;
 const PCI_PORTS: std::ops::Range<u16> = 0xc000..0xf000;
 
 /// An open disk image.
@@ -218,12 +220,6 @@ impl Board {
             .map_err(|error| host("provide the guest's memory")(error.into()))?;
         let acpi = AcpiConfig { vcpus: config.vcpus, ..AcpiConfig::default() };
         let in_acpi = |error: AcpiError| host("describe the machine in ACPI tables")(error.into());
-        if let Start::Kernel(loaded) = start {
-            let tables = tables::build(&acpi).map_err(in_acpi)?;
-            fill(&ram, loaded, &tables)
-                .map_err(|error| host("fill the guest's memory")(error.into()))?;
-        }
-
         let timers = TimerQueue::new();
         let time = if config.icount {
             Time::Counted(Arc::new(CountedClock::new()))
@@ -273,7 +269,7 @@ impl Board {
         wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
         wiring.memory(&ram).map_err(overlap)?;
         let Legacy { ferr, pm, i8042 } = wiring.legacy(map).map_err(overlap)?;
-        let display = match &config.vga_rom {
+        let mut display = match &config.vga_rom {
             Some(path) => Some(wiring.display(path)?),
             None => None,
         };
@@ -293,7 +289,7 @@ impl Board {
             _ => None,
         };
         let console =
-            wiring.pci(&ram, &router, &pm, display.as_ref(), card, disks, &outputs[1], random)?;
+            wiring.pci(&ram, &router, &pm, display.as_mut(), card, disks, &outputs[1], random)?;
 
         let translations = Arc::new(SharedSlot::new(Options {
             cache_bytes: config.code_cache_bytes,
@@ -303,6 +299,21 @@ impl Board {
             listing: config.listing.clone(),
         }));
         let buses = Arc::new(Buses { ports: wiring.ports, memory: wiring.memory });
+        if let Start::Kernel(loaded) = start {
+            let filled = |error: GuestMemoryError| host("fill the guest's memory")(error.into());
+            let tables = tables::build(&acpi).map_err(in_acpi)?;
+            fill_tables(&ram, &tables).map_err(filled)?;
+            if let Some(display) = &display {
+                display.start(&ram, &buses, &pins[0], &model)?;
+            }
+            for piece in &loaded.pieces {
+                let bytes = &piece.bytes;
+                ram.memory().write_slice(bytes, GuestAddress(piece.gpa)).map_err(filled)?;
+            }
+            if let (Some(_), Some(params)) = (&display, loaded.linux_params) {
+                video::describe(&ram, params).map_err(filled)?;
+            }
+        }
         let inspected = Arc::new(inspect::Parts {
             ram: Arc::clone(&ram),
             buses: Arc::clone(&buses),
@@ -333,7 +344,7 @@ impl Board {
             outputs,
             serial,
             console,
-            screen: Parts::new(display.map(|(vga, _)| vga), i8042),
+            screen: Parts::new(display.map(|display| display.vga), i8042),
             inspected,
             console_is_virtio: matches!(start, Start::Kernel(_))
                 && is_on_virtio(&config.command_line),
@@ -413,12 +424,9 @@ impl Timed for TimeLimit {
     }
 }
 
-/// Puts the kernel and the firmware's tables into fresh RAM.
-fn fill(ram: &GuestRam, loaded: &Loaded, acpi: &Tables) -> Result<(), GuestMemoryError> {
+/// Puts what firmware has in memory into fresh RAM.
+fn fill_tables(ram: &GuestRam, acpi: &Tables) -> Result<(), GuestMemoryError> {
     let memory = ram.memory();
-    for piece in &loaded.pieces {
-        memory.write_slice(&piece.bytes, GuestAddress(piece.gpa))?;
-    }
     memory.write_slice(&acpi.bytes, GuestAddress(acpi.load_gpa))?;
     memory.write_slice(&smbios::build(), GuestAddress(smbios::LOAD_GPA))?;
     // BIOS data area: where the extended one is, and conventional memory in KiB.
@@ -483,7 +491,32 @@ impl<'a> Card<'a> {
 }
 
 /// A display and its option ROM.
-type Display = (Arc<Mutex<Vga>>, Vec<u8>);
+struct Display {
+    vga: Arc<Mutex<Vga>>,
+    rom: Vec<u8>,
+    rom_path: PathBuf,
+    /// On the PCI bus.
+    slot: u8,
+}
+
+impl Display {
+    fn wrong_rom(path: &Path, source: io::Error) -> ConfigError {
+        ConfigError::File { option: "--vga-rom", path: path.to_owned(), source }
+    }
+
+    /// Has the ROM do what it does when firmware starts it.
+    fn start(
+        &self,
+        ram: &Arc<GuestRam>,
+        buses: &Arc<Buses>,
+        pins: &Arc<Pins>,
+        model: &Arc<CpuidModel>,
+    ) -> Result<(), ConfigError> {
+        let stubs = Stubs::new().map_err(|error| host("provide memory for code")(error.into()))?;
+        video::start(&self.rom, u16::from(self.slot) << 3, ram, buses, pins, model, stubs)
+            .map_err(|error| Self::wrong_rom(&self.rom_path, io::Error::other(error)))
+    }
+}
 
 impl Wiring {
     fn line(&self, gsi: u32) -> IrqLine {
@@ -567,16 +600,13 @@ impl Wiring {
 
     /// The display adapter.
     fn display(&mut self, rom: &Path) -> Result<Display, ConfigError> {
-        let bytes = option_rom(rom, vga::ROM_BYTES_MAX).map_err(|source| ConfigError::File {
-            option: "--vga-rom",
-            path: rom.to_owned(),
-            source,
-        })?;
+        let bytes = option_rom(rom, vga::ROM_BYTES_MAX)
+            .map_err(|source| Display::wrong_rom(rom, source))?;
         let host_side = Box::new(Video::new(self.remapper.clone()));
         let vga = Arc::new(Mutex::new(Vga::new(host_side, Arc::clone(&self.clock))));
         Vga::attach(&vga, &mut self.ports, &mut self.memory)
             .map_err(|error| host("wire the board")(error.into()))?;
-        Ok((vga, bytes))
+        Ok(Display { vga, rom: bytes, rom_path: rom.to_owned(), slot: 0 })
     }
 
     /// COM1.
@@ -595,7 +625,7 @@ impl Wiring {
         ram: &Arc<GuestRam>,
         router: &InterruptRouter,
         pm: &Arc<Mutex<PmBlock>>,
-        display: Option<&Display>,
+        display: Option<&mut Display>,
         card: Option<Card<'_>>,
         disks: &[Disk],
         output: &SerialOutput,
@@ -608,8 +638,8 @@ impl Wiring {
             .map_err(|error| host("wire the PCI bus")(error.into()))?;
         let mut root = lock(&root);
         root.add_power_management(pm);
-        if let Some((vga, rom)) = display {
-            vga::add(&mut root, vga, rom.clone()).map_err(bad)?;
+        if let Some(display) = display {
+            display.slot = vga::add(&mut root, &display.vga, display.rom.clone()).map_err(bad)?;
         }
         // Behind the display, where QEMU has it too: systems name the card by its slot.
         if let Some(card) = card {

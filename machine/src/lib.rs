@@ -27,6 +27,7 @@ mod signal;
 pub mod snippet;
 mod switch;
 mod vcpu;
+mod video;
 
 pub use bt::Report;
 pub use bt::probe;

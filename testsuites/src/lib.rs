@@ -14,6 +14,7 @@ pub mod modes;
 pub mod multiboot;
 pub mod program;
 pub mod report;
+pub mod screen;
 
 pub use console::{Console, Dialogue};
 pub use guest::Guest;

@@ -51,7 +51,7 @@ fn peer(maker: Maker) -> &'static str {
 fn qemu(guest: &Debian, maker: Maker, cpus: &str, disk: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-M", "pc", "-accel", "tcg", "-cpu", peer(maker), "-m", MEMORY, "-smp", cpus]);
-    command.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio"]);
+    command.args(["-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio", "-vga", "std"]);
     command.arg("-kernel").arg(&guest.vmlinuz).arg("-initrd").arg(&guest.initrd);
     command.args(["-append", &format!("console=ttyS0 {QUICK}")]);
     command.args(["-device", "virtio-serial-pci", "-device", "virtio-rng-pci", "-drive"]);

@@ -7,12 +7,13 @@ use xenolith_devices::legacy::i8042::Key;
 use xenolith_devices::vga::Picture;
 use xenolith_machine::{Config, DiskConfig, End, Engine, Handle, Machine, Screen};
 use xenolith_testsuites::Program;
+use xenolith_testsuites::debian::{self, Debian};
 use xenolith_testsuites::disk::{self, Scratch};
+use xenolith_testsuites::multiboot::{self, TemporaryFile};
 use xenolith_testsuites::program::xenolith;
+use xenolith_testsuites::screen::{ENTER, SEABIOS, VGA_BIOS, Watched};
 
 const PATIENCE: Duration = Duration::from_secs(120);
-const SEABIOS: &str = "/usr/share/seabios/bios-256k.bin";
-const VGA_BIOS: &str = "/usr/share/seabios/vgabios-stdvga.bin";
 
 /// Set 1 make codes.
 const KEY_O: Key = Key(0x18);
@@ -132,5 +133,95 @@ fn a_screenshot_shows_the_firmwares_banner() -> Result<()> {
     ensure!(png[16..24] == [0, 0, 2, 0xd0, 0, 0, 1, 0x90], "720x400");
     // A dark screen would be compressed to almost nothing.
     ensure!(png.len() > 1000, "{} bytes", png.len());
+    Ok(())
+}
+
+/// A kernel without firmware finds the display as firmware would have left it: text, with a font.
+fn text_without_firmware(engine: Engine) -> Result<()> {
+    let image = multiboot::image(|code| {
+        use iced_x86::code_asm::{dword_ptr, eax};
+        // "Hi", white on red; and what the BIOS data area has for mode and columns, as two more letters.
+        code.mov(dword_ptr(0xb_8000), 0x4f69_4f48)?;
+        code.movzx(eax, iced_x86::code_asm::byte_ptr(0x449))?;
+        code.add(eax, 0x4f30)?;
+        code.mov(iced_x86::code_asm::word_ptr(0xb_8004), iced_x86::code_asm::ax)?;
+        code.movzx(eax, iced_x86::code_asm::byte_ptr(0x44a))?;
+        code.add(eax, 0x4f00)?;
+        code.mov(iced_x86::code_asm::word_ptr(0xb_8006), iced_x86::code_asm::ax)?;
+        code.hlt()?;
+        Ok(())
+    })?;
+    let file = TemporaryFile::new(&image)?;
+    let config = Config { engine, kernel: file.0.clone(), ..Config::default() };
+    let watched = Watched::start(config, Box::new(std::io::sink()))?;
+    // Mode 3, and 80 is a P.
+    watched.wait_for("Hi3P", PATIENCE)?;
+    let text = watched.screen.text().context("text")?;
+    ensure!((text.columns, text.rows) == (80, 25), "{}x{}", text.columns, text.rows);
+    ensure!(text.row(1).trim().is_empty() && text.cells[81] == 0x0720, "the rest is empty");
+    let picture = watched.screen.picture().context("a picture")?;
+    ensure!((picture.width, picture.height) == (720, 400), "text is 720x400");
+    let white = |x: std::ops::Range<usize>| {
+        let lines = (0..16).map(|y| &picture.pixels[y * 720..][x.clone()]);
+        lines.flatten().filter(|&&pixel| pixel == 0xff_ffff).count()
+    };
+    // An H has more ink than an i.
+    ensure!(white(0..9) > white(9..18) && white(9..18) > 10, "{} {}", white(0..9), white(9..18));
+    ensure!(watched.quit() == Some(End::Quit));
+    Ok(())
+}
+
+#[test]
+fn a_kernel_without_firmware_has_a_text_screen() -> Result<()> {
+    text_without_firmware(Engine::Bt)
+}
+
+#[test]
+fn a_kernel_without_firmware_has_a_text_screen_by_the_interpreter() -> Result<()> {
+    text_without_firmware(Engine::Interp)
+}
+
+#[test]
+fn boots_debian_without_firmware_to_a_shell_on_the_screen() -> Result<()> {
+    for name in ["debian", "debian-i386"] {
+        let guest = Debian::get(name, env!("CARGO_TARGET_TMPDIR"))?;
+        let config = Config {
+            kernel: guest.vmlinuz.clone(),
+            initrd: Some(guest.initrd.clone()),
+            command_line: format!("console=tty0 console=ttyS0 {}", debian::QUICK),
+            ..Config::default()
+        };
+        let watched = Watched::start(config, Box::new(std::io::sink()))?;
+        watched.wait_for(&guest.prompt(), debian::PATIENCE)?;
+        watched.type_text("expr 123456 - 1")?;
+        watched.press(ENTER);
+        watched.wait_for("123455", debian::PATIENCE)?;
+        watched.type_text("poweroff")?;
+        watched.press(ENTER);
+        ensure!(watched.end(debian::PATIENCE)? == End::PowerOff);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_option_rom_that_never_returns_is_told() -> Result<()> {
+    let kernel = TemporaryFile::new(&multiboot::image(|code| Ok(code.hlt()?))?)?;
+    // jmp $; and hlt.
+    for (code, part) in [([0xeb, 0xfe], "c000:0003"), ([0xf4, 0x90], "c000:0004")] {
+        let mut rom = vec![0x55, 0xaa, 1];
+        rom.extend(code);
+        rom.resize(512, 0);
+        let rom = TemporaryFile::new(&rom)?;
+        let mut command = xenolith()?;
+        command.args(["run", "--kernel"]).arg(&kernel.0).arg("--vga-rom").arg(&rom.0);
+        let ended = Program::start(command)?.end(PATIENCE)?;
+        ensure!(ended.status.code() == Some(1), "{}", ended.status);
+        ensure!(ended.stderr.lines().count() == 1, "{}", ended.stderr);
+        ensure!(
+            ended.stderr.contains("--vga-rom") && ended.stderr.contains(part),
+            "{}",
+            ended.stderr
+        );
+    }
     Ok(())
 }

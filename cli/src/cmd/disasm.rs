@@ -66,7 +66,7 @@ fn of_guest(args: &DisasmArgs) -> Result<String> {
             let boot = guests::provide(guest, args.cache.folder.as_deref())?;
             config.kernel = boot.kernel;
             config.initrd = Some(boot.initrd);
-            config.command_line = guest.command_line(None, &args.append);
+            config.command_line = guest.command_line(guests::Consoles::Serial, None, &args.append);
         }
         (_, Some(kernel), _) => {
             config.kernel.clone_from(kernel);

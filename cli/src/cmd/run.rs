@@ -15,7 +15,7 @@ use xenolith_machine::{Config, DiskConfig, Handle, Machine, SerialInput};
 use crate::display::terminal::TerminalDisplay;
 use crate::display::vnc::Server;
 use crate::flags::{Display, RunArgs, Serial};
-use crate::guests;
+use crate::guests::{self, Consoles};
 use crate::keys::{HELP, Key, Keys};
 use crate::monitor::Monitor;
 use crate::screenshot::Screenshots;
@@ -134,11 +134,17 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
             let guest = guests::find(name)?;
             // A mistake elsewhere on the command line is told before anything is fetched.
             check(&config)?;
-            let window = if interactive { terminal::window() } else { None };
+            let on_serial = interactive && args.console.display != Display::Terminal;
+            let window = if on_serial { terminal::window() } else { None };
+            let consoles = match (&args.console.display, args.console.wants_screen()) {
+                (Display::Terminal, _) => Consoles::ScreenFirst,
+                (_, Some(_)) => Consoles::SerialAndScreen,
+                (_, None) => Consoles::Serial,
+            };
             let boot = guests::provide(guest, args.cache.folder.as_deref())?;
             config.kernel = boot.kernel;
             config.initrd = Some(boot.initrd);
-            config.command_line = guest.command_line(window, &args.boot.append);
+            config.command_line = guest.command_line(consoles, window, &args.boot.append);
         }
         (None, Some(kernel)) => {
             config.kernel.clone_from(kernel);
@@ -147,11 +153,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         }
         (None, None) => config.firmware = Some(firmware(args)?),
     }
-    if config.firmware.is_some() {
-        config.vga_rom = vga_rom(args)?;
-    } else if let Some(option) = args.console.wants_screen() {
-        bail!("{option}: a kernel that is started without firmware has no screen");
-    }
+    config.vga_rom = vga_rom(args)?;
     config.net = args.net.config(config.firmware.is_some(), config.icount)?;
     if config.firmware.is_some() && !args.boot.append.is_empty() {
         bail!("--append goes with a kernel or a guest's name; firmware finds its own kernel");

@@ -26,9 +26,9 @@ pub struct ConsoleFlags {
     #[arg(value_parser = parse_screenshot)]
     pub screenshots: Vec<Screenshot>,
 
-    /// Option ROM of the display that firmware finds: its video services [default with firmware:
-    /// Debian's package seabios's for this display, where it is installed]
-    #[arg(long, value_name = "FILE", help_heading = "Screen", conflicts_with = "kernel")]
+    /// Option ROM of the display: its video services [default: Debian's package seabios's for this
+    /// display; without it there is no display]
+    #[arg(long, value_name = "FILE", help_heading = "Screen")]
     pub vga_rom: Option<PathBuf>,
 }
 

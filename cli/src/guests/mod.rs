@@ -53,10 +53,30 @@ pub static GUESTS: [Guest; 2] = [
     },
 ];
 
+/// Where a guest's person looks and types.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consoles {
+    Serial,
+    SerialAndScreen,
+    /// Both, but the first program speaks on the screen.
+    ScreenFirst,
+}
+
 impl Guest {
     /// The kernel's command line: ours, then what the person appends.
-    pub fn command_line(&self, window: Option<(u16, u16)>, append: &str) -> String {
-        let mut line = "console=ttyS0".to_owned();
+    pub fn command_line(
+        &self,
+        consoles: Consoles,
+        window: Option<(u16, u16)>,
+        append: &str,
+    ) -> String {
+        // The last is what the guest takes for its console.
+        let mut line = match consoles {
+            Consoles::Serial => "console=ttyS0",
+            Consoles::SerialAndScreen => "console=tty0 console=ttyS0",
+            Consoles::ScreenFirst => "console=ttyS0 console=tty0",
+        }
+        .to_owned();
         // What the kernel doesn't know it hands to init as environment.
         if let Ok(term) = std::env::var("TERM")
             && term.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._+".contains(&b))
@@ -179,9 +199,10 @@ mod tests {
     #[test]
     fn append_extends_the_command_line() {
         let guest = find("debian").expect("known");
-        assert_eq!(guest.command_line(None, ""), "console=ttyS0");
-        assert_eq!(guest.command_line(None, " quiet "), "console=ttyS0 quiet");
-        let line = guest.command_line(Some((80, 25)), "root=/dev/vda1");
+        let serial = Consoles::Serial;
+        assert_eq!(guest.command_line(serial, None, ""), "console=ttyS0");
+        assert_eq!(guest.command_line(serial, None, " quiet "), "console=ttyS0 quiet");
+        let line = guest.command_line(serial, Some((80, 25)), "root=/dev/vda1");
         assert!(line.ends_with(" xenolith.size=80x25 root=/dev/vda1"), "{line}");
     }
 

@@ -27,11 +27,11 @@ struct Display {
     rom: Vec<u8>,
 }
 
-/// Fits `vga` into a free slot of the bus with `rom` as its option ROM, which may be empty.
+/// Fits `vga` into a free slot of the bus with `rom` as its option ROM, which may be empty. Gives the slot.
 ///
 /// # Errors
 /// There is no free slot.
-pub fn add(root: &mut PciRoot, vga: &Arc<Mutex<Vga>>, mut rom: Vec<u8>) -> Result<(), PciError> {
+pub fn add(root: &mut PciRoot, vga: &Arc<Mutex<Vga>>, mut rom: Vec<u8>) -> Result<u8, PciError> {
     let mut config = ConfigSpace::new(Identity {
         vendor: 0x1234,
         device: 0x1111,
@@ -51,7 +51,8 @@ pub fn add(root: &mut PciRoot, vga: &Arc<Mutex<Vga>>, mut rom: Vec<u8>) -> Resul
     }
     let device = Display { vga: Arc::clone(vga), rom };
     let slot = root.free_slot().ok_or(PciError::Slot(0))?;
-    root.add(slot, Function::new(config, Box::new(device)))
+    root.add(slot, Function::new(config, Box::new(device)))?;
+    Ok(slot)
 }
 
 impl PciDevice for Display {

@@ -180,5 +180,7 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
     ];
     pieces.extend(initrd);
     let esi = place::BOOT_PARAMS as u32;
-    Ok(Loaded { pieces, eip: start, eax: 0, ebx: 0, esi, gdt: place::GDT })
+    let gdt = place::GDT;
+    let linux_params = Some(place::BOOT_PARAMS);
+    Ok(Loaded { pieces, eip: start, eax: 0, ebx: 0, esi, gdt, linux_params })
 }

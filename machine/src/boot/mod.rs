@@ -68,6 +68,8 @@ pub struct Loaded {
     pub esi: u32,
     /// Address of the descriptor table.
     pub gdt: u64,
+    /// Address of Linux's boot parameters, whose description of the screen is still missing.
+    pub linux_params: Option<u64>,
 }
 
 impl Loaded {

@@ -121,7 +121,8 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
     pieces.push(Piece { gpa: info_at, bytes: info });
     pieces.push(Piece { gpa: command_line_at, bytes: command_line });
     pieces.extend(module);
-    Ok(Loaded { pieces, eip, eax: LOADER_MAGIC, ebx: info_at as u32, esi: 0, gdt })
+    let (eax, ebx) = (LOADER_MAGIC, info_at as u32);
+    Ok(Loaded { pieces, eip, eax, ebx, esi: 0, gdt, linux_params: None })
 }
 
 /// A kernel's pieces, start and end of what it takes in memory, and its entry point.

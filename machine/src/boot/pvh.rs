@@ -71,5 +71,6 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
     pieces.push(Piece { gpa: info_at, bytes: info });
     pieces.push(Piece { gpa: command_line_at, bytes: command_line });
     pieces.extend(initrd);
-    Ok(Loaded { pieces, eip: entry, eax: 0, ebx: info_at as u32, esi: 0, gdt })
+    let ebx = info_at as u32;
+    Ok(Loaded { pieces, eip: entry, eax: 0, ebx, esi: 0, gdt, linux_params: None })
 }
