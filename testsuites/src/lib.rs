@@ -12,6 +12,7 @@ pub mod fuzz;
 pub mod guest;
 pub mod modes;
 pub mod multiboot;
+pub mod packages;
 pub mod program;
 pub mod report;
 pub mod screen;
