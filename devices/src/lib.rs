@@ -10,6 +10,7 @@ pub mod clock;
 pub mod disk;
 pub mod fw_cfg;
 pub mod hpet;
+pub mod ide;
 pub mod irq;
 pub mod legacy;
 pub mod net;

@@ -29,9 +29,9 @@ use xenolith_devices::acpi::tables::{self, AcpiConfig, AcpiError, Tables};
 use xenolith_devices::apic::{ApicFeatures, InterruptRouter};
 use xenolith_devices::bus::{Bus, Overlap};
 use xenolith_devices::clock::{Clock, Timed, TimerQueue, lock};
-use xenolith_devices::disk::{self, DiskImage};
 use xenolith_devices::fw_cfg::{self, FwCfg};
 use xenolith_devices::hpet::{Hpet, LegacyGate};
+use xenolith_devices::ide;
 use xenolith_devices::irq::{IrqLine, IrqSink};
 use xenolith_devices::legacy::debug_exit::{self, DebugExit};
 use xenolith_devices::legacy::debugcon::{self, DebugConsole};
@@ -54,9 +54,10 @@ use xenolith_net::Network;
 use crate::boot::{Start, option_rom};
 use crate::bt::{Bt, Options, SharedSlot};
 use crate::clock::{CountedClock, HostClock};
-use crate::config::{self, Config, ConfigError, DiskConfig, NetConfig, NetModel};
+use crate::config::{self, Config, ConfigError, NetConfig, NetModel};
 use crate::console::{Port, Sink, is_on_virtio};
 use crate::control::{Cause, Control};
+use crate::drives::{self, Disk, Sockets};
 use crate::engine::{Engine, Stubs};
 use crate::env::{Buses, Ferr, VcpuEnv, World};
 use crate::firmware;
@@ -73,25 +74,6 @@ use crate::video;
 /// Where BARs go: the top of the hole, right below the I/O APIC, with room for a display's memory.
 const PCI_HOLE: std::ops::Range<u64> = 0xfd00_0000..0xfec0_0000;
 const PCI_PORTS: std::ops::Range<u16> = 0xc000..0xf000;
-
-/// An open disk image.
-pub type Disk = Arc<dyn DiskImage>;
-
-/// Opens the disks, which stay open over resets.
-///
-/// # Errors
-/// One can't be opened.
-pub fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ConfigError> {
-    disks
-        .iter()
-        .map(|disk| {
-            disk::open(&disk.path, disk.options).map_err(|error| ConfigError::Disk {
-                path: disk.path.clone(),
-                reason: error.to_string(),
-            })
-        })
-        .collect()
-}
 
 /// Starts the network, which stays over resets.
 ///
@@ -263,10 +245,6 @@ impl Board {
         if wiring.as_after_firmware {
             router.firmware_defaults();
         }
-        // Small guests without firmware ask it for the number of processors, too.
-        let items = firmware::items(map, config.vcpus, &acpi).map_err(in_acpi)?;
-        let device = Arc::new(Mutex::new(FwCfg::new(items, ram.memory_arc())));
-        wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
         wiring.memory(&ram).map_err(overlap)?;
         let Legacy { ferr, pm, i8042 } = wiring.legacy(map).map_err(overlap)?;
         let mut display = match &config.vga_rom {
@@ -288,8 +266,21 @@ impl Board {
             (Some(net), Some(network)) => Some(Card::new(net, network)?),
             _ => None,
         };
-        let console =
-            wiring.pci(&ram, &router, &pm, display.as_mut(), card, disks, &outputs[1], random)?;
+        let (console, boot) = wiring.pci(
+            config,
+            &ram,
+            &router,
+            &pm,
+            display.as_mut(),
+            card,
+            disks,
+            &outputs[1],
+            random,
+        )?;
+        // Small guests without firmware ask it for the number of processors, too.
+        let items = firmware::items(map, config.vcpus, &acpi, &boot).map_err(in_acpi)?;
+        let device = Arc::new(Mutex::new(FwCfg::new(items, ram.memory_arc())));
+        wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
 
         let translations = Arc::new(SharedSlot::new(Options {
             cache_bytes: config.code_cache_bytes,
@@ -618,10 +609,12 @@ impl Wiring {
         Ok(Uart::input(&uart))
     }
 
-    /// The PCI bus with what is on it, set up as firmware would if there is none.
+    /// The PCI bus with the drives and virtio devices, set up as firmware would if there is none; and what
+    /// firmware is to boot from.
     #[allow(clippy::too_many_arguments, reason = "all that is on the bus")]
     fn pci(
         &mut self,
+        config: &Config,
         ram: &Arc<GuestRam>,
         router: &InterruptRouter,
         pm: &Arc<Mutex<PmBlock>>,
@@ -630,7 +623,7 @@ impl Wiring {
         disks: &[Disk],
         output: &SerialOutput,
         mut random: Random,
-    ) -> Result<ConsoleHandle, ConfigError> {
+    ) -> Result<(ConsoleHandle, Vec<String>), ConfigError> {
         let bad = |error: PciError| host("wire the PCI bus")(error.into());
         let sink = Arc::clone(&self.sink);
         let switch = Box::new(self.remapper.clone());
@@ -649,16 +642,22 @@ impl Wiring {
         virtio::add(&mut root, console, ram.memory_arc()).map_err(bad)?;
         let entropy = virtio::Entropy::new(Box::new(move |bytes| random.fill(bytes)));
         virtio::add(&mut root, entropy, ram.memory_arc()).map_err(bad)?;
-        for (n, disk) in disks.iter().enumerate() {
-            let block = virtio::Block::new(Arc::clone(disk), &format!("disk{n}"));
-            virtio::add(&mut root, block, ram.memory_arc()).map_err(bad)?;
-        }
+        let sockets = Sockets {
+            ide_lines: ide::IRQS.map(|irq| self.line(irq)),
+            root: &mut root,
+            ports: &mut self.ports,
+            ram,
+            // Counted time would run ahead of a thread's.
+            threads: !config.icount,
+            always_ide: !self.as_after_firmware,
+        };
+        let boot = drives::fit(sockets, &config.disks, disks)?;
         if self.as_after_firmware {
             root.assign_resources(PCI_HOLE, PCI_PORTS).map_err(bad)?;
             // PCI interrupts are level-triggered at the 8259A pair.
             router.set_elcr(1 << 10 | 1 << 11);
         }
-        Ok(handle)
+        Ok((handle, boot))
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xenolith_devices::disk::DiskOptions;
+use xenolith_devices::ide;
 use xenolith_devices::net::Mac;
 use xenolith_net::Settings;
 
@@ -39,11 +40,34 @@ pub enum Mmu {
     Shadow,
 }
 
-/// A disk image on virtio-blk.
+/// What a disk image is attached to the machine as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Attachment {
+    #[default]
+    Virtio,
+    /// A hard disk on an IDE cable.
+    Ide,
+    /// The disc in an IDE CD-ROM drive.
+    Cdrom,
+}
+
+/// A disk image.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiskConfig {
     pub path: PathBuf,
     pub options: DiskOptions,
+    pub attachment: Attachment,
+}
+
+impl DiskConfig {
+    /// The option by which a person names such a disk.
+    #[must_use]
+    pub fn option(&self) -> &'static str {
+        match self.attachment {
+            Attachment::Virtio | Attachment::Ide => "--disk",
+            Attachment::Cdrom => "--cdrom",
+        }
+    }
 }
 
 /// Which network card there is.
@@ -164,6 +188,11 @@ impl Config {
         if !(CODE_CACHE_BYTES_MIN..=CODE_CACHE_BYTES_MAX).contains(&self.code_cache_bytes) {
             return Err(ConfigError::CodeCache { bytes: self.code_cache_bytes });
         }
+        let on_ide = |disk: &&DiskConfig| disk.attachment != Attachment::Virtio;
+        let drives = self.disks.iter().filter(on_ide).count();
+        if drives > ide::DRIVES {
+            return Err(ConfigError::IdeDrives { drives });
+        }
         if self.icount && self.vcpus > 1 {
             return Err(ConfigError::CountedTimeVcpus { vcpus: self.vcpus });
         }
@@ -215,8 +244,14 @@ pub enum ConfigError {
     CommandLineNul,
     #[error("--net user: {reason}")]
     Net { reason: String },
-    #[error("--disk {}: {reason}", path.display())]
-    Disk { path: PathBuf, reason: String },
+    #[error("{option} {}: {reason}", path.display())]
+    Disk { option: &'static str, path: PathBuf, reason: String },
+    #[error(
+        "--disk and --cdrom: {drives} drives by IDE, which has room for {}; disks are by virtio without \
+         if=ide",
+        ide::DRIVES
+    )]
+    IdeDrives { drives: usize },
     /// The host refused something that is not a matter of configuration.
     #[error("cannot {what}: {reason}")]
     Host { what: &'static str, reason: String },
@@ -239,6 +274,7 @@ mod tests {
     fn absurd_configurations_are_refused_in_one_line() {
         let good = Config::default();
         good.check().expect("the default configuration is sound");
+        let ide = DiskConfig { attachment: Attachment::Ide, ..DiskConfig::default() };
         let bad = [
             Config { memory_bytes: 0, ..good.clone() },
             Config { memory_bytes: u64::MAX, ..good.clone() },
@@ -247,6 +283,7 @@ mod tests {
             Config { vcpus: 1000, ..good.clone() },
             Config { code_cache_bytes: 0, ..good.clone() },
             Config { code_cache_bytes: 2 << 30, ..good.clone() },
+            Config { disks: vec![ide; 5], ..good.clone() },
             Config { icount: true, vcpus: 2, ..good },
         ];
         for config in bad {

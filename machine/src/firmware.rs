@@ -2,7 +2,7 @@
 //!
 //! Problem: the same facts as everywhere else, in the files that SeaBIOS and other firmware read. Scheme:
 //! one function makes the items of the configuration device: memory map, ACPI and SMBIOS tables, where a
-//! serial console is. Invariant: what is said here is what the board has. Source: QEMU,
+//! serial console is, what to boot from. Invariant: what is said here is what the board has. Source: QEMU,
 //! docs/specs/fw_cfg; SeaBIOS, docs/Runtime_config.
 
 use xenolith_devices::acpi::loader;
@@ -13,11 +13,17 @@ use xenolith_devices::smbios;
 
 use crate::memory_map::{HIGH_START, Kind, MemoryMap};
 
-/// The items for a machine with this memory and these tables.
+/// The items for a machine with this memory and these tables, which boots from the first of the devices in
+/// `boot` that it can, by their paths.
 ///
 /// # Errors
 /// The tables can't be made.
-pub fn items(map: &MemoryMap, vcpus: u32, acpi: &AcpiConfig) -> Result<Items, AcpiError> {
+pub fn items(
+    map: &MemoryMap,
+    vcpus: u32,
+    acpi: &AcpiConfig,
+    boot: &[String],
+) -> Result<Items, AcpiError> {
     let high_bytes = map.high_end() - HIGH_START;
     let vcpus = u16::try_from(vcpus).unwrap_or(u16::MAX);
     let mut items = Items::new(map.low_end() + high_bytes, vcpus);
@@ -41,6 +47,10 @@ pub fn items(map: &MemoryMap, vcpus: u32, acpi: &AcpiConfig) -> Result<Items, Ac
     let (anchor, structures) = smbios::parts();
     items.file("etc/smbios/smbios-anchor", anchor);
     items.file("etc/smbios/smbios-tables", structures);
+
+    if !boot.is_empty() {
+        items.file("bootorder", boot.join("\n").into_bytes());
+    }
 
     // Text that is drawn on the screen by the firmware's services shows on COM1 as well.
     items.file("etc/sercon-port", u64::from(uart::COM[0].0).to_le_bytes().to_vec());

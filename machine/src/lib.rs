@@ -13,6 +13,7 @@ mod console;
 mod control;
 pub mod diff;
 pub mod disasm;
+mod drives;
 mod engine;
 mod env;
 mod firmware;
@@ -31,7 +32,7 @@ mod video;
 
 pub use bt::Report;
 pub use bt::probe;
-pub use config::{Config, ConfigError, DiskConfig, Engine, Mmu, NetConfig, NetModel};
+pub use config::{Attachment, Config, ConfigError, DiskConfig, Engine, Mmu, NetConfig, NetModel};
 pub use inspect::Inspector;
 pub use machine::{End, Handle, Machine, SerialInput};
 pub use screen::Screen;

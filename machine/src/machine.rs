@@ -15,10 +15,11 @@ use xenolith_devices::power::PowerEvent;
 use xenolith_net::Network;
 
 use crate::boot::{self, Start};
-use crate::builder::{Board, Disk, open_disks, open_network};
+use crate::builder::{Board, open_network};
 use crate::config::{Config, ConfigError};
 use crate::console::{Input, Sink};
 use crate::control::{Cause, Control};
+use crate::drives::{Disk, open_disks};
 use crate::inspect::Inspector;
 use crate::memory_map::{ACPI_TABLES, MemoryMap};
 use crate::screen::Screen;

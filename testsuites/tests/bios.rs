@@ -23,8 +23,9 @@ exec setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1
 const APPLETS: [&str; 10] =
     ["sh", "mount", "setsid", "sync", "cat", "grep", "poweroff", "reboot", "nproc", "uname"];
 
-/// A disk with GRUB, a Debian kernel and a small root file system; GRUB waits for a key.
-fn grub_disk(guest: &Debian, scratch: &Scratch) -> Result<std::path::PathBuf> {
+/// A disk with GRUB, a Debian kernel and a small root file system, which the kernel finds as `root`; GRUB
+/// waits for a key.
+fn grub_disk(guest: &Debian, scratch: &Scratch, root: &str) -> Result<std::path::PathBuf> {
     let tree = scratch.path().join("tree");
     disk::busybox_tree(&tree, &guest.busybox, &APPLETS, INIT)?;
     fs::create_dir_all(tree.join("boot/grub"))?;
@@ -33,7 +34,7 @@ fn grub_disk(guest: &Debian, scratch: &Scratch) -> Result<std::path::PathBuf> {
     let menu = format!(
         "serial\nterminal_input serial\nterminal_output serial\n\
          menuentry 'Debian from the disk' {{\n\
-         linux /boot/vmlinuz root=/dev/vda1 console=ttyS0 {QUICK}\n\
+         linux /boot/vmlinuz root={root} console=ttyS0 {QUICK}\n\
          initrd /boot/initrd.img\n}}\n"
     );
     fs::write(tree.join("boot/grub/grub.cfg"), menu)?;
@@ -57,7 +58,7 @@ fn choose(program: &mut Program) -> Result<()> {
 fn debian_boots_by_grub_from_a_partitioned_disk_and_again_after_a_reset() -> Result<()> {
     let guest = Debian::get("debian", env!("CARGO_TARGET_TMPDIR"))?;
     let scratch = Scratch::new("bios")?;
-    let image = grub_disk(&guest, &scratch)?;
+    let image = grub_disk(&guest, &scratch, "/dev/vda1")?;
     let mut command = xenolith()?;
     command.arg("run").arg(&image).args(["-c", "2", "-m", "600M"]);
     let mut program = Program::start(command)?;
@@ -88,12 +89,102 @@ fn debian_boots_by_grub_from_a_partitioned_disk_and_again_after_a_reset() -> Res
 fn debian_i386_boots_by_grub() -> Result<()> {
     let guest = Debian::get("debian-i386", env!("CARGO_TARGET_TMPDIR"))?;
     let scratch = Scratch::new("bios")?;
-    let image = grub_disk(&guest, &scratch)?;
+    let image = grub_disk(&guest, &scratch, "/dev/vda1")?;
     let mut command = xenolith()?;
     command.arg("run").arg(&image);
     let mut program = Program::start(command)?;
     choose(&mut program)?;
     program.type_line("poweroff -f");
+    let ended = program.end(PATIENCE)?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    Ok(())
+}
+
+/// By IDE; what the guest writes is there at its next start.
+#[test]
+fn debian_boots_by_grub_from_an_ide_disk() -> Result<()> {
+    let guest = Debian::get("debian", env!("CARGO_TARGET_TMPDIR"))?;
+    let scratch = Scratch::new("bios")?;
+    let image = grub_disk(&guest, &scratch, "/dev/sda1")?;
+    let mut data = image.clone().into_os_string();
+    data.push(".data");
+    fs::File::create(&data)?.set_len(8 << 20)?;
+    // The disk that is named first is the one to boot from, whatever it is attached by.
+    let start = || {
+        let mut command = xenolith()?;
+        command.arg("run");
+        for (file, options) in [(image.as_os_str(), ",if=ide"), (&data, ",if=virtio")] {
+            let mut disk = file.to_owned();
+            disk.push(options);
+            command.arg("--disk").arg(disk);
+        }
+        Program::start(command)
+    };
+    let mut program = start()?;
+    choose(&mut program)?;
+    let found = program.command("cat /sys/block/sda/device/model /sys/block/sda/size", PATIENCE)?;
+    let sectors = (DISK_BYTES / SECTOR).to_string();
+    ensure!(found.contains("Xenolith disk") && found.contains(&sectors), "{found}");
+    let driver = program.command("grep ata_piix /proc/interrupts", PATIENCE)?;
+    ensure!(driver.contains(" 14"), "{driver}");
+    // DMA, and so the bus master, is what the driver chose.
+    let modes = program.command("cat /sys/class/ata_device/dev1.0/dma_mode", PATIENCE)?;
+    ensure!(modes.contains("DMA"), "{modes}");
+    ensure!(program.command("cat /sys/block/vda/size", PATIENCE)? == "16384\n");
+    program.command("mount -o remount,rw / && echo kept >/kept && sync", PATIENCE)?;
+    program.kill()?;
+
+    let mut program = start()?;
+    choose(&mut program)?;
+    ensure!(program.command("cat /kept", PATIENCE)? == "kept\n");
+    program.type_line("poweroff -f");
+    let ended = program.end(PATIENCE)?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    Ok(())
+}
+
+/// A rescue disc as grub-mkrescue makes it, with Debian's kernel.
+fn rescue_disc(guest: &Debian, scratch: &Scratch) -> Result<std::path::PathBuf> {
+    let tree = scratch.path().join("disc");
+    fs::create_dir_all(tree.join("boot/grub"))?;
+    fs::copy(&guest.vmlinuz, tree.join("boot/vmlinuz"))?;
+    fs::copy(&guest.initrd, tree.join("boot/initrd.img"))?;
+    fs::write(tree.join("word"), "from the disc\n")?;
+    let menu = format!(
+        "serial\nterminal_input serial\nterminal_output serial\n\
+         menuentry 'Debian from the disc' {{\n\
+         linux /boot/vmlinuz console=ttyS0 {QUICK}\n\
+         initrd /boot/initrd.img\n}}\n"
+    );
+    fs::write(tree.join("boot/grub/grub.cfg"), menu)?;
+    let image = scratch.path().join("disc.iso");
+    let (output, tree) = (image.display().to_string(), tree.display().to_string());
+    disk::tool(&["grub-mkrescue", "-d", "/usr/lib/grub/i386-pc", "-o", &output, &tree], "")?;
+    Ok(image)
+}
+
+#[test]
+fn debian_boots_from_a_rescue_disc() -> Result<()> {
+    let guest = Debian::get("debian", env!("CARGO_TARGET_TMPDIR"))?;
+    let scratch = Scratch::new("bios")?;
+    let disc = rescue_disc(&guest, &scratch)?;
+    // A disk that nothing can be booted from comes first and is passed over.
+    let empty = scratch.path().join("empty.img");
+    fs::File::create(&empty)?.set_len(8 << 20)?;
+    let mut command = xenolith()?;
+    command.args(["run", "--cdrom"]).arg(&disc).arg("--disk");
+    command.arg(format!("{},if=ide", empty.display()));
+    let mut program = Program::start(command)?;
+    program.wait_for("GNU GRUB", PATIENCE)?;
+    program.wait_for("Debian from the disc", PATIENCE)?;
+    program.type_line("");
+    program.wait_for(&guest.prompt(), PATIENCE)?;
+    program.command("mkdir -p /disc && mount -t iso9660 -o ro /dev/sr0 /disc", PATIENCE)?;
+    ensure!(program.command("cat /disc/word", PATIENCE)? == "from the disc\n");
+    let digest = program.command("sha256sum </dev/sr0", PATIENCE)?;
+    let expected = disk::tool(&["sha256sum", &disc.display().to_string()], "")?;
+    ensure!(digest.split(' ').next() == expected.split(' ').next(), "{digest} {expected}");
+    program.type_line("poweroff");
     let ended = program.end(PATIENCE)?;
     ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
     Ok(())

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
-use xenolith_machine::{Config, DiskConfig, Handle, Machine, SerialInput};
+use xenolith_devices::disk::DiskOptions;
+use xenolith_machine::{Attachment, Config, DiskConfig, Handle, Machine, SerialInput};
 
 use crate::display::terminal::TerminalDisplay;
 use crate::display::vnc::Server;
@@ -125,6 +126,11 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         debug_output: args.boot.debugcon.clone(),
         ..Config::default()
     };
+    if let Some(path) = &args.boot.cdrom {
+        let options = DiskOptions { read_only: true, ..DiskOptions::default() };
+        let attachment = Attachment::Cdrom;
+        config.disks.push(DiskConfig { path: path.clone(), options, attachment });
+    }
     match (&args.boot.guest, &args.boot.kernel) {
         (Some(image), _) if guests::is_image(image) => {
             config.disks.insert(0, DiskConfig { path: image.into(), ..DiskConfig::default() });
@@ -219,7 +225,7 @@ fn check(config: &Config) -> Result<()> {
     // A ConfigError's text is complete; its source would repeat the end of it.
     config.check().map_err(|error| anyhow!("{error}"))?;
     for disk in &config.disks {
-        let option = || format!("--disk {}", disk.path.display());
+        let option = || format!("{} {}", disk.option(), disk.path.display());
         let file = File::open(&disk.path).map_err(|error| crate::cmd::plain(&error));
         if file.with_context(option)?.metadata().is_ok_and(|found| found.is_dir()) {
             return Err(anyhow!("it is a folder, not a disk image")).with_context(option);

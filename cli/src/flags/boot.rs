@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 use xenolith_devices::disk::{DiskOptions, Format};
-use xenolith_machine::DiskConfig;
+use xenolith_machine::{Attachment, DiskConfig};
 
 #[derive(Args, Debug)]
 pub struct BootFlags {
     /// A guest known by name, fetched once: debian or debian-i386 (see `xenolith guests`); or a disk
     /// image, which is booted by firmware as the first disk
     #[arg(value_name = "GUEST|IMAGE", conflicts_with = "kernel")]
-    #[arg(required_unless_present_any = ["kernel", "bios", "disks"])]
+    #[arg(required_unless_present_any = ["kernel", "bios", "disks", "cdrom"])]
     pub guest: Option<String>,
 
     /// Firmware to start by: a ROM image [default without a kernel: SeaBIOS as Debian's package seabios
@@ -39,24 +39,36 @@ pub struct BootFlags {
     #[arg(hide_default_value = true, allow_hyphen_values = true)]
     pub append: String,
 
-    /// Disk image, raw or qcow2 (found by content), attached as virtio-blk: the first is /dev/vda in
-    /// Linux, the next /dev/vdb. With ",ro" behind it the guest can't write it, with ",snapshot" what it
+    /// Disk image, raw or qcow2 (found by content), attached by virtio: the first is /dev/vda in
+    /// Linux, the next /dev/vdb. ",if=ide" attaches it by IDE instead (/dev/sda), for guests without
+    /// virtio. With ",ro" behind it the guest can't write it, with ",snapshot" what it
     /// writes is forgotten. ",format=raw" tells the format: give it for a raw
     /// disk of a guest that you don't trust. May be given again
-    #[arg(long = "disk", value_name = "FILE[,ro][,snapshot][,format=raw|qcow2]")]
+    #[arg(long = "disk", value_name = "FILE[,if=ide|virtio][,ro][,snapshot][,format=raw|qcow2]")]
     #[arg(help_heading = "What to boot")]
     #[arg(value_parser = parse_disk)]
     pub disks: Vec<DiskConfig>,
+
+    /// Disc image (ISO) in an IDE CD-ROM drive: /dev/sr0 in Linux. Without a disk to boot from,
+    /// firmware boots from it. The file is not written
+    #[arg(long, value_name = "FILE", help_heading = "What to boot")]
+    pub cdrom: Option<PathBuf>,
 }
 
 /// Takes options from the end, since a file's name may have commas too.
 fn parse_disk(text: &str) -> Result<DiskConfig, String> {
     let mut options = DiskOptions::default();
+    let mut attachment = Attachment::default();
     let mut path = text;
     while let Some((rest, option)) = path.rsplit_once(',') {
         match option {
             "ro" => options.read_only = true,
             "snapshot" => options.snapshot = true,
+            "if=ide" => attachment = Attachment::Ide,
+            "if=virtio" => attachment = Attachment::Virtio,
+            _ if option.starts_with("if=") => {
+                return Err(format!("{option:?} is neither if=ide nor if=virtio"));
+            }
             _ => match option.strip_prefix("format=") {
                 Some(name) => {
                     let format = Format::named(name)
@@ -74,7 +86,7 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
     if options.read_only && options.snapshot {
         return Err("ro and snapshot exclude each other".to_owned());
     }
-    Ok(DiskConfig { path: PathBuf::from(path), options })
+    Ok(DiskConfig { path: PathBuf::from(path), options, attachment })
 }
 
 #[cfg(test)]
@@ -93,7 +105,9 @@ mod tests {
         assert_eq!(disk.path.to_str(), Some("a,ro,b.img"));
         assert!(disk.options.snapshot && !disk.options.read_only);
         assert_eq!(disk.options.format, Some(Format::Raw));
-        for bad in ["", ",ro", "a,format=vmdk", "a,ro,snapshot"] {
+        assert_eq!(disk.attachment, Attachment::Virtio);
+        assert_eq!(parse("a.img,if=ide,ro").attachment, Attachment::Ide);
+        for bad in ["", ",ro", "a,if=scsi", "a,format=vmdk", "a,ro,snapshot"] {
             assert!(parse_disk(bad).is_err(), "{bad:?}");
         }
     }

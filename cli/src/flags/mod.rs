@@ -85,6 +85,7 @@ Examples:
   xenolith run debian-i386 --timeout 600 </dev/null >boot.log
   xenolith run disk.img --disk data.img
   xenolith run disk.img --display vnc
+  xenolith run --cdrom install.iso --disk new.img,if=ide
   xenolith run --kernel vmlinuz --initrd initrd.img --append 'console=ttyS0'
   xenolith run --kernel kernel.elf --serial file:out.txt --no-reboot
 
@@ -309,6 +310,7 @@ mod tests {
             "--timeout",
             "--no-reboot",
             "--disk",
+            "--cdrom",
             "--cpu",
             "--icount",
             "Ctrl-A X",

@@ -184,6 +184,16 @@ pub(super) fn isa_bridge(router: Arc<IntxRouter>) -> Function {
     function
 }
 
+/// Timing registers of the IDE function, two bytes a channel.
+pub const IDE_TIMING: usize = 0x40;
+/// Both channels decode their ports.
+const IDE_TIMING_ENABLE: u32 = 0x8000_8000;
+
+/// Switches both channels of the IDE function on, as firmware does.
+pub(super) fn enable_ide(function: &mut Function) {
+    function.config_write(IDE_TIMING, 4, IDE_TIMING_ENABLE);
+}
+
 /// Power management base address: bit 0 reads as one (I/O), bits 6 to 15 are the address.
 pub(super) const PMBA: usize = 0x40;
 /// Power management region miscellaneous: bit 0 enables decoding.

@@ -19,7 +19,7 @@ mod root;
 #[cfg(test)]
 mod tests;
 
-pub use chipset::{MemorySwitch, Segment};
+pub use chipset::{IDE_TIMING, MemorySwitch, Segment};
 pub use function::{Function, PciDevice, ROM};
 pub use interrupts::{INTX_GSI_BASE, Interrupts, IntxRouter, intx_gsi};
 pub use root::{PciError, PciRoot};

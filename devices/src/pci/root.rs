@@ -30,6 +30,7 @@ const CONFADD_BITS: u32 = 0x80ff_fffc;
 /// The chip set's functions.
 const HOST_BRIDGE: u8 = 0;
 const ISA_BRIDGE: u8 = 1 << 3;
+const IDE: u8 = 1 << 3 | 1;
 const POWER_MANAGEMENT: u8 = 1 << 3 | 3;
 
 /// Slots of a bus.
@@ -132,6 +133,18 @@ impl PciRoot {
         self.fit(POWER_MANAGEMENT, function);
     }
 
+    /// Fits the chip set's IDE function.
+    ///
+    /// # Errors
+    /// [`PciError::Slot`] if it is there already.
+    pub fn add_ide(&mut self, function: Function) -> Result<(), PciError> {
+        if self.functions.contains_key(&IDE) {
+            return Err(PciError::Slot(IDE >> 3));
+        }
+        self.fit(IDE, function);
+        Ok(())
+    }
+
     fn fit(&mut self, devfn: u8, function: Function) {
         let function = Arc::new(Mutex::new(function));
         self.functions.insert(devfn, Fitted { function, bars: [None; BARS], rom: None });
@@ -192,6 +205,7 @@ impl PciRoot {
                 ISA_BRIDGE => {
                     function.config_write(chipset::PIRQRC, 4, u32::from_le_bytes(PIRQ_ROUTES));
                 }
+                IDE => chipset::enable_ide(&mut function),
                 POWER_MANAGEMENT => chipset::enable_power_management(&mut function),
                 _ => {}
             }

@@ -22,9 +22,9 @@ use xenolith_devices::power::{PowerEvent, PowerEvents};
 use xenolith_mmu::GuestRam;
 use xenolith_mmu::walk::{self, Paging};
 
-use crate::builder::Disk;
 use crate::config::DiskConfig;
 use crate::control::Control;
+use crate::drives::Disk;
 use crate::env::Buses;
 
 pub use crate::control::{Hold, Unrest};

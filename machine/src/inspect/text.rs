@@ -12,8 +12,8 @@ use xenolith_devices::bus::Bus;
 use xenolith_mmu::view::{SWITCHED, Source, View};
 
 use super::{Held, Parts, Space, next_instruction};
-use crate::builder::Disk;
 use crate::config::DiskConfig;
+use crate::drives::Disk;
 use crate::memory_map::{HIGH_START, HOLE_START};
 
 const NAMES: [&str; 8] = ["ax", "cx", "dx", "bx", "sp", "bp", "si", "di"];
