@@ -8,6 +8,7 @@ pub mod apic;
 pub mod bus;
 pub mod clock;
 pub mod disk;
+pub mod floppy;
 pub mod fw_cfg;
 pub mod hpet;
 pub mod ide;

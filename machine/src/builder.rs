@@ -29,12 +29,14 @@ use xenolith_devices::acpi::tables::{self, AcpiConfig, AcpiError, Tables};
 use xenolith_devices::apic::{ApicFeatures, InterruptRouter};
 use xenolith_devices::bus::{Bus, Overlap};
 use xenolith_devices::clock::{Clock, Timed, TimerQueue, lock};
+use xenolith_devices::floppy;
 use xenolith_devices::fw_cfg::{self, FwCfg};
 use xenolith_devices::hpet::{Hpet, LegacyGate};
 use xenolith_devices::ide;
 use xenolith_devices::irq::{IrqLine, IrqSink};
 use xenolith_devices::legacy::debug_exit::{self, DebugExit};
 use xenolith_devices::legacy::debugcon::{self, DebugConsole};
+use xenolith_devices::legacy::dma::{Dma, DmaChannels};
 use xenolith_devices::legacy::i8042::{self, I8042};
 use xenolith_devices::legacy::pit::Pit;
 use xenolith_devices::legacy::reset::{self, A20Gate};
@@ -246,7 +248,7 @@ impl Board {
             router.firmware_defaults();
         }
         wiring.memory(&ram).map_err(overlap)?;
-        let Legacy { ferr, pm, i8042 } = wiring.legacy(map).map_err(overlap)?;
+        let legacy = wiring.legacy(map, &ram).map_err(overlap)?;
         let mut display = match &config.vga_rom {
             Some(path) => Some(wiring.display(path)?),
             None => None,
@@ -270,7 +272,7 @@ impl Board {
             config,
             &ram,
             &router,
-            &pm,
+            &legacy,
             display.as_mut(),
             card,
             disks,
@@ -309,7 +311,7 @@ impl Board {
             ram: Arc::clone(&ram),
             buses: Arc::clone(&buses),
             router: Arc::clone(&router),
-            pm,
+            pm: legacy.pm,
             power: wiring.power.clone(),
             model: Arc::clone(&model),
         });
@@ -322,7 +324,7 @@ impl Board {
                     router: Arc::clone(&router),
                     time: time.clone(),
                     pins: Arc::clone(&pins),
-                    ferr: Arc::clone(&ferr),
+                    ferr: Arc::clone(&legacy.ferr),
                 };
                 vcpu(world, pins, start, &ram, &model, &translations, make)
             })
@@ -335,7 +337,7 @@ impl Board {
             outputs,
             serial,
             console,
-            screen: Parts::new(display.map(|display| display.vga), i8042),
+            screen: Parts::new(display.map(|display| display.vga), legacy.i8042),
             inspected,
             console_is_virtio: matches!(start, Start::Kernel(_))
                 && is_on_virtio(&config.command_line),
@@ -445,6 +447,8 @@ struct Legacy {
     /// PCI puts it on the ports.
     pm: Arc<Mutex<PmBlock>>,
     i8042: Arc<Mutex<I8042>>,
+    rtc: Arc<Mutex<Rtc>>,
+    dma: Arc<Mutex<dyn DmaChannels>>,
 }
 
 /// A network card to fit.
@@ -545,7 +549,7 @@ impl Wiring {
     }
 
     /// Everything that was there before PCI, but for serial ports.
-    fn legacy(&mut self, map: &MemoryMap) -> Result<Legacy, Overlap> {
+    fn legacy(&mut self, map: &MemoryMap, ram: &Arc<GuestRam>) -> Result<Legacy, Overlap> {
         // Legacy replacement takes lines 0 and 8 from the 8254 and the RTC.
         let gate = LegacyGate::new(Arc::clone(&self.sink));
         let gated = |gsi| IrqLine::new(Arc::clone(&gate) as _, gsi);
@@ -586,7 +590,9 @@ impl Wiring {
 
         let ferr = Arc::new(Mutex::new(Ferr::new(self.line(13))));
         self.ports.insert(Ferr::PORT, 2, Arc::clone(&ferr) as _)?;
-        Ok(Legacy { ferr, pm, i8042 })
+        let dma = Arc::new(Mutex::new(Dma::new(ram.memory_arc())));
+        Dma::attach(&dma, &mut self.ports)?;
+        Ok(Legacy { ferr, pm, i8042, rtc, dma })
     }
 
     /// The display adapter.
@@ -617,7 +623,7 @@ impl Wiring {
         config: &Config,
         ram: &Arc<GuestRam>,
         router: &InterruptRouter,
-        pm: &Arc<Mutex<PmBlock>>,
+        legacy: &Legacy,
         display: Option<&mut Display>,
         card: Option<Card<'_>>,
         disks: &[Disk],
@@ -630,7 +636,7 @@ impl Wiring {
         let root = PciRoot::new(&self.memory, &mut self.ports, sink, switch)
             .map_err(|error| host("wire the PCI bus")(error.into()))?;
         let mut root = lock(&root);
-        root.add_power_management(pm);
+        root.add_power_management(&legacy.pm);
         if let Some(display) = display {
             display.slot = vga::add(&mut root, &display.vga, display.rom.clone()).map_err(bad)?;
         }
@@ -644,6 +650,9 @@ impl Wiring {
         virtio::add(&mut root, entropy, ram.memory_arc()).map_err(bad)?;
         let sockets = Sockets {
             ide_lines: ide::IRQS.map(|irq| self.line(irq)),
+            floppy_line: self.line(floppy::IRQ),
+            dma: &legacy.dma,
+            rtc: &legacy.rtc,
             root: &mut root,
             ports: &mut self.ports,
             ram,

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use xenolith_devices::disk::DiskOptions;
-use xenolith_devices::ide;
 use xenolith_devices::net::Mac;
+use xenolith_devices::{floppy, ide};
 use xenolith_net::Settings;
 
 use crate::bt::Report;
@@ -49,6 +49,7 @@ pub enum Attachment {
     Ide,
     /// The disc in an IDE CD-ROM drive.
     Cdrom,
+    Floppy,
 }
 
 /// A disk image.
@@ -66,6 +67,7 @@ impl DiskConfig {
         match self.attachment {
             Attachment::Virtio | Attachment::Ide => "--disk",
             Attachment::Cdrom => "--cdrom",
+            Attachment::Floppy => "--floppy",
         }
     }
 }
@@ -188,8 +190,14 @@ impl Config {
         if !(CODE_CACHE_BYTES_MIN..=CODE_CACHE_BYTES_MAX).contains(&self.code_cache_bytes) {
             return Err(ConfigError::CodeCache { bytes: self.code_cache_bytes });
         }
-        let on_ide = |disk: &&DiskConfig| disk.attachment != Attachment::Virtio;
-        let drives = self.disks.iter().filter(on_ide).count();
+        let count = |kinds: &[Attachment]| {
+            self.disks.iter().filter(|disk| kinds.contains(&disk.attachment)).count()
+        };
+        let floppies = count(&[Attachment::Floppy]);
+        if floppies > floppy::DRIVES {
+            return Err(ConfigError::Floppies { floppies });
+        }
+        let drives = count(&[Attachment::Ide, Attachment::Cdrom]);
         if drives > ide::DRIVES {
             return Err(ConfigError::IdeDrives { drives });
         }
@@ -252,6 +260,8 @@ pub enum ConfigError {
         ide::DRIVES
     )]
     IdeDrives { drives: usize },
+    #[error("--floppy: {floppies} floppies: give at most {}", floppy::DRIVES)]
+    Floppies { floppies: usize },
     /// The host refused something that is not a matter of configuration.
     #[error("cannot {what}: {reason}")]
     Host { what: &'static str, reason: String },
@@ -274,6 +284,7 @@ mod tests {
     fn absurd_configurations_are_refused_in_one_line() {
         let good = Config::default();
         good.check().expect("the default configuration is sound");
+        let floppy = DiskConfig { attachment: Attachment::Floppy, ..DiskConfig::default() };
         let ide = DiskConfig { attachment: Attachment::Ide, ..DiskConfig::default() };
         let bad = [
             Config { memory_bytes: 0, ..good.clone() },
@@ -284,6 +295,7 @@ mod tests {
             Config { code_cache_bytes: 0, ..good.clone() },
             Config { code_cache_bytes: 2 << 30, ..good.clone() },
             Config { disks: vec![ide; 5], ..good.clone() },
+            Config { disks: vec![floppy; 3], ..good.clone() },
             Config { icount: true, vcpus: 2, ..good },
         ];
         for config in bad {

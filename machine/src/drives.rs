@@ -3,16 +3,20 @@
 //! Problem: a person names files; the guest sees controllers, positions on cables and a boot order. Scheme:
 //! virtio drives get PCI slots in order; IDE disks fill the cables from the first on, and a CD-ROM drive takes
 //! the first position of the second cable, as on QEMU's machine of this kind; firmware is told
-//! hard disks first, in the order in which they were named, and then discs. Invariant: every drive has its
+//! hard disks first, in the order in which they were named, then floppies, then discs. Invariant: every drive has its
 //! place, since [`crate::Config::check`] has counted them. Thread: the machine's. Source: Open Firmware device
 //! paths as in SeaBIOS, docs/Runtime_config, "bootorder".
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use xenolith_devices::bus::Bus;
+use xenolith_devices::clock::lock;
 use xenolith_devices::disk::{self, DiskImage};
+use xenolith_devices::floppy::{self, Fdc};
 use xenolith_devices::ide::{self, Drive};
 use xenolith_devices::irq::IrqLine;
+use xenolith_devices::legacy::dma::DmaChannels;
+use xenolith_devices::legacy::rtc::Rtc;
 use xenolith_devices::pci::PciRoot;
 use xenolith_devices::virtio;
 use xenolith_mmu::GuestRam;
@@ -66,6 +70,10 @@ pub struct Sockets<'a> {
     pub ports: &'a mut Bus,
     /// Of the IDE channels.
     pub ide_lines: [IrqLine; 2],
+    pub floppy_line: IrqLine,
+    pub dma: &'a Arc<Mutex<dyn DmaChannels>>,
+    /// Where firmware looks for floppy drives.
+    pub rtc: &'a Mutex<Rtc>,
     pub ram: &'a Arc<GuestRam>,
     /// Images are read and written by threads of their own where the device can be told to.
     pub threads: bool,
@@ -94,7 +102,8 @@ pub fn fit(
     };
     let attachments: Vec<_> = configs.iter().map(|config| config.attachment).collect();
     let positions = positions(&attachments);
-    let (mut hard, mut discs) = (Vec::new(), Vec::new());
+    let (mut hard, mut floppies, mut discs) = (Vec::new(), Vec::new(), Vec::new());
+    let mut media = [const { None }; floppy::DRIVES];
     let mut cables = [const { None }; ide::DRIVES];
     for (n, (disk, attachment)) in disks.iter().zip(&attachments).enumerate() {
         let image = Arc::clone(disk);
@@ -110,6 +119,16 @@ pub fn fit(
                 cables[position] = Some(Drive::Cdrom(image));
                 discs.push(ide_path(position));
             }
+            (Attachment::Floppy, _) => {
+                let found = floppy::media(image).map_err(|error| ConfigError::Disk {
+                    option: configs[n].option(),
+                    path: configs[n].path.clone(),
+                    reason: error.to_string(),
+                })?;
+                let number = floppies.len();
+                media[number] = Some(found);
+                floppies.push(format!("/pci@i0cf8/isa@1/fdc@03f0/floppy@{number}"));
+            }
             _ => {
                 let block = virtio::Block::new(image, &format!("disk{n}"));
                 let slot = virtio::add(sockets.root, block, sockets.ram.memory_arc())
@@ -118,12 +137,19 @@ pub fn fit(
             }
         }
     }
+    lock(sockets.rtc).set_floppies(media.each_ref().map(|media| floppy::cmos_type(media.as_ref())));
+    if !floppies.is_empty() {
+        let fdc = Fdc::new(media, Arc::clone(sockets.dma), sockets.floppy_line.clone());
+        Fdc::attach(&Arc::new(Mutex::new(fdc)), sockets.ports)
+            .map_err(|error| bad(error.into()))?;
+    }
     if sockets.always_ide || cables.iter().any(Option::is_some) {
         let memory = sockets.ram.memory_arc();
         let Sockets { root, ports, ide_lines, threads, .. } = sockets;
         ide::add(root, ports, ide_lines, &memory, cables, threads)
             .map_err(|error| bad(error.into()))?;
     }
+    hard.extend(floppies);
     hard.extend(discs);
     Ok(hard)
 }

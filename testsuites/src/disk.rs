@@ -117,15 +117,17 @@ pub fn install_grub(image: &Path, scratch: &Path, gap_end: u64) -> Result<()> {
     Ok(())
 }
 
-/// Assembles a NASM file of `testsuites/guests` into a boot sector on a disk of 1 MiB.
+/// Assembles a NASM file of `testsuites/guests` into a boot sector, and what may follow it, on a disk of
+/// `bytes`.
 ///
 /// # Errors
 /// NASM is missing, or doesn't like the source.
-pub fn boot_sector(name: &str, scratch: &Path) -> Result<PathBuf> {
+pub fn boot_sector(name: &str, bytes: u64, scratch: &Path) -> Result<PathBuf> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests").join(name);
     let image = scratch.join("boot.img");
-    let sector = crate::asm::assemble::nasm(&source, &image)?;
-    ensure!(sector.len() as u64 == SECTOR && sector.ends_with(&[0x55, 0xaa]), "no boot sector");
-    File::options().write(true).open(&image)?.set_len(1 << 20)?;
+    let code = crate::asm::assemble::nasm(&source, &image)?;
+    let sector = code.get(..SECTOR as usize).context("no boot sector")?;
+    ensure!(sector.ends_with(&[0x55, 0xaa]) && code.len() as u64 <= bytes, "no boot sector");
+    File::options().write(true).open(&image)?.set_len(bytes)?;
     Ok(image)
 }

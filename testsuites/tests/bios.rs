@@ -193,7 +193,7 @@ fn debian_boots_from_a_rescue_disc() -> Result<()> {
 #[test]
 fn line_20_and_the_shadow_of_the_rom_are_switched_as_on_the_chip_set() -> Result<()> {
     let scratch = Scratch::new("bios")?;
-    let image = disk::boot_sector("shadow.asm", scratch.path())?;
+    let image = disk::boot_sector("shadow.asm", 1 << 20, scratch.path())?;
     for engine in ["interp", "bt"] {
         let mut command = xenolith()?;
         command.arg("run").arg(&image).args(["--engine", engine, "--timeout", "60"]);
@@ -204,6 +204,29 @@ fn line_20_and_the_shadow_of_the_rom_are_switched_as_on_the_chip_set() -> Result
         let behind = text.rsplit("Hard Disk").next().unwrap_or_default();
         let letters: String = behind.chars().filter(char::is_ascii_lowercase).collect();
         ensure!(letters == "abcdefg", "{engine}: {text}");
+    }
+    Ok(())
+}
+
+/// The whole of a floppy by the firmware's services: its geometry, reads over cylinders, a write.
+#[test]
+fn a_floppy_boots_and_reads_the_rest_of_itself() -> Result<()> {
+    for engine in ["interp", "bt"] {
+        let scratch = Scratch::new("bios")?;
+        let image = disk::boot_sector("floppy.asm", 1440 << 10, scratch.path())?;
+        let mut command = xenolith()?;
+        command.arg("run").arg("--floppy").arg(&image);
+        command.args(["--engine", engine, "--timeout", "100"]);
+        let ended = Program::start(command)?.end(PATIENCE)?;
+        let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+        ensure!(
+            ended.status.code() == Some(1),
+            "{engine}: {}: {text}{}",
+            ended.status,
+            ended.stderr
+        );
+        ensure!(text.contains("ab text from the second cylinder cdef"), "{engine}: {text}");
+        ensure!(fs::read(&image)?.ends_with(&[0xa5, 0x5a]), "{engine}: nothing was written");
     }
     Ok(())
 }

@@ -90,7 +90,7 @@ fn look(screen: &Screen) -> Result<()> {
 
 fn run(engine: Engine, look: impl FnOnce(&Screen) -> Result<()>) -> Result<()> {
     let scratch = Scratch::new("screen")?;
-    let path = disk::boot_sector("screen.asm", scratch.path())?;
+    let path = disk::boot_sector("screen.asm", 1 << 20, scratch.path())?;
     let config = Config {
         engine,
         firmware: Some(SEABIOS.into()),

@@ -126,6 +126,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         debug_output: args.boot.debugcon.clone(),
         ..Config::default()
     };
+    config.disks.extend(args.boot.floppies.iter().cloned());
     if let Some(path) = &args.boot.cdrom {
         let options = DiskOptions { read_only: true, ..DiskOptions::default() };
         let attachment = Attachment::Cdrom;

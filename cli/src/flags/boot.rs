@@ -11,7 +11,7 @@ pub struct BootFlags {
     /// A guest known by name, fetched once: debian or debian-i386 (see `xenolith guests`); or a disk
     /// image, which is booted by firmware as the first disk
     #[arg(value_name = "GUEST|IMAGE", conflicts_with = "kernel")]
-    #[arg(required_unless_present_any = ["kernel", "bios", "disks", "cdrom"])]
+    #[arg(required_unless_present_any = ["kernel", "bios", "disks", "cdrom", "floppies"])]
     pub guest: Option<String>,
 
     /// Firmware to start by: a ROM image [default without a kernel: SeaBIOS as Debian's package seabios
@@ -53,6 +53,12 @@ pub struct BootFlags {
     /// firmware boots from it. The file is not written
     #[arg(long, value_name = "FILE", help_heading = "What to boot")]
     pub cdrom: Option<PathBuf>,
+
+    /// Floppy image of one of the usual sizes, as 1440 KiB, in drive A; given again, in drive B. Firmware
+    /// boots from it if there is no disk to boot from. ",ro" and ",snapshot" as for disks
+    #[arg(long = "floppy", value_name = "FILE[,ro][,snapshot]", help_heading = "What to boot")]
+    #[arg(value_parser = parse_floppy)]
+    pub floppies: Vec<DiskConfig>,
 }
 
 /// Takes options from the end, since a file's name may have commas too.
@@ -87,6 +93,10 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
         return Err("ro and snapshot exclude each other".to_owned());
     }
     Ok(DiskConfig { path: PathBuf::from(path), options, attachment })
+}
+
+fn parse_floppy(text: &str) -> Result<DiskConfig, String> {
+    Ok(DiskConfig { attachment: Attachment::Floppy, ..parse_disk(text)? })
 }
 
 #[cfg(test)]

@@ -311,6 +311,7 @@ mod tests {
             "--no-reboot",
             "--disk",
             "--cdrom",
+            "--floppy",
             "--cpu",
             "--icount",
             "Ctrl-A X",

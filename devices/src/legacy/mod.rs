@@ -2,6 +2,7 @@
 
 pub mod debug_exit;
 pub mod debugcon;
+pub mod dma;
 pub mod i8042;
 pub mod pic;
 pub mod pit;

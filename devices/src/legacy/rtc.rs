@@ -167,6 +167,15 @@ impl Rtc {
         }
     }
 
+    /// Reports floppy drives the way PC firmware does, by their types (0: none), and that there are a
+    /// coprocessor and a mouse.
+    pub fn set_floppies(&mut self, types: [u8; 2]) {
+        let count = types.iter().filter(|&&kind| kind != 0).count() as u8;
+        let floppies = if count > 0 { 1 | (count - 1) << 6 } else { 0 };
+        self.cmos[0x10] = types[0] << 4 | types[1];
+        self.cmos[0x14] = floppies | 0b110;
+    }
+
     /// Whether port 0x70 bit 7 keeps NMIs from the processor.
     #[must_use]
     pub fn nmi_masked(&self) -> bool {
