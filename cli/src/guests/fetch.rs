@@ -32,7 +32,6 @@ pub const MODULES: &[&str] = &[
     "sd_mod",
     "sr_mod",
     "ext4",
-    "iso9660",
     "crc32c_generic",
     "crc32c_intel",
     "vfat",
