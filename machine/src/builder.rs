@@ -297,7 +297,7 @@ impl Board {
             let tables = tables::build(&acpi).map_err(in_acpi)?;
             fill_tables(&ram, &tables).map_err(filled)?;
             if let Some(display) = &display {
-                display.start(&ram, &buses, &pins[0], &model)?;
+                display.start(&ram, &buses, &model)?;
             }
             for piece in &loaded.pieces {
                 let bytes = &piece.bytes;
@@ -504,11 +504,10 @@ impl Display {
         &self,
         ram: &Arc<GuestRam>,
         buses: &Arc<Buses>,
-        pins: &Arc<Pins>,
         model: &Arc<CpuidModel>,
     ) -> Result<(), ConfigError> {
         let stubs = Stubs::new().map_err(|error| host("provide memory for code")(error.into()))?;
-        video::start(&self.rom, u16::from(self.slot) << 3, ram, buses, pins, model, stubs)
+        video::start(&self.rom, u16::from(self.slot) << 3, ram, buses, model, stubs)
             .map_err(|error| Self::wrong_rom(&self.rom_path, io::Error::other(error)))
     }
 }

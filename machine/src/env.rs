@@ -22,10 +22,18 @@ use crate::run::Time;
 use crate::vcpu::Pins;
 
 /// The two buses, as all vCPUs share them.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Buses {
     pub ports: Bus,
     pub memory: Bus,
+}
+
+impl Buses {
+    /// Reads `size` bytes, 1, 2 or 4, of `port`.
+    fn pio_read(&self, port: u16, size: u8) -> u32 {
+        // At most four bytes are asked for.
+        self.ports.read(u64::from(port), size) as u32
+    }
 }
 
 /// What a vCPU is wired to.
@@ -86,8 +94,7 @@ impl Env for VcpuEnv {
         if is_timer(port) && matches!(self.world.time, Time::Host(_)) {
             self.wait_for_the_bus();
         }
-        // At most four bytes are asked for.
-        self.world.buses.ports.read(u64::from(port), size) as u32
+        self.world.buses.pio_read(port, size)
     }
 
     fn pio_write(&mut self, port: u16, size: u8, value: u32) {
@@ -154,6 +161,52 @@ impl Env for VcpuEnv {
 
     fn attention(&self) -> Arc<AtomicU32> {
         self.world.pins.word()
+    }
+}
+
+/// The world around a processor of no machine: buses, and neither interrupts nor time.
+#[derive(Debug, Default)]
+pub struct BareEnv {
+    pub buses: Arc<Buses>,
+    pub attention: Arc<AtomicU32>,
+}
+
+impl Env for BareEnv {
+    fn pio_read(&mut self, port: u16, size: u8) -> u32 {
+        self.buses.pio_read(port, size)
+    }
+    fn pio_write(&mut self, port: u16, size: u8, value: u32) {
+        self.buses.ports.write(u64::from(port), size, u64::from(value));
+    }
+    fn mmio_read(&mut self, gpa: Gpa, size: u8) -> u64 {
+        self.buses.memory.read(gpa.0, size)
+    }
+    fn mmio_write(&mut self, gpa: Gpa, size: u8, value: u64) {
+        self.buses.memory.write(gpa.0, size, value);
+    }
+    fn tsc(&mut self) -> u64 {
+        0
+    }
+    fn set_retired(&mut self, _: u64) {}
+    fn random(&mut self) -> u64 {
+        0
+    }
+    fn acknowledge_interrupt(&mut self) -> Option<u8> {
+        None
+    }
+    fn apic_msr_read(&mut self, _: u32) -> Result<u64, Refused> {
+        Err(Refused)
+    }
+    fn apic_msr_write(&mut self, _: u32, _: u64, _: u64) -> Result<(), Refused> {
+        Err(Refused)
+    }
+    fn task_priority(&mut self) -> u8 {
+        0
+    }
+    fn set_task_priority(&mut self, _: u8) {}
+    fn ferr(&mut self) {}
+    fn attention(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.attention)
     }
 }
 

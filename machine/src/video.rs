@@ -10,19 +10,16 @@
 //! Initialization Sequence"; Linux, Documentation/arch/x86/zero-page.rst.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use xenolith_cpu::CpuState;
 use xenolith_cpu::cpuid::CpuidModel;
-use xenolith_cpu::env::{Env, Refused};
 use xenolith_cpu::interp::{Exit, Interp};
 use xenolith_cpu::state::{Segment, TableRegister, reg, sreg};
-use xenolith_cpu::{CpuState, Gpa};
 use xenolith_mmu::{GuestRam, SoftMmu};
 
 use crate::engine::Stubs;
-use crate::env::Buses;
-use crate::vcpu::Pins;
+use crate::env::{BareEnv, Buses};
 
 /// The shadow of a display's ROM.
 const SHADOW: u64 = 0xc_0000;
@@ -80,52 +77,6 @@ pub enum VideoError {
     Memory(#[from] GuestMemoryError),
 }
 
-/// Ports and device memory, and nothing else.
-struct World {
-    buses: Arc<Buses>,
-    pins: Arc<Pins>,
-}
-
-impl Env for World {
-    fn pio_read(&mut self, port: u16, size: u8) -> u32 {
-        // At most four bytes are asked for.
-        self.buses.ports.read(u64::from(port), size) as u32
-    }
-    fn pio_write(&mut self, port: u16, size: u8, value: u32) {
-        self.buses.ports.write(u64::from(port), size, u64::from(value));
-    }
-    fn mmio_read(&mut self, gpa: Gpa, size: u8) -> u64 {
-        self.buses.memory.read(gpa.0, size)
-    }
-    fn mmio_write(&mut self, gpa: Gpa, size: u8, value: u64) {
-        self.buses.memory.write(gpa.0, size, value);
-    }
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-    fn set_retired(&mut self, _: u64) {}
-    fn random(&mut self) -> u64 {
-        0
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&mut self, _: u32) -> Result<u64, Refused> {
-        Err(Refused)
-    }
-    fn apic_msr_write(&mut self, _: u32, _: u64, _: u64) -> Result<(), Refused> {
-        Err(Refused)
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u8) {}
-    fn ferr(&mut self) {}
-    fn attention(&self) -> Arc<AtomicU32> {
-        self.pins.word()
-    }
-}
-
 /// Copies `rom` to its shadow and calls it. `address` is its display's bus, device and function, 8, 5 and 3 bits.
 /// `stubs` is for vector instructions.
 ///
@@ -136,7 +87,6 @@ pub fn start(
     address: u16,
     ram: &Arc<GuestRam>,
     buses: &Arc<Buses>,
-    pins: &Arc<Pins>,
     model: &Arc<CpuidModel>,
     stubs: Stubs,
 ) -> Result<(), VideoError> {
@@ -159,10 +109,9 @@ pub fn start(
     state.seg[sreg::CS] = Segment::real((SHADOW >> 4) as u16, 0x9b);
     state.rip = ENTRY_OFFSET;
     state.idtr = TableRegister { base: 0, limit: 0x3ff };
-    let world = World { buses: Arc::clone(buses), pins: Arc::clone(pins) };
+    let env = BareEnv { buses: Arc::clone(buses), ..BareEnv::default() };
     let mmu = SoftMmu::new(Arc::clone(ram), model.physical_bits());
-    let mut interp =
-        Interp::new(state, mmu, Box::new(world), Arc::clone(model), 0, Box::new(stubs));
+    let mut interp = Interp::new(state, mmu, Box::new(env), Arc::clone(model), 0, Box::new(stubs));
     let end = u64::from(LANDING) + AFTERWARDS.len() as u64;
     let exit = interp.run(INSTRUCTIONS_MAX);
     let (cs, ip) = (interp.state.seg[sreg::CS].selector, interp.state.rip);

@@ -137,7 +137,7 @@ fn a_screenshot_shows_the_firmwares_banner() -> Result<()> {
 }
 
 /// A kernel without firmware finds the display as firmware would have left it: text, with a font.
-fn text_without_firmware(engine: Engine) -> Result<()> {
+fn text_without_firmware(config: Config) -> Result<()> {
     let image = multiboot::image(|code| {
         use iced_x86::code_asm::{dword_ptr, eax};
         // "Hi", white on red; and what the BIOS data area has for mode and columns, as two more letters.
@@ -152,7 +152,7 @@ fn text_without_firmware(engine: Engine) -> Result<()> {
         Ok(())
     })?;
     let file = TemporaryFile::new(&image)?;
-    let config = Config { engine, kernel: file.0.clone(), ..Config::default() };
+    let config = Config { kernel: file.0.clone(), ..config };
     let watched = Watched::start(config, Box::new(std::io::sink()))?;
     // Mode 3, and 80 is a P.
     watched.wait_for("Hi3P", PATIENCE)?;
@@ -173,12 +173,17 @@ fn text_without_firmware(engine: Engine) -> Result<()> {
 
 #[test]
 fn a_kernel_without_firmware_has_a_text_screen() -> Result<()> {
-    text_without_firmware(Engine::Bt)
+    text_without_firmware(Config::default())
+}
+
+#[test]
+fn a_kernel_without_firmware_has_a_text_screen_under_counted_time() -> Result<()> {
+    text_without_firmware(Config { icount: true, ..Config::default() })
 }
 
 #[test]
 fn a_kernel_without_firmware_has_a_text_screen_by_the_interpreter() -> Result<()> {
-    text_without_firmware(Engine::Interp)
+    text_without_firmware(Config { engine: Engine::Interp, ..Config::default() })
 }
 
 #[test]

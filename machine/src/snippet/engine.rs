@@ -14,7 +14,7 @@ use std::sync::{Arc, Once, Weak};
 use std::time::Duration;
 
 use xenolith_cpu::cpuid::CpuidModel;
-use xenolith_cpu::env::{Env, Refused, attention};
+use xenolith_cpu::env::attention;
 use xenolith_cpu::state::{Activity, Cr0, Rflags, Segment, VectorState, sreg};
 use xenolith_cpu::{CpuState, Gpa};
 use xenolith_mmu::{GuestRam, SoftMmu};
@@ -28,6 +28,7 @@ use crate::bt::{Options, SharedSlot};
 use crate::builder::EngineParts;
 use crate::config;
 use crate::engine::{Engine, Exit, Stubs};
+use crate::env::BareEnv;
 
 /// Room for translated code.
 const CACHE_BYTES: usize = 16 << 20;
@@ -36,47 +37,6 @@ pub const BUDGET: u64 = 20_000;
 /// Host time that it may take, in ticks of the watch.
 const TICK: Duration = Duration::from_millis(50);
 const TICKS_MAX: u32 = 4;
-
-/// A world without devices.
-#[derive(Debug)]
-struct Nothing {
-    attention: Arc<AtomicU32>,
-}
-
-impl Env for Nothing {
-    fn pio_read(&mut self, _: u16, _: u8) -> u32 {
-        u32::MAX
-    }
-    fn pio_write(&mut self, _: u16, _: u8, _: u32) {}
-    fn mmio_read(&mut self, _: Gpa, _: u8) -> u64 {
-        u64::MAX
-    }
-    fn mmio_write(&mut self, _: Gpa, _: u8, _: u64) {}
-    fn tsc(&mut self) -> u64 {
-        0
-    }
-    fn set_retired(&mut self, _: u64) {}
-    fn random(&mut self) -> u64 {
-        0
-    }
-    fn acknowledge_interrupt(&mut self) -> Option<u8> {
-        None
-    }
-    fn apic_msr_read(&mut self, _: u32) -> Result<u64, Refused> {
-        Err(Refused)
-    }
-    fn apic_msr_write(&mut self, _: u32, _: u64, _: u64) -> Result<(), Refused> {
-        Err(Refused)
-    }
-    fn task_priority(&mut self) -> u8 {
-        0
-    }
-    fn set_task_priority(&mut self, _: u8) {}
-    fn ferr(&mut self) {}
-    fn attention(&self) -> Arc<AtomicU32> {
-        Arc::clone(&self.attention)
-    }
-}
 
 /// Stops a run that takes too long.
 #[derive(Debug)]
@@ -207,7 +167,7 @@ impl EngineRunner {
         let parts = EngineParts {
             state: templates[0].clone(),
             mmu: SoftMmu::new(Arc::clone(&ram), model.physical_bits()),
-            env: Box::new(Nothing { attention: word }),
+            env: Box::new(BareEnv { attention: word, ..BareEnv::default() }),
             model: Arc::clone(model),
             index: 0,
             code: Box::new(code),
