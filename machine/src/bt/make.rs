@@ -280,8 +280,11 @@ impl Bt {
             read: &read,
             misleads: &|insn| misled.contains_key(&insn.ip()),
         };
+        // A kernel's pointers lead everywhere: guesses gain nothing there, as measured. Its half is the upper one;
+        // loaders and decompressors run in the lower.
+        let guesses = mode.guesses && rip >> 63 == 0;
         let limits = Limits {
-            start: mode.guesses.then_some(&start),
+            start: guesses.then_some(&start),
             looks_up: &looks_up,
             length_max: if frame.second.is_some() { 1 } else { LENGTH_MAX },
             allowed: &allowed,

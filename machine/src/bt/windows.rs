@@ -157,9 +157,9 @@ impl Bt {
             windows.show(&mut self.area, privilege);
         }
         let shadow = windows.shadow.active_era() == Some(era);
-        // A kernel's pointers lead everywhere: guesses gain nothing there, as measured.
-        let at_work = windows.at_work == era || self.shared.options.mmu == Mmu::Shadow;
-        let guesses = privilege == 0 && mode.bits == 64 && shadow && at_work;
+        let at_work =
+            privilege > 0 || windows.at_work == era || self.shared.options.mmu == Mmu::Shadow;
+        let guesses = mode.bits == 64 && shadow && at_work;
         Mode { shadow, guesses: guesses && self.shared.has_probe, ..mode }
     }
 
