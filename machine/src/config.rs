@@ -138,7 +138,7 @@ pub struct Config {
 pub const CODE_CACHE_BYTES_MIN: usize = 4 << 20;
 pub const CODE_CACHE_BYTES_MAX: usize = 1 << 30;
 /// The usual room.
-pub const CODE_CACHE_BYTES: usize = 64 << 20;
+pub const CODE_CACHE_BYTES: usize = 256 << 20;
 
 /// Smallest and largest RAM.
 pub const MEMORY_BYTES_MIN: u64 = 64 << 20;

@@ -258,6 +258,12 @@ impl SoftMmu {
         era
     }
 
+    /// The current PCID.
+    #[must_use]
+    pub fn pcid(&self) -> u16 {
+        self.pcid
+    }
+
     /// The era of a PCID that need not be current; 0 if it has nothing cached.
     fn era_of(&self, pcid: u16) -> u64 {
         let era = self.eras[usize::from(pcid) & (PCIDS - 1)];

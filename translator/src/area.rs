@@ -13,6 +13,8 @@
 //! what the fills did. One per vCPU, on its thread; other threads only void jumps
 //! ([`Area::forget_jump`]).
 
+mod away;
+
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,12 +22,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use xenolith_codecache::span::Span;
 use xenolith_cpu::state::{Rflags, Segment};
 
+pub use away::Away;
+
 /// Entries of each table of the inline TLB; a power of two.
 pub const TLB_ENTRIES: usize = 1 << 16;
 /// Entries of the jump cache; a power of two.
-pub const JUMP_ENTRIES: usize = 1 << 16;
+pub const JUMP_ENTRIES: usize = 1 << 18;
 /// Entries of the table of pages that may be executed; a power of two.
-pub const EXEC_ENTRIES: usize = 1024;
+pub const EXEC_ENTRIES: usize = 1 << 16;
 /// Regions of 4 GiB that bits 32 to 47 of an address tell apart.
 pub const REGIONS: usize = 1 << 16;
 /// Host address of the page that can be read while all others below 4 GiB can't. Code that has guessed a
@@ -328,14 +332,14 @@ impl Area {
 /// filled.
 #[derive(Debug, Default)]
 struct Filled {
-    slots: Vec<u16>,
+    slots: Vec<u32>,
     overflow: bool,
 }
 
 impl Filled {
     fn note(&mut self, slot: usize, entries: usize) {
         if self.slots.len() < entries {
-            self.slots.push(slot as u16);
+            self.slots.push(slot as u32);
         } else {
             self.overflow = true;
         }
@@ -345,7 +349,7 @@ impl Filled {
         if self.overflow {
             (0..entries).for_each(each);
         } else {
-            self.slots.iter().for_each(|&slot| each(usize::from(slot)));
+            self.slots.iter().for_each(|&slot| each(slot as usize));
         }
     }
 
@@ -356,7 +360,7 @@ impl Filled {
             (0..entries).for_each(each);
         } else {
             for slot in self.slots.drain(..) {
-                each(usize::from(slot));
+                each(slot as usize);
             }
         }
     }
@@ -425,7 +429,9 @@ pub struct AreaBox {
     _span: Span,
     tlb: [Ledger; PRIVILEGES],
     jumps: [Ledger; PRIVILEGES],
-    exec: Ledger,
+    /// Executable pages that are not global, and their identifiers.
+    pages: Vec<(u64, u32)>,
+    global_exec: Filled,
     /// Of local and of global pages.
     jump_pages: [Pages; 2],
 }
@@ -464,7 +470,8 @@ impl AreaBox {
             _span: span,
             tlb: Default::default(),
             jumps: Default::default(),
-            exec: Ledger::default(),
+            pages: Vec::new(),
+            global_exec: Filled::default(),
             jump_pages: Default::default(),
         };
         this.attention = attention;
@@ -541,7 +548,12 @@ impl AreaBox {
                 cache[slot].minus_rip.store(nowhere(slot), Ordering::Relaxed);
             });
         }
-        self.exec.drain(global_too, EXEC_ENTRIES, |slot| area.exec[slot] = 0);
+        for (la, _) in self.pages.drain(..) {
+            area.exec[exec_slot(la)] = 0;
+        }
+        if global_too {
+            self.global_exec.drain(EXEC_ENTRIES, |slot| area.exec[slot] = 0);
+        }
         for pages in &mut self.jump_pages[..1 + usize::from(global_too)] {
             pages.0.fill(0);
         }
@@ -631,6 +643,9 @@ impl AreaBox {
 
     /// Remembers where the block at `rip` is, with its code segment's number and in the page of `la`.
     pub fn remember(&mut self, privilege: usize, rip: u64, la: u64, host: u64, global: bool) {
+        if self.jump(privilege, rip) == Some(host) {
+            return;
+        }
         let slot = jump_slot(rip);
         self.jumps[privilege].note(slot, global, JUMP_ENTRIES);
         self.jump_pages[usize::from(global)].note(la >> 12);
@@ -646,10 +661,29 @@ impl AreaBox {
         (jump.minus_rip.load(Ordering::Acquire) == rip.wrapping_neg()).then_some(jump.host)
     }
 
+    /// Notes a page that is put into its slot; once in a while those whose slots others have taken are dropped.
+    fn note_page(&mut self, la: u64, id: u32) {
+        if self.pages.len() == 2 * EXEC_ENTRIES {
+            let mut pages = std::mem::take(&mut self.pages);
+            pages.sort_unstable();
+            pages.dedup();
+            pages.retain(|&(la, id)| self.exec[exec_slot(la)] == id);
+            self.pages = pages;
+        }
+        self.pages.push((la, id));
+    }
+
     /// Says that the page of `la` may be executed, and is the one with this identifier.
     pub fn vouch(&mut self, la: u64, id: u32, global: bool) {
         let slot = exec_slot(la);
-        self.exec.note(slot, global, EXEC_ENTRIES);
+        if self.exec[slot] == id {
+            return;
+        }
+        if global {
+            self.global_exec.note(slot, EXEC_ENTRIES);
+        } else {
+            self.note_page(la & !0xfff, id);
+        }
         self.area_mut().exec[slot] = id;
     }
 }

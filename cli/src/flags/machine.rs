@@ -32,7 +32,7 @@ pub struct MachineFlags {
 
     /// Room for translated code: a number of MiB, or with a suffix; 4M to 1G
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
-    #[arg(value_parser = parse_size, default_value = "64M", allow_negative_numbers = true)]
+    #[arg(value_parser = parse_size, default_value = "256M", allow_negative_numbers = true)]
     pub code_cache: u64,
 
     /// How translated code finds the guest's memory

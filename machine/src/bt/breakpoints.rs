@@ -57,6 +57,7 @@ impl Bt {
             return false;
         }
         self.breakpoints = armed;
+        self.elsewhere.clear();
         self.area.flush(true);
         true
     }

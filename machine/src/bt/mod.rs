@@ -10,6 +10,7 @@
 //! which it was got. One per vCPU, on its thread, where signals other than synchronous ones are
 //! blocked: the host's RSP is the guest's.
 
+mod away;
 mod breakpoints;
 mod common;
 mod crossing;
@@ -43,6 +44,7 @@ use xenolith_translator::mode::Mode;
 
 use crate::engine::{Engine, Exit};
 use crate::signal;
+use away::Elsewhere;
 use breakpoints::Breakpoints;
 use make::Maker;
 use mmu::{Flushed, NotingMmu};
@@ -66,7 +68,7 @@ const INTERPRETED_RUN: u64 = 64;
 /// Windows of a block that must be left to the interpreter before the block does without.
 const UNLUCKY_MAX: u32 = 16;
 /// Page identifiers that one vCPU remembers; a power of two.
-const PAGE_IDS: usize = 256;
+const PAGE_IDS: usize = 4096;
 /// Instructions left to the interpreter that one vCPU keeps decoded; a power of two.
 const PREPARED: usize = 2048;
 
@@ -125,6 +127,7 @@ pub struct Bt {
     entered_with: i64,
     /// Where this run's budget ends, as a value of `retired`.
     end: u64,
+    elsewhere: Elsewhere,
     pub stats: Stats,
 }
 
@@ -199,6 +202,7 @@ impl Bt {
             jump_owner: [None; 3],
             sides: [None; 3],
             returns: [None; 2],
+            elsewhere: Elsewhere::default(),
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
             home: Home::State,
@@ -321,9 +325,16 @@ impl Bt {
         mem.stored_to_code = false;
         let many = mem.flushed_pages.len() > FLUSHED_PAGES_MAX;
         if flushed != Flushed::Nothing || many {
-            self.area.flush(flushed == Flushed::All || many);
+            if flushed == Flushed::All || many {
+                self.elsewhere.clear();
+                self.area.flush(true);
+            } else {
+                self.switch_tables();
+            }
             self.stats.flushes += 1;
         }
+        self.drop_kept();
+        let mem = &mut self.interp.mem;
         // A local flush may come with single pages, which may be global ones.
         if !many {
             for flushed in &mem.flushed_pages {

@@ -25,6 +25,7 @@ use xenolith_mmu::GuestRam;
 use xenolith_translator::area::Area;
 use xenolith_translator::emit::{Site, Template};
 
+use super::away::Removed;
 use super::common::common;
 use super::probe;
 use super::stats::Report;
@@ -148,6 +149,7 @@ pub struct Shared {
     ram: Arc<GuestRam>,
     /// Counts evictions: host addresses of code are good for one epoch.
     epoch: AtomicU64,
+    removed: Mutex<Removed>,
     pub options: Options,
     /// Regions may be guessed.
     pub has_probe: bool,
@@ -191,6 +193,7 @@ impl Shared {
             pausing: Mutex::new(()),
             ram: Arc::clone(&ram),
             epoch: AtomicU64::new(0),
+            removed: Mutex::default(),
             options,
             has_probe: probe::set_up(),
         });
@@ -290,8 +293,14 @@ impl Shared {
         }
     }
 
+    /// The log of removed blocks.
+    pub(super) fn removed(&self) -> MutexGuard<'_, Removed> {
+        lock(&self.removed)
+    }
+
     /// Makes every vCPU's jump cache forget blocks. A block's tag is what it is looked up by.
     pub fn forget_jumps(&self, gone: &[(Key, u64)]) {
+        self.removed().note(gone.iter().map(|&(_, tag)| tag));
         for peer in lock(&self.peers).iter() {
             let area = peer.area.load(Ordering::Acquire) as usize as *const Area;
             // SAFETY: registered, so its area lives; `forget_jump` is for any thread.

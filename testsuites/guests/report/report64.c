@@ -648,6 +648,148 @@ static void changing_code(void)
     (void)vector;
 }
 
+/*
+ * Two address spaces by turns, each with its PCID where there are PCIDs: user code that calls a function at the same
+ * place, which is another function in each. What is done to one space while the other is current must be seen.
+ */
+static u64 other4[512] PAGE, other3[512] PAGE, other2[512] PAGE, other1[512] PAGE;
+static u8 third[4096] PAGE;
+
+enum { ONE, TWO };
+#define PCIDE (1ull << 17)
+#define KEEP (1ull << 63)
+static u64 pcids;                                       /* all ones if there are */
+
+static void go_to(int space, u64 keep)
+{
+    u64 to = space == TWO ? at(other4) | (2 & pcids) : at(pml4) | (1 & pcids);
+    __asm__ volatile("mov %0, %%cr3" : : "r"(to | (keep & pcids)) : "memory");
+}
+
+/* Of a space that need not be current. Without PCIDs a switch does it. */
+static void invpcid(u64 type, int space, u64 va)
+{
+    u64 what[2] = { space == TWO ? 2 : 1, va };
+    if (pcids)
+        __asm__ volatile("invpcid %1, %0" : : "r"(type), "m"(what) : "memory");
+}
+
+static int has_pcids(void)
+{
+    u32 a = 1, b, c = 0, d;
+    u32 a7 = 7, b7, c7 = 0, d7;
+    __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    __asm__ volatile("cpuid" : "+a"(a7), "=b"(b7), "+c"(c7), "=d"(d7));
+    return (c >> 17 & 1) && (b7 >> 10 & 1);
+}
+
+/* mov eax, value; ret */
+static void function(u8 *page, u32 value)
+{
+    page[0] = 0xb8;
+    copy(page + 1, &value, 4);
+    page[5] = 0xc3;
+}
+
+/* Sixteen calls of the function, whose answers are summed up. */
+static void visit(int space)
+{
+    int vector;
+    go_to(space, KEEP);
+    vector = attempt(3, 0, USER_CODE + 0x1000, 0);
+    put(' ');
+    if (vector == 0x81)
+        hex(event.rbx);
+    else
+        outcome(vector);
+}
+
+static void spaces(void)
+{
+    u32 n;
+    pcids = has_pcids() ? ~0ull : 0;
+    /* mov ecx, 16; call rdi; add ebx, eax; dec ecx; jnz; int 0x81 */
+    PROGRAM(0xb9, 16, 0, 0, 0, 0xff, 0xd7, 0x01, 0xc3, 0xff, 0xc9, 0x75, 0xf8, 0xcd, 0x81);
+    copy(other4, pml4, 4096);
+    copy(other3, s3, 4096);
+    copy(other2, s2, 4096);
+    copy(other1, s1, 4096);
+    other4[2] = at(other3) | P | W | U;
+    other3[0] = at(other2) | P | W | U;
+    other2[0] = at(other1) | P | W | U;
+    other1[1] = at(frame[0]) | P | U;
+    function(code[1], 0xa1);
+    function(frame[0], 0xb1);
+    function(third, 0xc1);
+    flush();
+    if (pcids)
+        set_cr4(cr4() | PCIDE);
+    go_to(TWO, 0);
+    go_to(ONE, 0);
+    text("spaces by turns:");
+    for (n = 0; n < 40; n++)
+        visit(n & 1);
+    text("\ncode changed from the other:");
+    for (n = 0; n < 4; n++) {
+        function(code[1], 0xa2 + n);
+        visit(ONE);
+        visit(TWO);
+    }
+    text("\npage changed from the other:");
+    for (n = 0; n < 6; n++) {
+        s1[1] = (n & 1 ? at(code[1]) : at(third)) | P | U;
+        switch (n) {
+        case 0:
+        case 1:
+            invpcid(0, ONE, USER_CODE + 0x1000);
+            break;
+        case 2:
+            invpcid(1, ONE, 0);
+            break;
+        case 3:
+            invpcid(3, ONE, 0);
+            break;
+        case 4:
+            invpcid(2, ONE, 0);
+            break;
+        default:
+            go_to(ONE, 0);
+        }
+        visit(ONE);
+        visit(TWO);
+    }
+    text("\npage changed before leaving:");
+    for (n = 0; n < 4; n++) {
+        go_to(ONE, KEEP);
+        s1[1] = (n & 1 ? at(code[1]) : at(third)) | P | U;
+        invlpg(USER_CODE + 0x1000);
+        visit(TWO);
+        visit(ONE);
+    }
+    text("\npage gone, not executable, back:");
+    for (n = 0; n < 6; n++) {
+        s1[1] = n % 3 == 0 ? 0 : at(code[1]) | P | U | (n % 3 == 1 ? NX : 0);
+        invpcid(0, ONE, USER_CODE + 0x1000);
+        visit(ONE);
+        visit(TWO);
+    }
+    text("\nthe other's flushed too much:");
+    for (n = 0; n < 3; n++) {
+        invpcid(n, TWO, USER_CODE + 0x1000);
+        visit(TWO);
+        visit(ONE);
+    }
+    put('\n');
+    go_to(ONE, 0);
+    if (pcids) {
+        __asm__ volatile("mov %0, %%cr3" : : "r"(at(pml4)) : "memory");
+        set_cr4(cr4() & ~PCIDE);
+    }
+    flush();
+    sound_tables();
+    flush();
+}
+
 /* An instruction over a page end: every split, and a second page that is bad in every way. */
 static void page_ends(void)
 {
@@ -946,6 +1088,7 @@ int main(void)
     gates();
     debugging();
     changing_code();
+    spaces();
     page_ends();
     cross_modifying();
     text("end\n");
