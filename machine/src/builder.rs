@@ -287,7 +287,7 @@ impl Board {
         let translations = Arc::new(SharedSlot::new(Options {
             cache_bytes: config.code_cache_bytes,
             counts: config.icount || config.report.is_some(),
-            mmu: config.mmu,
+            making: config.making,
             report: config.report.clone(),
             listing: config.listing.clone(),
         }));

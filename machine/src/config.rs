@@ -92,6 +92,21 @@ pub struct NetConfig {
     pub settings: Settings,
 }
 
+/// How translated code is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Making {
+    /// How it finds memory.
+    pub mmu: Mmu,
+    /// With the host's BMI2, if it has that.
+    pub bmi2: bool,
+}
+
+impl From<Mmu> for Making {
+    fn from(mmu: Mmu) -> Self {
+        Self { mmu, bmi2: true }
+    }
+}
+
 /// A machine to build.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -126,8 +141,8 @@ pub struct Config {
     pub icount: bool,
     /// Room for translated code in bytes (`--code-cache`).
     pub code_cache_bytes: usize,
-    /// How translated code finds memory (`--mmu`).
-    pub mmu: Mmu,
+    /// How translated code is made (`--mmu`, `--no-bmi2`).
+    pub making: Making,
     /// Where the translator's counters go (`--stats`). Blocks then count what they run.
     pub report: Option<Arc<Report>>,
     /// Which of the translator's blocks to list at the end (`xenolith disasm`).
@@ -166,7 +181,7 @@ impl Default for Config {
             no_reboot: false,
             icount: false,
             code_cache_bytes: CODE_CACHE_BYTES,
-            mmu: Mmu::Auto,
+            making: Mmu::Auto.into(),
             report: None,
             listing: None,
         }

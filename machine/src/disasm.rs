@@ -139,6 +139,7 @@ pub fn code(
             page,
             second,
             code_base: 0,
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         let limits = Limits {
             start: None,

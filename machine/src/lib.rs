@@ -32,7 +32,9 @@ mod video;
 
 pub use bt::Report;
 pub use bt::probe;
-pub use config::{Attachment, Config, ConfigError, DiskConfig, Engine, Mmu, NetConfig, NetModel};
+pub use config::{
+    Attachment, Config, ConfigError, DiskConfig, Engine, Making, Mmu, NetConfig, NetModel,
+};
 pub use inspect::Inspector;
 pub use machine::{End, Handle, Machine, SerialInput};
 pub use screen::Screen;

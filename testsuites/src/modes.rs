@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use xenolith_machine::{Config, End, Engine, Machine, Mmu, Report};
+use xenolith_machine::{Config, End, Engine, Machine, Making, Report};
 
 use crate::asm::assemble::{Scratch, nasm};
 use crate::asm::engine::Console;
@@ -49,7 +49,7 @@ pub struct Run {
 ///
 /// # Errors
 /// The machine can't be built, or ends otherwise than by the guest's wish.
-pub fn run(image: &[u8], engine: Engine, mmu: Mmu, counts: bool) -> Result<Run> {
+pub fn run(image: &[u8], engine: Engine, making: impl Into<Making>, counts: bool) -> Result<Run> {
     let scratch = Scratch::new("modes")?;
     let kernel = scratch.path().join("image");
     std::fs::write(&kernel, image)?;
@@ -57,7 +57,7 @@ pub fn run(image: &[u8], engine: Engine, mmu: Mmu, counts: bool) -> Result<Run> 
     let config = Config {
         memory_bytes: 64 << 20,
         engine,
-        mmu,
+        making: making.into(),
         kernel,
         timeout: Some(PATIENCE),
         no_reboot: true,

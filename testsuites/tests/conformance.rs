@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use xenolith_machine::{Engine, Mmu};
+use xenolith_machine::{Engine, Making, Mmu};
 use xenolith_testsuites::asm::case::{Maker, VECTORS};
 use xenolith_testsuites::asm::suite::{Suite, Tally};
 use xenolith_testsuites::asm::{corpus, engine, qemu};
@@ -39,9 +39,10 @@ fn report(who: &str, tally: &Tally) {
     assert!(complaint.is_empty(), "\n{complaint}");
 }
 
-fn engine_agrees(who: &str, engine: Engine, mmu: Mmu) -> Result<()> {
+fn engine_agrees(who: &str, engine: Engine, making: impl Into<Making>) -> Result<()> {
+    let making = making.into();
     for maker in Maker::ALL {
-        let boot = |image: &[u8]| engine::boot(image, engine, mmu, maker);
+        let boot = |image: &[u8]| engine::boot(image, engine, making, maker);
         let tally = suite()?.on_machine(maker, boot, |_| None, |_| None)?;
         report(&format!("{who}, {}", maker.vendor()), &tally);
     }
@@ -98,6 +99,16 @@ fn translator_agrees() -> Result<()> {
 fn translator_with_shadow_windows_agrees() -> Result<()> {
     if !blessing() {
         engine_agrees("translator with windows", Engine::Bt, Mmu::Shadow)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn translator_without_bmi2_agrees() -> Result<()> {
+    if !blessing() {
+        for mmu in [Mmu::Soft, Mmu::Shadow] {
+            engine_agrees("translator without BMI2", Engine::Bt, Making { mmu, bmi2: false })?;
+        }
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Code of every mode runs from the code cache: `xenolith_testsuites::modes`.
 
-use xenolith_machine::{Engine, Mmu};
+use xenolith_machine::{Engine, Making, Mmu};
 use xenolith_testsuites::modes::{MODES, image, run};
 
 /// Enough for what happens once to vanish in the share.
@@ -11,11 +11,11 @@ const ROUNDS: u32 = 2000;
 const SHARE_MAX: u64 = 1;
 const SERVICES_SHARE_MAX: u64 = 10;
 
-fn is_translated(mode: &str, mmu: Mmu) {
+fn is_translated(mode: &str, making: Making) {
     let image = image(mode, ROUNDS).expect("install-peers.sh was run");
     let reference = run(&image, Engine::Interp, Mmu::default(), false).expect("the guest runs");
     assert_eq!(reference.output.trim_end().len(), 4, "{:?}", reference.output);
-    let translated = run(&image, Engine::Bt, mmu, true).expect("the guest runs");
+    let translated = run(&image, Engine::Bt, making, true).expect("the guest runs");
     assert_eq!(translated.output, reference.output, "{mode}");
     let (all, interpreted) = translated.instructions;
     assert!(all > 700 * u64::from(ROUNDS), "{mode}: only {all} instructions");
@@ -32,13 +32,20 @@ fn is_translated(mode: &str, mmu: Mmu) {
 #[test]
 fn every_mode_is_translated() {
     for mode in MODES {
-        is_translated(mode, Mmu::Soft);
+        is_translated(mode, Mmu::Soft.into());
+    }
+}
+
+#[test]
+fn every_mode_is_translated_without_bmi2() {
+    for mode in MODES {
+        is_translated(mode, Making { mmu: Mmu::Auto, bmi2: false });
     }
 }
 
 #[test]
 fn every_mode_is_translated_with_shadow_windows() {
     for mode in MODES {
-        is_translated(mode, Mmu::Shadow);
+        is_translated(mode, Mmu::Shadow.into());
     }
 }

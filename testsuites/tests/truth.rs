@@ -22,7 +22,7 @@ fn compare(who: Vec<Who>, seed: u64, snippets: u64) -> (Counts, String) {
         time: None,
         cpu: "host".to_owned(),
         who,
-        mmu: Mmu::default(),
+        making: Mmu::default().into(),
         folder: None,
         findings_max: 5,
         report: Box::new(move |finding| {

@@ -45,10 +45,8 @@ pub const CROSSED_IN: u64 = 1;
 pub const CROSSED_OUT: u64 = 2;
 /// The first of the two bits for [`Area::returns`].
 pub const CROSSED_BACK: u64 = 4;
-/// What [`Area::sysret_looks`] has to gather: IF alone.
-pub const SYSRET_GATHERED: i32 = 2;
 /// RFLAGS's bits that SYSRET in translated code may not set, and IF, which it must.
-const SYSRET_LOOKS: Rflags = Rflags::TF
+pub const SYSRET_LOOKS: Rflags = Rflags::TF
     .union(Rflags::IF)
     .union(Rflags::DF)
     .union(Rflags::NT)
@@ -176,8 +174,9 @@ pub struct Area {
     pub rip: u64,
     /// Rust's stack while the guest runs.
     pub host_rsp: u64,
-    /// Registers borrowed for a memory access; RCX is in the first.
-    pub spill: [u64; 8],
+    /// Registers borrowed for a memory access, and what else is put aside within an instruction.
+    /// RCX is in the first; behind the last one is always 0.
+    pub spill: [u64; 12],
     /// Addends kept for later accesses of the same block.
     pub windows: [u64; WINDOWS_MAX],
     /// Segment bases.
@@ -307,18 +306,18 @@ fn exec_slot(la: u64) -> usize {
     (la >> 12) as usize & (EXEC_ENTRIES - 1)
 }
 
-fn jump_slot(rip: u64) -> usize {
-    rip as usize & (JUMP_ENTRIES - 1)
-}
-
 impl Area {
     /// Forgets where the block at `rip` is, if the jump cache knows it. Any thread.
     pub fn forget_jump(&self, privilege: usize, rip: u64) {
-        let slot = jump_slot(rip);
+        let slot = self.jump_slot(rip);
         let jump = &self.jumps[privilege][slot];
         if jump.minus_rip.load(Ordering::Relaxed) == rip.wrapping_neg() {
             jump.minus_rip.store(nowhere(slot), Ordering::Release);
         }
+    }
+
+    fn jump_slot(&self, rip: u64) -> usize {
+        (rip & self.jump_index) as usize
     }
 
     /// The GS offset at which `la`'s page has its identifier while it may be executed.
@@ -458,11 +457,11 @@ impl DerefMut for AreaBox {
 }
 
 impl AreaBox {
-    /// An area with empty tables. `attention` must stay readable while translated code runs.
+    /// An area with empty tables, for code with BMI2 or without. `attention` must stay readable while translated code runs.
     ///
     /// # Errors
     /// The host gives no address space.
-    pub fn new(attention: *const u32) -> Result<Self, std::io::Error> {
+    pub fn new(attention: *const u32, bmi2: bool) -> Result<Self, std::io::Error> {
         let span = Span::new(size_of::<Area>(), BEHIND_BYTES)?;
         let mut this = Self {
             // Zeroes are valid for every field.
@@ -493,7 +492,7 @@ impl AreaBox {
         this.host_mxcsr = 0x1f80;
         this.guest_mxcsr = 0x1f80;
         // Return addresses and branch targets differ in their low bits.
-        this.jump_index = JUMP_ENTRIES as u64 - 1;
+        this.jump_index = if bmi2 { JUMP_ENTRIES as u64 - 1 } else { 0xffff };
         for table in &mut this.area_mut().tlb {
             for slot in (TLB_ENTRIES - LAST_SLOTS..TLB_ENTRIES).chain([0]) {
                 table.read[slot] = nobody(slot);
@@ -646,7 +645,7 @@ impl AreaBox {
         if self.jump(privilege, rip) == Some(host) {
             return;
         }
-        let slot = jump_slot(rip);
+        let slot = self.jump_slot(rip);
         self.jumps[privilege].note(slot, global, JUMP_ENTRIES);
         self.jump_pages[usize::from(global)].note(la >> 12);
         let jump = &mut self.area_mut().jumps[privilege][slot];
@@ -657,7 +656,7 @@ impl AreaBox {
     /// Where the block at `rip` is, if the jump cache knows it.
     #[must_use]
     pub fn jump(&self, privilege: usize, rip: u64) -> Option<u64> {
-        let jump = &self.jumps_of_all()[privilege][jump_slot(rip)];
+        let jump = &self.jumps_of_all()[privilege][self.jump_slot(rip)];
         (jump.minus_rip.load(Ordering::Acquire) == rip.wrapping_neg()).then_some(jump.host)
     }
 

@@ -40,6 +40,7 @@ fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedEr
         page: Page { la: RIP, id: 1 },
         second: None,
         code_base: 0,
+        bmi2: true,
     };
     let limits = Limits {
         start: None,

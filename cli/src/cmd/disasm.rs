@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use anyhow::{Context, Result, anyhow, bail};
 use xenolith_machine::disasm::{self, Wanted};
 use xenolith_machine::snippet::{engine, source};
-use xenolith_machine::{Config, End, Handle, Machine};
+use xenolith_machine::{Config, End, Handle, Machine, Mmu};
 
 use crate::flags::DisasmArgs;
 use crate::{guests, status};
@@ -53,7 +53,7 @@ fn of_guest(args: &DisasmArgs) -> Result<String> {
     let mut config = Config {
         memory_bytes: args.memory_bytes,
         cpu: args.cpu.clone(),
-        mmu: args.mmu.into(),
+        making: Mmu::from(args.mmu).into(),
         timeout: Some(args.timeout),
         no_reboot: true,
         listing: Some(Arc::clone(&wanted)),

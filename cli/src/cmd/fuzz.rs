@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use xenolith_machine::Making;
 use xenolith_machine::fuzz::{self, Config, Counts, Finding, Unsteady, file};
 use xenolith_machine::snippet::Who;
 
@@ -36,7 +37,7 @@ pub fn run(args: &FuzzArgs) -> Result<u8> {
     }
     let seconds = args.seconds.or(args.snippets.is_none().then_some(SECONDS));
     let mut config = Config {
-        mmu: args.mmu.into(),
+        making: Making { mmu: args.mmu.into(), bmi2: !args.no_bmi2 },
         seed: args.seed,
         first: args.first,
         snippets: args.snippets,

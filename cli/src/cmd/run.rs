@@ -11,7 +11,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail};
 use xenolith_devices::disk::DiskOptions;
-use xenolith_machine::{Attachment, Config, DiskConfig, Handle, Machine, SerialInput};
+use xenolith_machine::{Attachment, Config, DiskConfig, Handle, Machine, Making, SerialInput};
 
 use crate::display::terminal::TerminalDisplay;
 use crate::display::vnc::Server;
@@ -121,7 +121,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         icount: args.machine.icount,
         // A size that doesn't fit is refused like one that is too large.
         code_cache_bytes: usize::try_from(args.machine.code_cache).unwrap_or(usize::MAX),
-        mmu: args.machine.mmu.into(),
+        making: Making { mmu: args.machine.mmu.into(), bmi2: !args.machine.no_bmi2 },
         report: args.machine.stats.then(Arc::default),
         debug_output: args.boot.debugcon.clone(),
         ..Config::default()

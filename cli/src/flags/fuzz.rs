@@ -50,6 +50,10 @@ pub struct FuzzArgs {
     #[arg(long, value_name = "KIND", value_enum, default_value_t = MmuFlag::Auto)]
     pub mmu: MmuFlag,
 
+    /// Let the translator do without the host's BMI2
+    #[arg(long)]
+    pub no_bmi2: bool,
+
     /// Don't ask this processor: the first engine is the reference
     #[arg(long)]
     pub no_host: bool,

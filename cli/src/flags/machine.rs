@@ -40,6 +40,10 @@ pub struct MachineFlags {
     #[arg(default_value_t = MmuFlag::Auto)]
     pub mmu: MmuFlag,
 
+    /// Do without the host's BMI2, as on a host that has none: slower
+    #[arg(long, help_heading = "Machine")]
+    pub no_bmi2: bool,
+
     /// Print the translator's counters on standard error when the run ends; blocks then also count
     /// the instructions they run, which makes them a little slower
     #[arg(long, help_heading = "Machine")]

@@ -138,7 +138,7 @@ pub enum BtError {
     Arena(#[from] ArenaError),
     #[error("the host gives no address space for a processor: {0}")]
     Area(std::io::Error),
-    #[error("the translator needs a host with BMI2, AVX and FSGSBASE; use --engine interp")]
+    #[error("the translator needs a host with AVX and FSGSBASE; use --engine interp")]
     Host,
 }
 
@@ -170,15 +170,13 @@ impl Bt {
     ) -> Result<Self, BtError> {
         // SAFETY: AT_HWCAP2 is a plain query.
         let fsgsbase = unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_FSGSBASE != 0;
-        if !fsgsbase
-            || !std::arch::is_x86_feature_detected!("bmi2")
-            || !std::arch::is_x86_feature_detected!("avx")
-        {
+        if !fsgsbase || !std::arch::is_x86_feature_detected!("avx") {
             return Err(BtError::Host);
         }
         let attention = env.attention();
         let tsc_base = env.tsc_base();
-        let mut area = AreaBox::new(Arc::as_ptr(&attention).cast()).map_err(BtError::Area)?;
+        let bmi2 = shared.options.making.bmi2;
+        let mut area = AreaBox::new(Arc::as_ptr(&attention).cast(), bmi2).map_err(BtError::Area)?;
         area.exit = shared.exit;
         let make = || Shadow::new(Arc::clone(soft.guest_ram()));
         let windows = [make(), make()].map(|shadow| shadow.map(Windows::new));

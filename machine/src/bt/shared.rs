@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::Mmu;
+use crate::config::Making;
 use crate::disasm::Wanted;
 use xenolith_codecache::arena::ArenaError;
 use xenolith_codecache::cache::{Cache, Key, NumberMap, Sites, Source};
@@ -126,8 +126,7 @@ pub struct Options {
     pub cache_bytes: usize,
     /// Blocks count the instructions they run: for counted time, and for statistics.
     pub counts: bool,
-    /// How memory operands find the host's memory.
-    pub mmu: Mmu,
+    pub making: Making,
     /// Where counters go when an engine is done.
     pub report: Option<Arc<Report>>,
     /// Which blocks to list when the last engine is done.
@@ -169,7 +168,9 @@ impl Shared {
     ///
     /// # Errors
     /// The host refuses executable memory.
-    pub fn new(ram: Arc<GuestRam>, options: Options) -> Result<Arc<Self>, ArenaError> {
+    pub fn new(ram: Arc<GuestRam>, mut options: Options) -> Result<Arc<Self>, ArenaError> {
+        options.making.bmi2 &= std::arch::is_x86_feature_detected!("bmi2");
+        let has_bmi2 = options.making.bmi2;
         let (mut exit, mut load_vector, mut load_x87) = (0, 0, 0);
         let cache = Cache::new(options.cache_bytes, |base| {
             let common = common(base);
@@ -195,7 +196,7 @@ impl Shared {
             epoch: AtomicU64::new(0),
             removed: Mutex::default(),
             options,
-            has_probe: probe::set_up(),
+            has_probe: has_bmi2 && probe::set_up(),
         });
         let listener = Arc::downgrade(&shared);
         ram.code().set_listener(Arc::new(move |gpn| {

@@ -151,14 +151,17 @@ impl Bt {
         if windows.era != era {
             windows.era = era;
             windows.shadow.switch(era);
-            if self.shared.options.mmu == Mmu::Shadow && windows.shadow.active_era().is_none() {
+            if self.shared.options.making.mmu == Mmu::Shadow
+                && windows.shadow.active_era().is_none()
+            {
                 windows.create(era);
             }
             windows.show(&mut self.area, privilege);
         }
         let shadow = windows.shadow.active_era() == Some(era);
-        let at_work =
-            privilege > 0 || windows.at_work == era || self.shared.options.mmu == Mmu::Shadow;
+        let at_work = privilege > 0
+            || windows.at_work == era
+            || self.shared.options.making.mmu == Mmu::Shadow;
         let guesses = mode.bits == 64 && shadow && at_work;
         Mode { shadow, guesses: guesses && self.shared.has_probe, ..mode }
     }
@@ -166,7 +169,7 @@ impl Bt {
     /// An interrupt came while user code ran, or kernel code was left: that earns windows.
     pub(super) fn earn_windows(&mut self, mode: Mode, interrupted: bool) {
         let user = mode.privilege == Privilege::User as u8;
-        let never = self.stepping || self.shared.options.mmu == Mmu::Soft;
+        let never = self.stepping || self.shared.options.making.mmu == Mmu::Soft;
         if never || mode.guesses || !may_have_windows(mode) || user != interrupted {
             return;
         }

@@ -36,8 +36,8 @@ pub struct Config {
     pub cpu: String,
     /// Who is compared; the first one is the reference.
     pub who: Vec<Who>,
-    /// How the translator finds memory.
-    pub mmu: config::Mmu,
+    /// How the translator makes code.
+    pub making: config::Making,
     /// Where failing snippets are written; nowhere if `None`.
     pub folder: Option<PathBuf>,
     /// End after so many different findings.
@@ -235,12 +235,14 @@ impl Bench {
         if known.is_none() {
             who.push(Who::Interp);
         }
-        let runners =
-            who.iter().map(|who| who.runner(config.mmu, &model)).collect::<Result<Vec<_>, _>>()?;
+        let runners = who
+            .iter()
+            .map(|who| who.runner(config.making, &model))
+            .collect::<Result<Vec<_>, _>>()?;
         let slow = who.iter().map(|who| *who == Who::Qemu).collect();
         // The host's kernel may give no LDT.
         let sixteen = !config.who.contains(&Who::Host) || has_local_descriptors();
-        let tracer = EngineRunner::new(config::Engine::Interp, config.mmu, &model)?;
+        let tracer = EngineRunner::new(config::Engine::Interp, config.making, &model)?;
         let generator = Generator::new(&model, sixteen);
         let substitute = known.is_none();
         Ok(Self { runners, slow, interp, substitute, tracer, model, generator })

@@ -78,7 +78,7 @@ impl Watch {
 pub struct EngineRunner {
     name: &'static str,
     kind: config::Engine,
-    mmu: config::Mmu,
+    making: config::Making,
     model: Arc<CpuidModel>,
     engine: Box<dyn Engine>,
     ram: Arc<GuestRam>,
@@ -148,9 +148,10 @@ impl EngineRunner {
     /// The host refuses memory.
     pub fn new(
         kind: config::Engine,
-        mmu: config::Mmu,
+        making: impl Into<config::Making>,
         model: &Arc<CpuidModel>,
     ) -> Result<Self, RunnerError> {
+        let making = making.into();
         crate::signal::install().map_err(|error| refused("handle SIGFPE", error))?;
         let ram =
             GuestRam::new(RAM_BYTES).map_err(|error| refused("provide guest memory", error))?;
@@ -174,7 +175,7 @@ impl EngineRunner {
             translations: Arc::new(SharedSlot::new(Options {
                 cache_bytes: CACHE_BYTES,
                 counts: false,
-                mmu,
+                making,
                 report: None,
                 listing: None,
             })),
@@ -199,7 +200,7 @@ impl EngineRunner {
         Ok(Self {
             name,
             kind,
-            mmu,
+            making,
             model: Arc::clone(model),
             engine,
             ram,
@@ -356,7 +357,7 @@ impl EngineRunner {
 
     /// A new engine in place of one that has panicked.
     fn replace(&mut self) -> Ending {
-        if let Ok(fresh) = Self::new(self.kind, self.mmu, &self.model) {
+        if let Ok(fresh) = Self::new(self.kind, self.making, &self.model) {
             *self = fresh;
         }
         Ending::only(End::Lost("the engine panicked".to_owned()))

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::state::{Rflags, VectorState};
 
-use crate::config::{Engine, Mmu};
+use crate::config::{Engine, Making};
 use layout::{CODE, CODE16, DATA16, EXTRA16, STACK_MID, STACK16, STACK16_SP};
 
 /// Code size. All three are user code under a 64-bit kernel: 64-bit mode and compatibility mode.
@@ -275,10 +275,15 @@ impl Who {
     ///
     /// # Errors
     /// The host refuses something, or there is no QEMU.
-    pub fn runner(self, mmu: Mmu, model: &Arc<CpuidModel>) -> Result<Box<dyn Runner>, RunnerError> {
+    pub fn runner(
+        self,
+        making: impl Into<Making>,
+        model: &Arc<CpuidModel>,
+    ) -> Result<Box<dyn Runner>, RunnerError> {
+        let making = making.into();
         Ok(match self {
-            Self::Interp => Box::new(engine::EngineRunner::new(Engine::Interp, mmu, model)?),
-            Self::Bt => Box::new(engine::EngineRunner::new(Engine::Bt, mmu, model)?),
+            Self::Interp => Box::new(engine::EngineRunner::new(Engine::Interp, making, model)?),
+            Self::Bt => Box::new(engine::EngineRunner::new(Engine::Bt, making, model)?),
             Self::Qemu => Box::new(qemu::Qemu::new()?),
             Self::Host => Box::new(host::Host::new()?),
         })

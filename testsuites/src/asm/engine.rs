@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
-use xenolith_machine::{Config, End, Engine, Machine, Mmu};
+use xenolith_machine::{Config, End, Engine, Machine, Making};
 
 use super::assemble::Scratch;
 use super::case::Maker;
@@ -35,7 +35,12 @@ impl Write for Console {
 ///
 /// # Errors
 /// The machine can't be built.
-pub fn boot(image: &[u8], engine: Engine, mmu: Mmu, maker: Maker) -> Result<(String, String)> {
+pub fn boot(
+    image: &[u8],
+    engine: Engine,
+    making: impl Into<Making>,
+    maker: Maker,
+) -> Result<(String, String)> {
     let scratch = Scratch::new("engine")?;
     let kernel = scratch.path().join("image");
     std::fs::write(&kernel, image)?;
@@ -43,7 +48,7 @@ pub fn boot(image: &[u8], engine: Engine, mmu: Mmu, maker: Maker) -> Result<(Str
         memory_bytes: 64 << 20,
         vcpus: 2,
         engine,
-        mmu,
+        making: making.into(),
         cpu: format!("host,vendor={}", maker.vendor()),
         kernel,
         timeout: Some(PATIENCE),

@@ -13,7 +13,7 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
 use super::names::scratch_number;
 use super::template::Kind;
-use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, Restore, Site, Stub, mask};
+use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, R11, Restore, Site, Stub, mask};
 use crate::area::{Area, offset};
 use crate::plan::{Plan, Step};
 
@@ -71,17 +71,15 @@ impl Emitter<'_> {
         let site = self.site(Site::Poll { rip: self.frame.rip });
         let number = self.frame.first_site + site as u32;
         if self.counts {
-            dynasm!(self.asm ; .arch x64
-                ; gs mov r11, [offset::REMAINING]
-                ; gs pext r11, r11, [offset::SIGN]
-            );
+            dynasm!(self.asm ; .arch x64 ; gs mov r11, [offset::REMAINING]);
+            self.gather_sign(R11);
             self.stop_unless_zero(number);
         }
         dynasm!(self.asm ; .arch x64
             ; gs mov r11, [offset::ATTENTION]
             ; mov r11d, [r11]
-            ; gs pext r11, r11, [offset::ATTENTION_MASK]
         );
+        self.pick_attention();
         self.stop_unless_zero(number);
     }
 
@@ -280,8 +278,8 @@ impl Emitter<'_> {
         let jumps = offset::jumps(usize::from(privilege));
         let hit = self.asm.new_dynamic_label();
         let out = self.asm.new_dynamic_label();
+        self.jump_index();
         dynasm!(self.asm ; .arch x64
-            ; gs pext r11, r10, [offset::JUMP_INDEX]
             ; gs mov [offset::spill(0)], rcx
             ; lea r11, [r11 + r11]
             ; gs mov rcx, [r11 * 8 + jumps]

@@ -9,6 +9,7 @@
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::Mnemonic;
 
+use super::bits::Run;
 use super::memory::{Borrowed, Check};
 use super::names::scratch_number;
 use super::place::Spot;
@@ -32,17 +33,17 @@ impl Emitter<'_> {
         let start = self.offset();
         self.effective_address(insn, R10, R11)?;
         // The word's distance in words, rounded down.
-        dynasm!(self.asm ; .arch x64 ; mov r11d, if is_long { 6 } else { 5 });
         match (is_long, in_area) {
-            (true, true) => dynasm!(self.asm ; .arch x64 ; gs sarx r11, [at], r11),
-            (true, false) => dynasm!(self.asm ; .arch x64 ; sarx r11, Rq(number), r11),
-            (false, true) => dynasm!(self.asm ; .arch x64 ; gs sarx r11d, [at], r11d),
-            (false, false) => dynasm!(self.asm ; .arch x64 ; sarx r11d, Rd(number), r11d),
+            (true, true) => dynasm!(self.asm ; .arch x64 ; gs mov r11, [at]),
+            (true, false) => dynasm!(self.asm ; .arch x64 ; mov r11, Rq(number)),
+            (false, true) => dynasm!(self.asm ; .arch x64 ; gs movsxd r11, DWORD [at]),
+            (false, false) => dynasm!(self.asm ; .arch x64 ; movsxd r11, Rd(number)),
         }
+        self.shift_down(R11, if is_long { 6 } else { 5 });
         if is_long {
             dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + r11 * 8]);
         } else if self.wide() {
-            dynasm!(self.asm ; .arch x64 ; movsxd r11, r11d ; lea r10, [r10 + r11 * 4]);
+            dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + r11 * 4]);
         } else {
             dynasm!(self.asm ; .arch x64 ; lea r10d, [r10 + r11 * 4]);
         }
@@ -70,8 +71,8 @@ impl Emitter<'_> {
         if in_area {
             dynasm!(self.asm ; .arch x64 ; gs mov r11, [at]);
         }
-        let (from, bits) = (if in_area { R11 } else { number }, offset::bit_number(is_long));
-        dynasm!(self.asm ; .arch x64 ; gs pext r11, Rq(from), [bits]);
+        let from = if in_area { R11 } else { number };
+        self.gather(R11, from, Run::bit_number(is_long));
         if insn.has_lock_prefix() {
             self.asm.push(LOCK);
         }

@@ -17,7 +17,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemoryOperand, OpKind
 use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
 use super::place::{Spot, is_narrow};
 use super::template::Kind;
-use super::{EmitError, Emitter, R10, R11, Restore, Site, Stub, has_memory};
+use super::{EmitError, Emitter, R10, R11, RCX, Restore, Site, Stub, has_memory};
 use crate::area::{PROBE, offset};
 use crate::plan::{Part, Plan, Step, alignment};
 
@@ -169,7 +169,7 @@ impl Emitter<'_> {
             );
             return self.stays();
         }
-        dynasm!(self.asm ; .arch x64 ; rorx Rq(into), Rq(of), REGION_BITS);
+        self.region_number(into, of);
         find_delta(self.asm, into, regions);
     }
 
@@ -199,12 +199,14 @@ impl Emitter<'_> {
         let tag = offset::tlb_tag(privilege, writes);
         let slow = self.asm.new_dynamic_label();
         let hit = self.asm.new_dynamic_label();
+        self.tlb_index(addend, address);
         dynasm!(self.asm ; .arch x64
-            ; gs pext Rq(addend), Rq(address), [offset::TLB_INDEX]
             ; gs mov [offset::spill(0)], rcx
             ; gs mov rcx, [Rq(addend) * 8 + tag]
             ; lea rcx, [rcx + Rq(address) + last]
-            ; gs pext rcx, rcx, [page]
+        );
+        self.pick_page(RCX, page);
+        dynasm!(self.asm ; .arch x64
             ; jrcxz =>hit
             ; jmp =>slow
             ; =>hit

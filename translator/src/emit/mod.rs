@@ -4,7 +4,7 @@
 //! exactly before any one that must not. Scheme: guest registers are in the host registers of the same
 //! name, but for r10 and r11, which live in the [`Area`](crate::area::Area) and whose host registers are
 //! scratch; guest RSP is in host RSP. Status flags stay in the host's flags: nothing we add touches
-//! them (MOV, LEA, PEXT, JRCXZ). An instruction without memory operand is copied; one with a memory
+//! them (MOV, LEA, JRCXZ; [`bits`]). An instruction without memory operand is copied; one with a memory
 //! operand gets its address checked against the inline TLB ([`memory`]) and runs on the host address.
 //! A block goes on past conditional branches and past instructions that Rust does, up to the first
 //! unconditional transfer.
@@ -25,6 +25,7 @@
 
 #![allow(clippy::useless_conversion, reason = "dynasm! converts register numbers")]
 
+mod bits;
 mod flow;
 mod integer;
 mod memory;
@@ -57,6 +58,9 @@ use names::{constant_address, scratch_number, wide_form};
 use place::is_narrow;
 use template::{Kind, Place};
 
+const RAX: u8 = 0;
+const RCX: u8 = 1;
+const RDX: u8 = 2;
 const R10: u8 = 10;
 const R11: u8 = 11;
 const RSP: u8 = 4;
@@ -192,6 +196,8 @@ pub struct Frame {
     pub second: Option<Page>,
     /// The code segment's base, in segmented code.
     pub code_base: u64,
+    /// The host has BMI2.
+    pub bmi2: bool,
 }
 
 impl Frame {

@@ -130,8 +130,8 @@ impl Emitter<'_> {
         dynasm!(self.asm ; .arch x64
             ; gs mov Rq(sum), [bound]
             ; lea Rq(sum), [Rq(sum) + Rq(address) + by]
-            ; gs pext Rq(sum), Rq(sum), [offset::SIGN]
-            ; gs mov Rq(sum), [Rq(sum) * 8 + offset::POLL]
         );
+        self.gather_sign(sum);
+        dynasm!(self.asm ; .arch x64 ; gs mov Rq(sum), [Rq(sum) * 8 + offset::POLL]);
     }
 }

@@ -104,9 +104,9 @@ impl Emitter<'_> {
         self.load_operand(step, R10, 4)?;
         dynasm!(self.asm ; .arch x64
             ; mov Rw(number), r10w
-            ; rorx r10d, r10d, 16
-            ; movzx r10d, r10w
         );
+        self.turn(R10, R10, 16);
+        dynasm!(self.asm ; .arch x64 ; movzx r10d, r10w);
         self.set_segment(loaded_with_pointer(&step.insn).unwrap_or(Register::ES));
         Ok(())
     }
@@ -116,8 +116,10 @@ impl Emitter<'_> {
         let number = register.number();
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::selector(number)], r10
-            // Sixteen times the selector.
-            ; rorx r10, r10, 60
+        );
+        // Sixteen times the selector.
+        self.turn(R10, R10, 60);
+        dynasm!(self.asm ; .arch x64
             ; gs mov [offset::seg_base(number)], r10
             ; gs mov QWORD [offset::SEGMENTS_LOADED], 1
         );

@@ -203,8 +203,9 @@ impl Emitter<'_> {
             ; pushfq
             ; pop r10
             ; gs mov rsp, [offset::spill(3)]
-            ; gs pext r10, r10, [offset::STATUS]
-            ; gs pdep r10, r10, [offset::STATUS]
+        );
+        self.cut(R10, offset::STATUS);
+        dynasm!(self.asm ; .arch x64
             ; gs mov r11, [offset::SYSTEM_FLAGS]
             ; lea r10, [r10 + r11]
             ; gs mov r11, [offset::INTERRUPT_FLAG]

@@ -14,7 +14,7 @@ use iced_x86::{Instruction, Mnemonic as N};
 
 use super::memory::{Borrowed, Check};
 use super::place::Spot;
-use super::{Emitter, R10, R11, Site, mask};
+use super::{Emitter, R10, R11, RCX, Site, mask};
 use crate::area::offset;
 use crate::plan::Step;
 
@@ -174,8 +174,8 @@ impl Emitter<'_> {
     fn range(&mut self, index: u8, write: bool, size: u8, slow: DynamicLabel) {
         let privilege = usize::from(self.frame.mode.privilege);
         let tag = offset::tlb_tag(privilege, write);
+        self.tlb_index(R11, index);
         dynasm!(self.asm ; .arch x64
-            ; gs pext r11, Rq(index), [offset::TLB_INDEX]
             ; gs mov r10, [r11 * 8 + tag]
             ; lea r10, [r10 + Rq(index) - 1]
         );
@@ -186,9 +186,9 @@ impl Emitter<'_> {
             _ => dynasm!(self.asm ; .arch x64 ; lea r10, [r10 + rcx * 8]),
         }
         // Nothing above the offset of the last byte, and a count that didn't overflow in it.
+        self.pick_page(R10, offset::PAGE);
+        self.pick_page(RCX, offset::PAGE);
         dynasm!(self.asm ; .arch x64
-            ; gs pext r10, r10, [offset::PAGE]
-            ; gs pext rcx, rcx, [offset::PAGE]
             ; lea rcx, [rcx + r10]
             ; jrcxz >hit
             ; jmp =>slow

@@ -5,12 +5,13 @@ use iced_x86::{Instruction, Mnemonic};
 use xenolith_cpu::env::{Privilege, attention};
 use xenolith_cpu::state::{Rflags, sreg};
 
+use super::bits::Run;
 use super::memory::{Borrowed, Check};
 use super::names::scratch_number;
 use super::place::Spot;
 use super::template::Kind;
-use super::{Emitter, Restore, Site, Stub, mask};
-use crate::area::{CROSSED_IN, CROSSED_OUT, Return, SYSRET_GATHERED, offset};
+use super::{Emitter, R10, R11, RAX, RCX, RDX, Restore, Site, Stub, mask};
+use crate::area::{CROSSED_IN, CROSSED_OUT, Return, SYSRET_LOOKS, offset};
 use crate::plan::{Plan, Step};
 
 /// The attention bits that matter while interrupts are off.
@@ -62,12 +63,14 @@ impl Emitter<'_> {
         } else {
             dynasm!(self.asm ; .arch x64 ; rdtsc);
         }
+        self.turn(RDX, RDX, 32);
         dynasm!(self.asm ; .arch x64
-            ; rorx rdx, rdx, 32
             ; lea rax, [rax + rdx]
             ; gs mov r11, [offset::TSC_BASE]
             ; lea rax, [rax + r11]
-            ; rorx rdx, rax, 32
+        );
+        self.turn(RDX, RAX, 32);
+        dynasm!(self.asm ; .arch x64
             ; mov edx, edx
             ; mov eax, eax
         );
@@ -169,15 +172,18 @@ impl Emitter<'_> {
         let out = self.hand_over_here(step, next);
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(0)], rcx
-            ; gs pext r11, rcx, [offset::SYSRET_UPPER]
+        );
+        self.gather(R11, RCX, Run::UPPER);
+        dynasm!(self.asm ; .arch x64
             ; gs mov rcx, [offset::CROSSING_CLOSED]
             ; lea rcx, [rcx + r11 * 2]
             ; jrcxz >open
             ; jmp =>out
             ; open:
             ; gs mov r10, [offset::gpr(11)]
-            ; gs pext rcx, r10, [offset::SYSRET_LOOKS]
-            ; lea rcx, [rcx - SYSRET_GATHERED]
+        );
+        self.differs(RCX, R10, SYSRET_LOOKS.bits() as u32, Rflags::IF.bits() as u32);
+        dynasm!(self.asm ; .arch x64
             ; jrcxz >fits
             ; jmp =>out
             ; fits:
@@ -296,27 +302,36 @@ impl Emitter<'_> {
         }
         dynasm!(self.asm ; .arch x64
             ; gs mov r10, [RIP]
-            ; gs pext r10, r10, [offset::SYSRET_UPPER]
+        );
+        self.gather(R10, R10, Run::UPPER);
+        dynasm!(self.asm ; .arch x64
             ; gs mov rcx, [r11 + UPPER]
             ; lea rcx, [rcx + r10]
             ; jrcxz >canonical
             ; jmp =>out
             ; canonical:
             ; gs mov rcx, [FLAGS]
-            ; gs pext rcx, rcx, [offset::IRET_LOOKS]
+        );
+        self.pick(RCX, RCX, offset::IRET_LOOKS);
+        dynasm!(self.asm ; .arch x64
             ; gs mov r10, [r11 + CLOSED]
             ; lea r10, [r10 + rcx]
             ; gs mov rcx, [FLAGS]
-            ; gs pext rcx, rcx, [offset::INTERRUPT_BIT]
+        );
+        self.gather(RCX, RCX, Run::INTERRUPT);
+        dynasm!(self.asm ; .arch x64
             ; jrcxz >masked
             ; gs mov rcx, [offset::ATTENTION]
             ; mov ecx, [rcx]
             ; jmp >waiting
             ; masked:
             ; gs mov rcx, [offset::ATTENTION]
+            ; mov ecx, [rcx]
+        );
+        self.turn(RCX, RCX, 1);
+        dynasm!(self.asm ; .arch x64
             // All but the lowest bit.
-            ; rorx ecx, DWORD [rcx], 1
-            ; lea ecx, [rcx + rcx]
+            ; lea rcx, [rcx + rcx]
             ; waiting:
             ; lea rcx, [rcx + r10]
             ; jrcxz >fits

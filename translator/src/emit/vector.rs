@@ -4,14 +4,14 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::Mnemonic;
 use xenolith_cpu::vector::{Plain, Unit};
 
-use super::{EmitError, Emitter, R11, Restore, Site, Stub, has_memory, mask};
+use super::{EmitError, Emitter, R11, RCX, Restore, Site, Stub, has_memory, mask};
 use crate::area::offset;
 use crate::plan::{Plan, Step};
 
 /// MXCSR's bits that have to be as they are here: every exception masked, nothing reserved set.
 const MXCSR_FIXED: u32 = 0xffff_1f80;
-/// Those of them that are set, gathered to the lowest bits.
-const MXCSR_GATHERED: i32 = 0x3f;
+/// Those of them that are set.
+const MXCSR_MASKS: u32 = 0x1f80;
 
 impl Emitter<'_> {
     /// Makes sure that the vector registers are the guest's. In modes that don't keep them loaded they
@@ -80,21 +80,19 @@ impl Emitter<'_> {
     pub(super) fn load_mxcsr(&mut self, step: &Step) -> Result<(), EmitError> {
         self.load_vector();
         self.load_operand(step, R11, 4)?;
-        let slow = self.keep_if(MXCSR_FIXED as i32, MXCSR_GATHERED);
+        let slow = self.keep_if(MXCSR_FIXED, MXCSR_MASKS);
         dynasm!(self.asm ; .arch x64 ; gs ldmxcsr [offset::spill(3)]);
         self.leave_at(step, slow, true);
         Ok(())
     }
 
-    /// Keeps the control word in r11 in spill slot 3 if its bits under `mask`, gathered to the lowest, are
-    /// `gathered`; or else goes to the label that comes back, with RCX to be restored.
-    pub(super) fn keep_if(&mut self, mask: i32, gathered: i32) -> DynamicLabel {
+    /// Keeps the control word in r11 in spill slot 3 if its bits under `mask` are `wanted`; or else goes to the label
+    /// that comes back, with RCX to be restored.
+    pub(super) fn keep_if(&mut self, mask: u32, wanted: u32) -> DynamicLabel {
         let slow = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
+        self.differs(RCX, R11, mask, wanted);
         dynasm!(self.asm ; .arch x64
-            ; gs mov [offset::spill(0)], rcx
-            ; mov r10d, mask
-            ; pext rcx, r11, r10
-            ; lea rcx, [rcx - gathered]
             ; jrcxz >good
             ; jmp =>slow
             ; good:

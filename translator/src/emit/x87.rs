@@ -15,7 +15,7 @@ use crate::area::offset;
 use crate::plan::Step;
 
 /// The control word's exception masks.
-const MASKS: i32 = 0x3f;
+const MASKS: u32 = 0x3f;
 
 impl Emitter<'_> {
     /// Makes sure that the x87 registers are the guest's.
