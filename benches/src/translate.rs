@@ -155,6 +155,7 @@ fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
             page: Page { la: rip - rip % PAGE, id: 1 },
             second: None,
             code_base: 0,
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         };
         match translator.translate(frame, bytes, &limits)? {
             Some(block) => {
