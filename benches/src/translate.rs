@@ -43,7 +43,6 @@ fn mode(name: &str) -> Result<Mode> {
     Ok(Mode {
         bits: 64,
         privilege,
-        extra_segments: 0,
         vector,
         x87: true,
         shadow,

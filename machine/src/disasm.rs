@@ -88,7 +88,6 @@ pub fn code(
     let mode = Mode {
         bits,
         privilege: 1,
-        extra_segments: if real { 0 } else { 3 },
         vector: if real { 1 } else { 2 },
         x87: true,
         shadow: mmu == Mmu::Shadow && !real,

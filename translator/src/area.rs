@@ -202,6 +202,8 @@ pub struct Area {
     pub interrupt_bit: u64,
     /// IA32_LSTAR, and the bits of RFLAGS that SYSCALL leaves.
     pub lstar: u64,
+    /// The stack pointer that SYSENTER loads.
+    pub sysenter_esp: u64,
     pub syscall_keeps: u64,
     /// PEXT masks: RFLAGS's bits that SYSRET may not set here, with IF; what isn't zero in addresses that
     /// SYSRET may not go to here.
@@ -724,6 +726,7 @@ pub fn name_of(offset: i32) -> Option<String> {
         iret_looks,
         interrupt_bit,
         lstar,
+        sysenter_esp,
         syscall_keeps,
         sysret_looks,
         sysret_upper,
@@ -838,6 +841,7 @@ pub mod offset {
     pub const IRET_LOOKS: i32 = at(offset_of!(Area, iret_looks));
     pub const INTERRUPT_BIT: i32 = at(offset_of!(Area, interrupt_bit));
     pub const LSTAR: i32 = at(offset_of!(Area, lstar));
+    pub const SYSENTER_ESP: i32 = at(offset_of!(Area, sysenter_esp));
     pub const SYSCALL_KEEPS: i32 = at(offset_of!(Area, syscall_keeps));
     pub const SYSRET_LOOKS: i32 = at(offset_of!(Area, sysret_looks));
     pub const SYSRET_UPPER: i32 = at(offset_of!(Area, sysret_upper));

@@ -61,7 +61,7 @@ pub enum Class {
     ReadControl,
     /// SWAPGS at CPL 0.
     SwapGs,
-    /// SYSCALL from 64-bit code at CPL 3, and SYSRET back.
+    /// SYSCALL from 64-bit code at CPL 3, and SYSRET back; in 32-bit code SYSENTER and SYSEXIT.
     EnterKernel,
     LeaveKernel,
     /// IRET in 64-bit code at CPL 0.
@@ -156,10 +156,19 @@ fn of_system(insn: &Instruction, mode: Mode) -> Option<Class> {
             Some(Class::ReadControl)
         }
         Code::Swapgs if mode.ring0 => Some(Class::SwapGs),
-        Code::Syscall if mode.may_cross() && mode.privilege == Privilege::User as u8 => {
+        Code::Syscall | Code::Sysenter
+            if mode.may_cross()
+                && mode.privilege == Privilege::User as u8
+                && (mode.bits == 64) == (insn.code() == Code::Syscall) =>
+        {
             Some(Class::EnterKernel)
         }
-        Code::Sysretq if mode.may_cross() && mode.ring0 && !mode.has_ac() => {
+        Code::Sysretq | Code::Sysexitd
+            if mode.may_cross()
+                && mode.ring0
+                && !mode.has_ac()
+                && (mode.bits == 64) == (insn.code() == Code::Sysretq) =>
+        {
             Some(Class::LeaveKernel)
         }
         Code::Iretq if mode.may_cross() && mode.ring0 && !mode.has_ac() => Some(Class::ReturnFar),
@@ -184,13 +193,15 @@ fn of_segments(insn: &Instruction, mode: Mode) -> Option<Class> {
         N::Pusha | N::Pushad => Class::PushAll,
         N::Popa | N::Popad => Class::PopAll,
         N::Mov if is_segment(1) && insn.op0_kind() == OpKind::Register => Class::StoreSegment,
-        _ if !mode.segmented => return None,
-        // Of a slot of four bytes two are written.
-        N::Push if is_segment(0) && slot_bytes(insn) == 2 => Class::PushSegment,
+        _ if mode.bits == 64 => return None,
+        // Of a slot of four bytes two are written, but all must be in the segment.
+        N::Push if is_segment(0) && (slot_bytes(insn) == 2 || !mode.segmented) => {
+            Class::PushSegment
+        }
         N::Pop if is_segment(0) && slot_bytes(insn) == 2 && loads(insn.op0_register()) => {
             Class::PopSegment
         }
-        N::Mov if is_segment(1) => Class::StoreSegment,
+        N::Mov if is_segment(1) && mode.fits(insn.memory_segment()) => Class::StoreSegment,
         N::Mov if is_segment(0) && loads(insn.op0_register()) => Class::LoadSegment,
         N::Les | N::Lds | N::Lfs | N::Lgs
             if mode.loads == Loads::Base && insn.op0_register().size() == 2 =>
@@ -370,7 +381,9 @@ fn string_fits(insn: &Instruction, mode: Mode) -> bool {
 fn bit_string_fits(insn: &Instruction, mode: Mode) -> bool {
     let registers = [insn.memory_base(), insn.memory_index()];
     let whole = |r: &Register| !r.is_gpr() || r.size() * 8 == usize::from(mode.bits);
-    !mode.segmented && insn.op1_register().size() >= 4 && registers.iter().all(whole)
+    let extra = matches!(insn.memory_segment(), Register::FS | Register::GS);
+    let linear = !mode.segmented && (mode.bits == 64 || !extra);
+    linear && insn.op1_register().size() >= 4 && registers.iter().all(whole)
 }
 
 /// SETcc and CMOVcc of general registers.

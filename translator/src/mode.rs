@@ -3,7 +3,7 @@
 //! Problem: the same bytes mean different things in different modes, and checks that the mode decides
 //! once need not be done at every access. Scheme: the mode is part of a block's key. Two kinds of modes
 //! differ in what is between an offset and a linear address: nothing in 64-bit code and flat 32-bit
-//! code; a base, a limit and rights in the others, which are *segmented*: their blocks look at the
+//! code, but for FS and GS in the latter; a base, a limit and rights in the others, which are *segmented*: their blocks look at the
 //! area's copy of the segment registers at every access ([`crate::area::Bounds`]), so that
 //! the registers may change without the mode. Invariant: a mode that isn't segmented exists only for
 //! states in which plain data accesses need no segment check.
@@ -20,8 +20,6 @@ pub struct Mode {
     pub bits: u8,
     /// As a number: see [`Privilege`].
     pub privilege: u8,
-    /// Outside 64-bit mode: FS (bit 0) and GS (bit 1) are writable and have no limit.
-    pub extra_segments: u8,
     /// Vector instructions that may run: 0 none, 1 SSE, 2 AVX too; with every exception masked.
     pub vector: u8,
     /// x87 and MMX instructions may run, with every exception masked.
@@ -79,20 +77,14 @@ impl Mode {
     /// Whether accesses through `segment` can be translated.
     #[must_use]
     pub fn fits(&self, segment: Register) -> bool {
-        match segment {
-            _ if self.segmented => true,
-            Register::FS => self.extra_segments & 1 != 0,
-            Register::GS => self.extra_segments & 2 != 0,
-            // CS is readable, but not writable.
-            Register::CS => false,
-            _ => true,
-        }
+        // CS is readable, but not writable.
+        self.segmented || segment != Register::CS
     }
 
-    /// A mode that SYSCALL, SYSRET, STAC and CLAC may lead from and to without Rust.
+    /// A mode that system calls, returns from them, STAC and CLAC may lead from and to without Rust.
     #[must_use]
     pub fn may_cross(&self) -> bool {
-        self.bits == 64 && !self.armed
+        !self.segmented && !self.armed
     }
 
     /// The supervisor's mode with AC set.
@@ -114,18 +106,17 @@ impl Mode {
         // 16, 32 and 64 become 1, 2 and 4.
         u32::from(self.bits) >> 4
             | u32::from(self.privilege) << 3
-            | u32::from(self.extra_segments) << 5
-            | u32::from(self.vector) << 7
-            | u32::from(self.shadow) << 9
-            | u32::from(self.ring0) << 10
-            | u32::from(self.segmented) << 11
-            | u32::from(self.stack16) << 12
-            | u32::from(self.expands_down) << 13
-            | (self.loads as u32) << 14
-            | u32::from(self.armed) << 15
-            | u32::from(self.x87) << 16
-            | u32::from(self.guesses) << 17
-            | u32::from(self.time) << 18
+            | u32::from(self.vector) << 5
+            | u32::from(self.shadow) << 7
+            | u32::from(self.ring0) << 8
+            | u32::from(self.segmented) << 9
+            | u32::from(self.stack16) << 10
+            | u32::from(self.expands_down) << 11
+            | (self.loads as u32) << 12
+            | u32::from(self.armed) << 13
+            | u32::from(self.x87) << 14
+            | u32::from(self.guesses) << 15
+            | u32::from(self.time) << 16
     }
 
     /// The mode of a number; bits above 20 don't count.
@@ -135,18 +126,17 @@ impl Mode {
         Self {
             bits: (number & 7) as u8 * 16,
             privilege: (number >> 3 & 3) as u8,
-            extra_segments: (number >> 5 & 3) as u8,
-            vector: (number >> 7 & 3) as u8,
-            x87: bit(16),
-            shadow: bit(9),
-            guesses: bit(17),
-            ring0: bit(10),
-            time: bit(18),
-            segmented: bit(11),
-            stack16: bit(12),
-            expands_down: bit(13),
-            loads: if bit(14) { Loads::Base } else { Loads::Descriptor },
-            armed: bit(15),
+            vector: (number >> 5 & 3) as u8,
+            x87: bit(14),
+            shadow: bit(7),
+            guesses: bit(15),
+            ring0: bit(8),
+            time: bit(16),
+            segmented: bit(9),
+            stack16: bit(10),
+            expands_down: bit(11),
+            loads: if bit(12) { Loads::Base } else { Loads::Descriptor },
+            armed: bit(13),
         }
     }
 
@@ -174,7 +164,8 @@ impl Mode {
                 && !state.flag(Rflags::VM)
                 && is_flat(&seg[sreg::CS], true)
                 && seg[sreg::SS].is_big()
-                && [sreg::SS, sreg::DS, sreg::ES].iter().all(|&s| is_flat(&seg[s], false));
+                && [sreg::SS, sreg::DS, sreg::ES].iter().all(|&s| is_flat(&seg[s], false))
+                && ![sreg::FS, sreg::GS].iter().any(|&s| seg[s].is_expand_down());
         let privilege = if state.cpl == 3 {
             Privilege::User
         } else if state.flag(Rflags::AC) {
@@ -182,10 +173,6 @@ impl Mode {
         } else {
             Privilege::Supervisor
         };
-        let extra = |register: usize| {
-            u8::from(bits == 64 || is_flat(&Segment { base: 0, ..seg[register] }, false))
-        };
-        let extra_segments = if flat { extra(sreg::FS) | extra(sreg::GS) << 1 } else { 0 };
         let there = !state.cr0(Cr0::EM) && !state.cr0(Cr0::TS);
         // No exception is pending where all are masked.
         let x87 = there && state.vector.u16_at(VectorState::FCW) & FCW_MASKS == FCW_MASKS;
@@ -196,7 +183,6 @@ impl Mode {
         Some(Self {
             bits,
             privilege: privilege as u8,
-            extra_segments,
             vector,
             x87,
             shadow: false,
@@ -238,7 +224,7 @@ mod tests {
 
     #[test]
     fn a_number_has_all_of_its_mode() {
-        for number in 0..1 << 19 {
+        for number in 0..1 << 17 {
             let bits = number & 7;
             if matches!(bits, 1 | 2 | 4) {
                 assert_eq!(Mode::numbered(number).number(), number);

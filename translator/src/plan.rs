@@ -372,6 +372,8 @@ fn explicit(mode: Mode, step: &Step, values: &Values) -> Option<(Value, Register
     let bytes = insn.memory_size().size().max(1) as i64;
     let segment = match insn.memory_segment() {
         segment if mode.segmented => segment,
+        // Outside 64-bit code each such access is checked.
+        Register::FS | Register::GS if mode.bits < 64 => return None,
         segment @ (Register::FS | Register::GS) => segment,
         _ => Register::None,
     };

@@ -16,7 +16,6 @@ fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedEr
     let mode = Mode {
         bits: 64,
         privilege: 0,
-        extra_segments: 0,
         vector: 2,
         x87: true,
         shadow,

@@ -57,6 +57,34 @@ impl<M: Memory> Interp<M> {
         self.refresh();
     }
 
+    /// The selectors that SYSENTER loads to CS and SS.
+    #[must_use]
+    pub fn sysenter_selectors(&self) -> [u16; 2] {
+        let selector = self.state.msr.sysenter_cs as u16 & 0xfffc;
+        [selector, selector.wrapping_add(8)]
+    }
+
+    /// The selectors that SYSEXIT to 32-bit code loads.
+    #[must_use]
+    pub fn sysexit_selectors(&self) -> [u16; 2] {
+        let selector = self.state.msr.sysenter_cs as u16;
+        [16, 24].map(|further| selector.wrapping_add(further) | 3)
+    }
+
+    /// What SYSENTER does to CS, SS and CPL outside long mode.
+    pub fn enter_by_sysenter(&mut self) {
+        let [cs, ss] = self.sysenter_selectors();
+        self.enter_flat(cs, ss, 0, Segment::DB);
+        self.refresh();
+    }
+
+    /// What SYSEXIT to 32-bit code does to CS, SS and CPL.
+    pub fn leave_by_sysexit(&mut self) {
+        let [cs, ss] = self.sysexit_selectors();
+        self.enter_flat(cs, ss, 3, Segment::DB);
+        self.refresh();
+    }
+
     fn leave_flat(&mut self, size: u32) {
         let base = (self.state.msr.star >> 48) as u16;
         let cs = if size == Segment::LONG { base.wrapping_add(16) } else { base };
@@ -139,7 +167,8 @@ pub(super) fn sysenter<M: Memory>(vm: &mut Interp<M>, _: &Insn<M>) -> Outcome {
     let cleared = Rflags::VM | Rflags::IF | Rflags::RF;
     vm.state.rflags &= !cleared.bits();
     let size = if long { Segment::LONG } else { Segment::DB };
-    vm.enter_flat(selector & 0xfffc, (selector & 0xfffc).wrapping_add(8), 0, size);
+    let [cs, ss] = vm.sysenter_selectors();
+    vm.enter_flat(cs, ss, 0, size);
     let mask = if long { u64::MAX } else { 0xffff_ffff };
     vm.state.gpr[RSP] = vm.state.msr.sysenter_esp & mask;
     vm.state.rip = vm.state.msr.sysenter_eip & mask;
@@ -166,8 +195,8 @@ pub(super) fn sysexit<M: Memory>(vm: &mut Interp<M>, i: &Insn<M>) -> Outcome {
         vm.state.gpr[RSP] = stack;
         vm.state.rip = target;
     } else {
-        let cs = selector.wrapping_add(16);
-        vm.enter_flat(cs | 3, selector.wrapping_add(24) | 3, 3, Segment::DB);
+        let [cs, ss] = vm.sysexit_selectors();
+        vm.enter_flat(cs, ss, 3, Segment::DB);
         vm.state.gpr[RSP] = stack & 0xffff_ffff;
         vm.state.rip = target & 0xffff_ffff;
     }

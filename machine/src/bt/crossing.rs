@@ -1,12 +1,12 @@
-//! SYSCALL, SYSRET, IRET, STAC and CLAC that translated code does by itself.
+//! SYSCALL, SYSRET, SYSENTER, SYSEXIT, IRET, STAC and CLAC that translated code does by itself.
 //!
-//! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when 64-bit code is
+//! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when code is
 //! entered, the modes of the other privileges are worked out too; translated code then changes RFLAGS and goes
 //! to the other privilege's jump cache, and notes what it has done; CS, SS and CPL follow when it is left. An
 //! IRET at CPL 0 is done as one that the interpreter has done before, if it pops the same selectors and their descriptors
 //! still read the same.
 //! Invariants: while crossing is open, the jump caches are those of [`Bt::sides`]; nothing that these modes
-//! depend on changes but in Rust. Source: SDM vol. 2, SYSCALL, SYSRET, IRET, STAC, CLAC.
+//! depend on changes but in Rust; it is open in long mode for 64-bit code only. Source: SDM vol. 2, SYSCALL, SYSRET, SYSENTER, SYSEXIT, IRET, STAC, CLAC.
 
 use xenolith_cpu::env::Privilege;
 use xenolith_cpu::interp::is_canonical;
@@ -26,16 +26,25 @@ impl Bt {
         self.area.crossing_closed = 1;
         let state = &self.interp.state;
         let msr = &state.msr;
-        let may = !self.stepping
-            && mode.may_cross()
-            && state.efer & Efer::SCE.bits() != 0
-            && msr.fmask & CLEARED.bits() == CLEARED.bits()
-            && is_canonical(msr.lstar);
+        let long = state.long_mode();
+        let may_call = if long {
+            state.efer & Efer::SCE.bits() != 0
+                && msr.fmask & CLEARED.bits() == CLEARED.bits()
+                && is_canonical(msr.lstar)
+        } else {
+            msr.sysenter_cs as u16 & 0xfffc != 0
+        };
+        let may = !self.stepping && mode.may_cross() && may_call && long == (mode.bits == 64);
         if !may {
             return;
         }
-        self.area.lstar = msr.lstar;
-        self.area.syscall_keeps = !(msr.fmask | Rflags::RF.bits()) | Rflags::FIXED.bits();
+        if long {
+            self.area.lstar = msr.lstar;
+            self.area.syscall_keeps = !(msr.fmask | Rflags::RF.bits()) | Rflags::FIXED.bits();
+        } else {
+            self.area.lstar = msr.sysenter_eip & 0xffff_ffff;
+            self.area.sysenter_esp = msr.sysenter_esp & 0xffff_ffff;
+        }
         let user_time = !state.cr4(Cr4::TSD);
         for privilege in [Privilege::User, Privilege::Supervisor, Privilege::SupervisorAc] {
             let side = if mode.privilege == privilege as u8 {
@@ -48,8 +57,14 @@ impl Bt {
             self.own_jumps(side);
             self.sides[privilege as usize] = Some(side);
         }
-        self.area.syscall_selectors = self.interp.syscall_selectors().map(u64::from);
-        self.area.sysret_selectors = self.interp.sysret_selectors().map(u64::from);
+        let interp = &self.interp;
+        let (call, back) = if long {
+            (interp.syscall_selectors(), interp.sysret_selectors())
+        } else {
+            (interp.sysenter_selectors(), interp.sysexit_selectors())
+        };
+        self.area.syscall_selectors = call.map(u64::from);
+        self.area.sysret_selectors = back.map(u64::from);
         self.open_returns();
         self.area.crossing_closed = 0;
     }
@@ -96,15 +111,24 @@ impl Bt {
     /// left with.
     pub(super) fn settle_crossing(&mut self, mode: Mode) -> Mode {
         let crossed = std::mem::take(&mut self.area.crossed);
+        let long = self.interp.state.long_mode();
         if crossed & CROSSED_IN != 0 {
-            self.interp.enter_by_syscall();
+            if long {
+                self.interp.enter_by_syscall();
+            } else {
+                self.interp.enter_by_sysenter();
+            }
         }
         let [inner, outer] = self.returns;
         if let Some(known) = inner.filter(|_| crossed & CROSSED_BACK != 0) {
             self.interp.return_as(&known);
         }
         if crossed & CROSSED_OUT != 0 {
-            self.interp.leave_by_sysret();
+            if long {
+                self.interp.leave_by_sysret();
+            } else {
+                self.interp.leave_by_sysexit();
+            }
         }
         if let Some(known) = outer.filter(|_| crossed & CROSSED_BACK << 1 != 0) {
             self.interp.return_as(&known);

@@ -764,7 +764,7 @@ impl Bt {
         for (register, segment) in self.interp.state.seg.iter().enumerate() {
             self.area.selectors[register] = u64::from(segment.selector);
         }
-        if mode.segmented {
+        if mode.bits < 64 {
             self.load_segments(mode);
         }
         self.ready_crossing(mode);

@@ -133,18 +133,13 @@ impl Emitter<'_> {
                 dynasm!(self.asm ; .arch x64 ; movzx Rd(address), Rw(address));
             }
         }
-        if self.segmented() {
-            return Ok(());
-        }
         let segment = insn.memory_segment();
-        if matches!(segment, Register::FS | Register::GS) {
+        if self.wide() && matches!(segment, Register::FS | Register::GS) {
             let base = offset::seg_base(segment.number());
-            dynasm!(self.asm ; .arch x64 ; gs mov Rq(other), [base]);
-            if self.wide() {
-                dynasm!(self.asm ; .arch x64 ; lea Rq(address), [Rq(address) + Rq(other)]);
-            } else {
-                dynasm!(self.asm ; .arch x64 ; lea Rd(address), [Rq(address) + Rq(other)]);
-            }
+            dynasm!(self.asm ; .arch x64
+                ; gs mov Rq(other), [base]
+                ; lea Rq(address), [Rq(address) + Rq(other)]
+            );
         }
         Ok(())
     }

@@ -42,9 +42,15 @@ impl Emitter<'_> {
         self.frame.mode.segmented
     }
 
+    /// Whether the address of `insn`'s memory operand is an offset into a segment that may be any.
+    pub(super) fn has_offset(&self, insn: &Instruction) -> bool {
+        let extra = matches!(insn.memory_segment(), Register::FS | Register::GS);
+        self.segmented() || extra && !self.wide()
+    }
+
     /// What [`Self::effective_address`] computes.
     pub(super) fn spot(&self, insn: &Instruction) -> Spot {
-        if self.segmented() {
+        if self.has_offset(insn) {
             let segment = insn.memory_segment().number() as u8;
             Spot::Offset { segment, narrow: is_narrow(insn) }
         } else {

@@ -35,6 +35,15 @@ impl Emitter<'_> {
     /// PUSH of a segment register.
     pub(super) fn push_segment(&mut self, step: &Step, plan: &Plan) {
         let selector = offset::selector(step.insn.op0_register().number());
+        if slot_bytes(&step.insn) == 4 {
+            let (base, at) = self.stack_access(-4, 4, true, step, plan);
+            dynasm!(self.asm ; .arch x64
+                ; lea r10, [Rq(base) + r11 + at]
+                ; gs mov r11, [selector]
+                ; mov [r10], r11w
+            );
+            return self.move_stack(-4);
+        }
         dynasm!(self.asm ; .arch x64
             ; gs mov r11, [selector]
             ; gs mov [offset::spill(3)], r11

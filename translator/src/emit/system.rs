@@ -211,6 +211,58 @@ impl Emitter<'_> {
         self.cross(Privilege::User);
     }
 
+    /// SYSENTER from 32-bit code outside long mode. RFLAGS but for IF stay, so none may be set that blocks can't run with
+    /// at CPL 0.
+    pub(super) fn enter_kernel32(&mut self, step: &Step, next: u64) {
+        let out = self.hand_over_here(step, next);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov rcx, [offset::SYSTEM_FLAGS]
+        );
+        self.pick(RCX, RCX, offset::IRET_LOOKS);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov r10, [offset::CROSSING_CLOSED]
+            ; lea rcx, [rcx + r10]
+            ; jrcxz >open
+            ; jmp =>out
+            ; open:
+            ; gs mov rcx, [offset::spill(0)]
+            ; gs mov QWORD [offset::INTERRUPT_FLAG], 0
+            ; gs mov DWORD [offset::ATTENTION_MASK], UNMASKABLE
+            ; gs mov QWORD [offset::CROSSED], CROSSED_IN as i32
+            ; gs mov QWORD [offset::SIDE], Privilege::Supervisor as i32
+        );
+        self.set_selectors(offset::syscall_selector);
+        self.count_instructions(self.uncounted + 1);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov rsp, [offset::SYSENTER_ESP]
+            ; gs mov r10, [offset::LSTAR]
+        );
+        self.cross(Privilege::Supervisor);
+    }
+
+    /// SYSEXIT to 32-bit code outside long mode.
+    pub(super) fn leave_kernel32(&mut self, step: &Step, next: u64) {
+        let out = self.hand_over_here(step, next);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov rcx, [offset::CROSSING_CLOSED]
+            ; jrcxz >open
+            ; jmp =>out
+            ; open:
+            ; gs mov rcx, [offset::spill(0)]
+            ; gs or QWORD [offset::CROSSED], CROSSED_OUT as i32
+            ; gs mov QWORD [offset::SIDE], Privilege::User as i32
+        );
+        self.set_selectors(offset::sysret_selector);
+        self.count_instructions(self.uncounted + 1);
+        if self.frame.mode.vector > 0 {
+            self.load_vector();
+        }
+        dynasm!(self.asm ; .arch x64 ; mov esp, ecx ; mov r10d, edx);
+        self.cross(Privilege::User);
+    }
+
     /// Gives CS and SS these selectors; r11 is free.
     fn set_selectors(&mut self, from: impl Fn(usize) -> i32) {
         for (n, register) in [sreg::CS, sreg::SS].into_iter().enumerate() {
