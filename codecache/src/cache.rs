@@ -5,7 +5,9 @@
 //! bound. Scheme: one map by key, lists for each guest page; a block remembers the jumps that were
 //! pointed at it, and invalidation points them back at their exit stubs. A direct jump whose target isn't
 //! there waits for it by key. A page that was written to keeps the blocks whose bytes are still the
-//! same. The arena is a ring of segments: when the last one is full, the oldest is emptied and filled
+//! same, until it has been written to so often that it looks like data with code left over from an earlier use: then
+//! all go, so that writes need not be looked at any more, and what is in use after all comes back.
+//! The arena is a ring of segments: when the last one is full, the oldest is emptied and filled
 //! anew, so what is in use comes back at the price of translating it again, and what isn't is gone.
 //!
 //! Invariants: the map holds live blocks only; every patched jump into a live block is in its
@@ -30,6 +32,8 @@ const SEGMENT_SITES: usize = CHUNK_SITES * CHUNKS_PER_SEGMENT;
 const CHUNKS: usize = SEGMENTS * CHUNKS_PER_SEGMENT;
 /// Blocks over whose pages a block extends at most.
 const PAGES_MAX: usize = 2;
+/// Writes to a page beside its blocks before these are dropped. That many take longer than to translate a page again.
+const SPARED_MAX: u32 = 1024;
 
 /// What a block was made for. The owner packs what it likes into it, without loss.
 pub type Key = u64;
@@ -285,6 +289,8 @@ pub struct Counters {
     /// Blocks dropped because their bytes changed, and writes to pages with blocks that changed none.
     pub invalidated: u64,
     pub spared: u64,
+    /// Blocks dropped because of many such writes.
+    pub outwritten: u64,
     pub evicted: u64,
 }
 
@@ -301,6 +307,8 @@ pub struct Cache<S> {
     free_jump: u32,
     /// Lists of jumps whose target isn't there, by its key.
     waiting: NumberMap<Key, u32>,
+    /// Writes that changed no block of a page, by page.
+    spared: NumberMap<u64, u32>,
     segments: [Segment; SEGMENTS],
     current: usize,
     next_site: u32,
@@ -334,6 +342,7 @@ impl<S: Copy> Cache<S> {
             jumps: Vec::new(),
             free_jump: NO_JUMP,
             waiting: NumberMap::default(),
+            spared: NumberMap::default(),
             segments: Default::default(),
             current: 0,
             next_site: 0,
@@ -545,8 +554,8 @@ impl<S: Copy> Cache<S> {
         self.segments.iter().any(|segment| segment.by_page.contains_key(&gpn))
     }
 
-    /// A page was written to: drops the blocks whose bytes have changed. `read` gives the page's present
-    /// bytes. `dropped` is told the key and tag of each.
+    /// A page was written to: drops the blocks whose bytes have changed, or all when many writes have changed none.
+    /// `read` gives the page's present bytes. `dropped` is told the key and tag of each.
     pub fn page_written(
         &mut self,
         gpn: u64,
@@ -584,7 +593,25 @@ impl<S: Copy> Cache<S> {
                 self.segments[segment].by_page.insert(gpn, numbers);
             }
         }
-        self.counters.spared += u64::from(spared);
+        if !spared {
+            self.spared.remove(&gpn);
+            return;
+        }
+        self.counters.spared += 1;
+        let times = self.spared.entry(gpn).or_default();
+        *times += 1;
+        if *times < SPARED_MAX {
+            return;
+        }
+        self.spared.remove(&gpn);
+        for segment in 0..SEGMENTS {
+            for number in self.segments[segment].by_page.remove(&gpn).unwrap_or_default() {
+                let block = &self.blocks[number as usize];
+                dropped(block.key, block.tag);
+                self.counters.outwritten += 1;
+                self.unlink(number);
+            }
+        }
     }
 
     /// Overwrites code from host address `at` on, which nobody is running.

@@ -146,6 +146,12 @@ impl Report {
         (totals.stats.retired, totals.stats.interpreted)
     }
 
+    /// Faults of translated code that shadow windows couldn't help.
+    #[must_use]
+    pub fn window_misses(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).stats.window_misses
+    }
+
     /// Adds an engine's counters; those of the cache are all engines' together.
     pub(super) fn add(&self, stats: &Stats, counters: &Counters, live: usize) {
         let mut totals = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -193,6 +199,7 @@ impl fmt::Display for Report {
         let rows = [
             ("blocks dropped for changed code", counters.invalidated),
             ("writes beside code", counters.spared),
+            ("blocks dropped for many of them", counters.outwritten),
             ("blocks evicted", counters.evicted),
             ("segments of the cache opened anew", stats.evictions),
             ("entries of translated code", stats.entries),
