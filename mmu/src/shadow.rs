@@ -289,6 +289,13 @@ impl Shadow {
         true
     }
 
+    /// Drops all spaces.
+    pub fn drop_all(&mut self) {
+        while !self.spaces.is_empty() {
+            self.drop_space(0);
+        }
+    }
+
     /// Drops the active space.
     pub fn drop_active(&mut self) {
         if let Some(n) = self.active.take() {
@@ -389,11 +396,25 @@ impl Shadow {
 
     /// Drops pages of an era's space: `count` from `first` on, a power of two and a multiple of it.
     pub fn unmap(&mut self, era: u64, first: u64, count: u64) {
-        let Some(space) = self.spaces.iter_mut().find(|space| space.era == era) else { return };
+        let Self { spaces, writers, .. } = self;
+        if let Some(space) = spaces.iter_mut().find(|space| space.era == era) {
+            Self::unmap_in(space, writers, first, count);
+        }
+    }
+
+    /// The same in the spaces of all eras but `kept`.
+    pub fn unmap_but(&mut self, kept: Option<u64>, first: u64, count: u64) {
+        let Self { spaces, writers, .. } = self;
+        for space in spaces.iter_mut().filter(|space| Some(space.era) != kept) {
+            Self::unmap_in(space, writers, first, count);
+        }
+    }
+
+    fn unmap_in(space: &mut Space, writers: &mut Writers, first: u64, count: u64) {
         if (first..first + count).all(|page| !space.pages.contains_key(&page)) {
             return;
         }
-        let writers = &mut self.writers;
+        let era = space.era;
         space.change(first, count, |pages| {
             for page in first..first + count {
                 if let Some(old) = pages.remove(&page) {
@@ -429,14 +450,6 @@ impl Shadow {
             // SAFETY: a page of a window of ours, mapped.
             let protected = unsafe { mprotect(at.cast(), PAGE_SIZE as usize, MprotectFlags::READ) };
             assert!(protected.is_ok(), "the host does not protect a page of a window");
-        }
-    }
-
-    /// The same for all pages: another vCPU watches one.
-    pub fn forbid_all_writes(&mut self) {
-        let watched: Vec<u64> = self.writers.0.keys().copied().collect();
-        for gpn in watched {
-            self.forbid_writes(gpn);
         }
     }
 }
@@ -496,6 +509,29 @@ mod tests {
         }
         shadow.drop_active();
         assert!(shadow.writers.0.is_empty());
+    }
+
+    #[test]
+    fn a_global_page_goes_from_all_spaces() {
+        let _alone = ALONE.lock();
+        let ram = GuestRam::new(64 << 20).expect("some memory");
+        let mut shadow = Shadow::new(ram).expect("room");
+        for era in 1..=3 {
+            shadow.create(era);
+            shadow.open_region(0x1000).expect("room");
+            shadow.map(Run { page: 5, gpn: 7, count: 2, writable: true }).expect("room");
+        }
+        shadow.unmap_but(Some(3), 5, 1);
+        let mut has = |era, page| {
+            shadow.switch(era);
+            shadow.has(page, true)
+        };
+        assert_eq!([1, 2, 3].map(|era| has(era, 5)), [false, false, true]);
+        assert_eq!([1, 2, 3].map(|era| has(era, 6)), [true; 3]);
+        shadow.unmap_but(None, 5, 1);
+        assert!(!shadow.has(5, false));
+        shadow.drop_all();
+        assert!(shadow.writers.0.is_empty() && shadow.active_era().is_none());
     }
 
     #[test]

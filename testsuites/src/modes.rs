@@ -15,9 +15,12 @@ use crate::asm::assemble::{Scratch, nasm};
 use crate::asm::engine::Console;
 
 /// Modes by the names that the guest has for them; `bios` is real mode with interrupts and far calls.
-/// `watched` is flat 32-bit mode with hardware breakpoints that are met now and then.
-pub const MODES: [&str; 10] =
-    ["real", "bios", "v86", "pm16", "pm32", "flat32", "watched", "compat16", "compat32", "long64"];
+/// `watched` is flat 32-bit mode with hardware breakpoints that are met now and then, `leftover` the same mode with
+/// code that is no longer used in the page of the data, `upper64` 64-bit user code in the upper half of the addresses.
+pub const MODES: [&str; 12] = [
+    "real", "bios", "v86", "pm16", "pm32", "flat32", "watched", "leftover", "compat16", "compat32",
+    "long64", "upper64",
+];
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -43,6 +46,8 @@ pub struct Run {
     pub took: Duration,
     /// Guest instructions, and how many of them were interpreted; zeros where nobody counted.
     pub instructions: (u64, u64),
+    /// Accesses that shadow windows couldn't help; zero where nobody counted.
+    pub window_misses: u64,
 }
 
 /// Runs a guest on one of our engines. `counts`: instructions are counted, which takes time.
@@ -75,5 +80,6 @@ pub fn run(image: &[u8], engine: Engine, making: impl Into<Making>, counts: bool
     }
     let output = console.0.lock().unwrap_or_else(PoisonError::into_inner);
     let output = String::from_utf8(output.clone()).context("the guest prints text")?;
-    Ok(Run { output, took, instructions: report.instructions() })
+    let (instructions, window_misses) = (report.instructions(), report.window_misses());
+    Ok(Run { output, took, instructions, window_misses })
 }

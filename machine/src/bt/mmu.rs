@@ -22,12 +22,13 @@ pub enum Flushed {
     All,
 }
 
-/// Translations of one era, or of global pages, that were dropped: `count` pages from `page` on.
+/// Translations of one era that were dropped: `count` pages from `page` on. `global`: those of global pages were, too.
 #[derive(Clone, Copy, Debug)]
 pub struct FlushedPages {
     pub era: u64,
     pub page: u64,
     pub count: u64,
+    pub global: bool,
 }
 
 /// Pages that are dropped one by one: those of the smaller large pages.
@@ -69,7 +70,7 @@ impl NotingMmu {
     }
 
     /// All of what may be one large page goes with any part of it.
-    fn note_page(&mut self, era: u64, gva: Gva) {
+    fn note_page(&mut self, era: u64, gva: Gva, global: bool) {
         let shift = self.soft.page_shift(gva);
         let page = gva.0 >> shift << (shift - 12);
         let count = 1 << (shift - 12);
@@ -77,7 +78,7 @@ impl NotingMmu {
             self.flushed = Flushed::All;
             self.flushed_huge = true;
         } else {
-            self.flushed_pages.push(FlushedPages { era, page, count });
+            self.flushed_pages.push(FlushedPages { era, page, count, global });
         }
     }
 }
@@ -107,7 +108,7 @@ impl Memory for NotingMmu {
         let version = self.soft.watch_code(gpa);
         if newly {
             self.newly_watched.push(gpa.gpn());
-            self.shared.forbid_writes(&self.me);
+            self.shared.forbid_writes(&self.me, gpa.gpn());
         }
         version
     }
@@ -130,11 +131,11 @@ impl Memory for NotingMmu {
         self.soft.set_context(cpu, keep);
     }
     fn flush_page(&mut self, gva: Gva) {
-        self.note_page(self.soft.era(), gva);
+        self.note_page(self.soft.era(), gva, true);
         self.soft.flush_page(gva);
     }
     fn flush_page_in(&mut self, pcid: u16, gva: Gva) {
-        self.note_page(self.soft.era_of_pcid(pcid), gva);
+        self.note_page(self.soft.era_of_pcid(pcid), gva, false);
         self.soft.flush_page_in(pcid, gva);
     }
 }

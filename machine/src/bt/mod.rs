@@ -340,16 +340,23 @@ impl Bt {
             }
         }
         self.stats.page_flushes += mem.flushed_pages.len() as u64;
-        for gpn in mem.newly_watched.drain(..) {
-            if let Some(host) = mem.soft.guest_ram().host_ptr(xenolith_cpu::Gpa(gpn << 12), 1) {
+        let watched = std::mem::take(&mut mem.newly_watched);
+        self.forbid_writes(&watched);
+        self.settle_windows();
+        true
+    }
+
+    /// Lets nothing be written inline to guest pages any more: they are watched.
+    fn forbid_writes(&mut self, pages: &[u64]) {
+        for &gpn in pages {
+            let ram = self.interp.mem.soft.guest_ram();
+            if let Some(host) = ram.host_ptr(xenolith_cpu::Gpa(gpn << 12), 1) {
                 self.area.forbid_writes(host.addr() as u64);
             }
             for windows in &mut self.windows {
                 windows.shadow.forbid_writes(gpn);
             }
         }
-        self.settle_windows();
-        true
     }
 
     /// The identifier of the page last seen at `la`, if this vCPU remembers it.
@@ -465,10 +472,11 @@ impl Bt {
         let mut recent_misses = [None; 2];
         loop {
             if !self.me.go_in() {
-                if self.me.obey() {
-                    self.area.flush_writes();
-                    for windows in &mut self.windows {
-                        windows.shadow.forbid_all_writes();
+                match self.me.obey() {
+                    Some(watched) => self.forbid_writes(&watched),
+                    None => {
+                        self.area.flush_writes();
+                        self.drop_windows();
                     }
                 }
                 // What was found may be gone, and addends that a block keeps are no longer good.

@@ -32,11 +32,14 @@ use super::stats::Report;
 
 /// Orders to a vCPU.
 mod order {
-    /// Write nothing inline that was allowed so far.
+    /// Write nothing inline to the pages in [`super::Peer::forbidden`].
     pub const FORBID_WRITES: u32 = 1 << 0;
     /// Wait outside until the cache has been seen to.
     pub const PAUSE: u32 = 1 << 1;
 }
+
+/// Pages that are forbidden one by one; a vCPU that sleeps may be told of any number.
+const FORBIDDEN_MAX: usize = 1024;
 
 /// A vCPU as the others see it.
 #[derive(Debug)]
@@ -44,6 +47,8 @@ pub struct Peer {
     attention: Arc<AtomicU32>,
     inside: AtomicBool,
     orders: AtomicU32,
+    /// Guest pages that others have begun to watch; nothing for all pages.
+    forbidden: Mutex<Option<Vec<u64>>>,
     /// Address of its area, which lives as long as the peer is registered.
     area: AtomicU64,
 }
@@ -246,6 +251,7 @@ impl Shared {
             attention,
             inside: AtomicBool::new(false),
             orders: AtomicU32::new(0),
+            forbidden: Mutex::new(Some(Vec::new())),
             area: AtomicU64::new(area.addr() as u64),
         });
         lock(&self.peers).push(Arc::clone(&peer));
@@ -314,14 +320,16 @@ impl Shared {
         }
     }
 
-    /// Orders all vCPUs but `me`, and waits until none of them runs translated code under the old rules.
-    fn order(&self, me: &Peer, order: u32) {
+    /// Orders all vCPUs but `me`, and waits until none of them runs translated code under the old rules. `tell` adds to
+    /// the order what goes with it.
+    fn order(&self, me: &Peer, order: u32, tell: impl Fn(&Peer)) {
         let others: Vec<Arc<Peer>> = lock(&self.peers)
             .iter()
             .filter(|peer| !std::ptr::eq(&raw const ***peer, me))
             .cloned()
             .collect();
         for peer in &others {
+            tell(peer);
             peer.orders.fetch_or(order, Ordering::SeqCst);
             peer.attention.fetch_or(attention::ENGINE, Ordering::SeqCst);
         }
@@ -334,15 +342,21 @@ impl Shared {
         }
     }
 
-    /// No other vCPU writes inline to a page that was allowed before, once this returns.
-    pub fn forbid_writes(&self, me: &Peer) {
-        self.order(me, order::FORBID_WRITES);
+    /// No other vCPU writes inline to a page that is watched now, once this returns.
+    pub fn forbid_writes(&self, me: &Peer, gpn: u64) {
+        self.order(me, order::FORBID_WRITES, |peer| {
+            let mut forbidden = lock(&peer.forbidden);
+            *forbidden = forbidden.take().filter(|pages| pages.len() < FORBIDDEN_MAX);
+            if let Some(pages) = &mut *forbidden {
+                pages.push(gpn);
+            }
+        });
     }
 
     /// Makes room for a block: empties the oldest part of the cache while nobody runs in it.
     pub fn evict(&self, me: &Peer) {
         let _pausing = lock(&self.pausing);
-        self.order(me, order::PAUSE);
+        self.order(me, order::PAUSE, |_| {});
         let mut gone = Vec::new();
         {
             let mut cache = self.cache();
@@ -404,12 +418,14 @@ impl Peer {
         self.inside.store(false, Ordering::Release);
     }
 
-    /// Obeys the orders; true if inline writes must be forbidden.
-    pub fn obey(&self) -> bool {
+    /// Obeys the orders; gives the guest pages that inline writes to must be forbidden, or nothing for all.
+    pub fn obey(&self) -> Option<Vec<u64>> {
         while self.orders.load(Ordering::SeqCst) & order::PAUSE != 0 {
             std::thread::yield_now();
         }
         self.attention.fetch_and(!attention::ENGINE, Ordering::SeqCst);
-        self.orders.fetch_and(!order::FORBID_WRITES, Ordering::SeqCst) & order::FORBID_WRITES != 0
+        // Taken after that: a page that is told from now on comes with another order.
+        self.orders.fetch_and(!order::FORBID_WRITES, Ordering::SeqCst);
+        lock(&self.forbidden).replace(Vec::new())
     }
 }

@@ -201,16 +201,18 @@ impl Bt {
     pub(super) fn settle_windows(&mut self) {
         let mem = &mut self.interp.mem;
         let global_era = mem.soft.global_era();
-        if std::mem::take(&mut mem.flushed_huge) {
-            for windows in &mut self.windows {
-                windows.shadow.drop_active();
-                windows.era = 0;
-            }
-        }
         let mut flushed = std::mem::take(&mut mem.flushed_pages);
-        for FlushedPages { era, page, count } in flushed.drain(..) {
-            if !self.may_stay(0, page, count) {
-                self.windows[0].shadow.unmap(era, page, count);
+        if std::mem::take(&mut mem.flushed_huge) {
+            self.drop_windows();
+        }
+        for FlushedPages { era, page, count, global } in flushed.drain(..) {
+            let may_stay = self.may_stay(0, page, count);
+            let windows = &mut self.windows[0];
+            if global {
+                let kept = windows.shadow.active_era().filter(|_| may_stay);
+                windows.shadow.unmap_but(kept, page, count);
+            } else if !may_stay {
+                windows.shadow.unmap(era, page, count);
             }
             if !self.may_stay(1, page, count) {
                 self.windows[1].shadow.unmap(era, page, count);
@@ -218,6 +220,14 @@ impl Bt {
             }
         }
         self.interp.mem.flushed_pages = flushed;
+    }
+
+    /// Drops all windows.
+    pub(super) fn drop_windows(&mut self) {
+        for windows in &mut self.windows {
+            windows.shadow.drop_all();
+            windows.era = 0;
+        }
     }
 
     /// A page that was flushed is mapped as the guest's tables still say: the next access would only
@@ -315,7 +325,10 @@ impl Bt {
         }
         let mut opened = false;
         for la in addresses {
-            if is_canonical(la) && (mode.privilege > 0 || la >> 63 == 0) {
+            // Most user code has nothing in the upper half, but that of a paravirtualized kernel has.
+            let may =
+                mode.privilege > 0 || la >> 63 == 0 || self.peek(mode.privilege, la).is_some();
+            if is_canonical(la) && may {
                 opened |= self.open_window(mode, la);
             }
         }
@@ -415,12 +428,12 @@ impl Bt {
         Some(Run { page, gpn: gpa.gpn(), count: 1, writable })
     }
 
-    /// What the guest's tables say of an address, if its page may be in the windows at all.
+    /// What the guest's tables say of an address, if its page may be in the windows at all. Those of user code may have
+    /// global pages too, which go with the era or by INVLPG.
     fn peek(&self, privilege: u8, la: u64) -> Option<(Gpa, bool, u8)> {
         let interp = &*self.interp;
         let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
-        let of_era =
-            if privilege > 0 && interp.state.cr4(Cr4::PGE) { page.global } else { !page.global };
+        let of_era = privilege == 0 || page.global == interp.state.cr4(Cr4::PGE);
         of_era.then_some((page.gpa, page.writable, page.shift))
     }
 

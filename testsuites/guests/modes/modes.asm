@@ -1,6 +1,8 @@
 ; The same work in one mode: MODE_* says which, ROUNDS how long.
 ;
-; In `watched` some rounds write where a breakpoint is and call code that has one; a handler counts.
+; In `watched` some rounds write where a breakpoint is and call code that has one; a handler counts. In `leftover` the
+; page of the table has code that ran once, before. `upper64` is at CPL 3 in the upper half of the addresses, on global
+; pages, as paravirtualized kernels and their programs are.
 ;
 ; Multiboot leaves 32-bit protected mode. The set-up goes on to the mode; the work itself is a piece of code that is
 ; assembled for the mode's size and copied to PLACE, where the mode's segments begin (flat modes have it at that
@@ -10,10 +12,17 @@
 %ifdef MODE_watched                     ; flat32, with breakpoints armed
  %define MODE_flat32
 %endif
+%ifdef MODE_leftover                    ; flat32, with code beside the data
+ %define MODE_flat32
+%endif
 %ifdef MODE_flat32
  %define FLAT
  %define SIZE 32
 %elifdef MODE_long64
+ %define FLAT
+ %define LONG
+ %define SIZE 64
+%elifdef MODE_upper64
  %define FLAT
  %define LONG
  %define SIZE 64
@@ -28,7 +37,9 @@
 %else
  %define SIZE 16                        ; real, bios, v86, pm16
 %endif
-%ifdef FLAT
+%ifdef MODE_upper64
+ %define FLAT_OFFSET 0xffffffff80000000 + PLACE
+%elifdef FLAT
  %define FLAT_OFFSET PLACE
 %else
  %define FLAT_OFFSET 0
@@ -54,6 +65,9 @@ gdt:    dq 0
         dq 0x004093010000ffff           ; 30 32-bit data there
         dq 0x00af9b000000ffff           ; 38 64-bit code
 tssd:   dq 0x0000890000000000 + TSS_BYTES - 1
+        dq 0                            ; 48 its upper half in long mode
+        dq 0x00affb000000ffff           ; 50 64-bit code, user
+        dq 0x00cff3000000ffff           ; 58 data, user
 gdtr:   dw $ - gdt - 1
         dd gdt
 idtr:   dw 15
@@ -90,7 +104,13 @@ entry:  cli
         rep stosd
         mov dword [0x20000], 0x21003
         mov dword [0x21000], 0x22003
+%ifdef MODE_upper64
+        mov dword [0x20000 + 511 * 8], 0x21007
+        mov dword [0x21000 + 510 * 8], 0x22007
+        mov eax, 0x187
+%else
         mov eax, 0x83
+%endif
         mov edi, 0x22000
 .page:  mov [edi], eax
         add eax, 0x200000
@@ -98,7 +118,11 @@ entry:  cli
         cmp edi, 0x23000
         jne .page
         mov eax, cr4
+%ifdef MODE_upper64
+        or eax, 0xa0                    ; PAE, PGE
+%else
         or eax, 0x20
+%endif
         mov cr4, eax
         mov eax, 0x20000
         mov cr3, eax
@@ -132,6 +156,18 @@ entry:  cli
 %elifdef MODE_long64
         mov esp, PLACE + STACK
         jmp 0x38:PLACE
+%elifdef MODE_upper64
+        jmp 0x38:.long
+bits 64
+.long:  mov rax, FLAT_OFFSET
+        push 0x5b
+        lea rcx, [rax + STACK]
+        push rcx
+        push 0x3002                     ; ports may be used
+        push 0x53
+        push rax
+        iretq
+bits 32
 %elifdef MODE_v86
         mov eax, 0x40
         ltr ax
@@ -171,6 +207,7 @@ section .work follows=.text vstart=FLAT_OFFSET
 TABLE   equ 0x4000 + FLAT_OFFSET
 WATCHED equ 0x5000 + FLAT_OFFSET
 HITS    equ 0x3000 + FLAT_OFFSET
+LEFTOVER equ TABLE + 0x800
 
 %if SIZE == 16
  bits 16
@@ -220,6 +257,10 @@ start:
 .clear: mov word [rDI], 0
         add rDI, 2
         loop .clear
+%ifdef MODE_leftover
+        mov byte [LEFTOVER], 0xc3
+        call LEFTOVER
+%endif
         call work
         ; AX in hexadecimal
         mov bx, ax
