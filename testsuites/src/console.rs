@@ -137,11 +137,12 @@ impl Dialogue {
     ) -> Result<String> {
         // The marks are typed in two halves, so that the echo of the line doesn't look like them.
         send(format!("echo be''gin; {line}; echo do''ne:$?:\r").as_bytes());
-        self.wait_for("begin\r\n", limit)?;
+        // A console behind another one may come with two carriage returns.
+        self.wait_for("begin\r", limit)?;
         let output = self.wait_for("done:", limit)?.replace('\r', "");
         let status = self.wait_for(":", limit)?;
         if status == "0" {
-            Ok(output)
+            Ok(output.strip_prefix('\n').unwrap_or(&output).to_owned())
         } else {
             Err(self.failure(&format!("{line:?} ended with status {status}: {output}")))
         }

@@ -117,6 +117,17 @@ pub fn install_grub(image: &Path, scratch: &Path, gap_end: u64) -> Result<()> {
     Ok(())
 }
 
+/// Makes a disc of the files of `tree` that starts GRUB, which reads `/boot/grub/grub.cfg` there.
+///
+/// # Errors
+/// A tool's own complaint.
+pub fn rescue_disc(tree: &Path, scratch: &Path) -> Result<PathBuf> {
+    let image = scratch.join("disc.iso");
+    let (output, tree) = (image.display().to_string(), tree.display().to_string());
+    tool(&["grub-mkrescue", "-d", GRUB, "-o", &output, &tree], "")?;
+    Ok(image)
+}
+
 /// Assembles a NASM file of `testsuites/guests` into a boot sector, and what may follow it, on a disk of
 /// `bytes`.
 ///

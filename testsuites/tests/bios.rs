@@ -157,10 +157,7 @@ fn rescue_disc(guest: &Debian, scratch: &Scratch) -> Result<std::path::PathBuf> 
          initrd /boot/initrd.img\n}}\n"
     );
     fs::write(tree.join("boot/grub/grub.cfg"), menu)?;
-    let image = scratch.path().join("disc.iso");
-    let (output, tree) = (image.display().to_string(), tree.display().to_string());
-    disk::tool(&["grub-mkrescue", "-d", "/usr/lib/grub/i386-pc", "-o", &output, &tree], "")?;
-    Ok(image)
+    disk::rescue_disc(&tree, scratch.path())
 }
 
 #[test]
