@@ -47,6 +47,9 @@ mod number {
     pub const MTRR_DEF_TYPE: u32 = 0x2ff;
     pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const X2APIC_FIRST: u32 = 0x800;
+    pub const X2APIC_EOI: u32 = 0x80b;
+    pub const X2APIC_ICR: u32 = 0x830;
+    pub const X2APIC_INITIAL_COUNT: u32 = 0x838;
     pub const X2APIC_LAST: u32 = 0x8ff;
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
@@ -167,6 +170,23 @@ impl<M: Memory> Interp<M> {
     }
 
     /// WRMSR.
+    /// WRMSR at CPL 0 of a register that only the local APIC is concerned with: end of interrupt, interrupt command, the
+    /// timer's count or deadline. False, and nothing is done, for any other, or if the write faults.
+    pub fn write_apic_msr(&mut self, msr: u32, value: u64) -> bool {
+        let is_quick = match msr {
+            n::TSC_DEADLINE => self.cpuid.has(Feature::TscDeadline),
+            n::X2APIC_EOI | n::X2APIC_ICR | n::X2APIC_INITIAL_COUNT => true,
+            _ => false,
+        };
+        if !is_quick {
+            return false;
+        }
+        self.env.set_retired(self.state.retired + 1);
+        let done = self.env.apic_msr_write(msr, value, self.state.msr.tsc_offset).is_ok();
+        self.state.retired += u64::from(done);
+        done
+    }
+
     pub(super) fn write_msr(&mut self, msr: u32, value: u64) -> Outcome {
         let cpuid = std::sync::Arc::clone(&self.cpuid);
         let has = |feature| cpuid.has(feature);

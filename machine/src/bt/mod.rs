@@ -626,6 +626,22 @@ impl Bt {
                     self.count(u64::from(done));
                     self.stats.handed_over += 1;
                     self.stats.by_mnemonic[mnemonic as usize] += 1;
+                    if mnemonic == Mnemonic::Wrmsr && resume != 0 && self.write_apic(mode) {
+                        if self.is_over_or_wanted() {
+                            self.unload(next);
+                            return None;
+                        }
+                        self.uncount(u64::from(again));
+                        target = record.code + resume as usize;
+                        live = vectors;
+                        continue;
+                    }
+                    if mnemonic == Mnemonic::Hlt && mode.ring0 && !self.stepping {
+                        self.unload(next);
+                        self.interp.state.retired += 1;
+                        self.interp.state.activity = Activity::Halted;
+                        return Some(Exit::Halted);
+                    }
                     self.unload(rip);
                     let retired = self.interp.state.retired;
                     if let Some(exit) = self.do_one(vector, epoch) {
@@ -638,8 +654,7 @@ impl Bt {
                         self.learn_return();
                     }
                     let settled = !self.settle();
-                    let is_over = self.interp.state.retired >= self.end;
-                    if self.stepping || is_over || self.is_wanted() {
+                    if self.is_over_or_wanted() {
                         return None;
                     }
                     let now = self.mode()?;
@@ -671,8 +686,7 @@ impl Bt {
             && mem.flushed_pages.is_empty()
             && mem.newly_watched.is_empty();
         let settled = !self.settle() || only_stored;
-        let is_over = self.interp.state.retired >= self.end;
-        if !settled || self.stepping || is_over || self.is_wanted() || self.mode() != Some(mode) {
+        if !settled || self.is_over_or_wanted() || self.mode() != Some(mode) {
             return None;
         }
         let next = {
@@ -689,6 +703,17 @@ impl Bt {
         self.uncount(next.word >> 32 & 0xff);
         self.load(mode);
         Some((next.host, next.word & windows::LIVE != 0))
+    }
+
+    /// One instruction, or all that were asked for, have been run, or something else is to be done.
+    fn is_over_or_wanted(&self) -> bool {
+        self.stepping || self.interp.state.retired >= self.end || self.is_wanted()
+    }
+
+    /// Does a WRMSR of the local APIC's, if the one that translated code has come to is such.
+    fn write_apic(&mut self, mode: Mode) -> bool {
+        let [rax, rcx, rdx] = [0, 1, 2].map(|register| self.area.gpr[register]);
+        mode.ring0 && self.interp.write_apic_msr(rcx as u32, rdx << 32 | rax & 0xffff_ffff)
     }
 
     /// Counts what was run since the last entry, and `done` that the block had not counted yet.
