@@ -28,6 +28,7 @@ use xenolith_translator::emit::{Site, Template};
 use super::away::Removed;
 use super::common::common;
 use super::probe;
+use super::segments::mode_of;
 use super::stats::Report;
 
 /// Orders to a vCPU.
@@ -312,10 +313,8 @@ impl Shared {
             let area = peer.area.load(Ordering::Acquire) as usize as *const Area;
             // SAFETY: registered, so its area lives; `forget_jump` is for any thread.
             let area = unsafe { &*area };
-            for &(_, rip) in gone {
-                for privilege in 0..3 {
-                    area.forget_jump(privilege, rip);
-                }
+            for &(key, rip) in gone {
+                area.forget_jump(usize::from(mode_of(key).privilege), rip);
             }
         }
     }
