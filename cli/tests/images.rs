@@ -99,6 +99,13 @@ fn nothing_that_is_there_is_lost() {
     refused(folder, &["create", "x.qcow2", "9000000T"], "x.qcow2: cannot make it");
     refused(folder, &["info", "gone"], "gone: No such file");
     refused(folder, &["info", "folder"], "is a directory");
-    assert_eq!(files(folder), ["folder", "here"], "nothing is left of what failed");
+    // A header of a version that there isn't.
+    let broken = [b"QFI\xfb\0\0\0\x09".as_slice(), &[0; 1016]].concat();
+    fs::write(folder.join("broken"), &broken).expect("writable");
+    refused(folder, &["info", "broken"], "broken: qcow2 version 9");
+    refused(folder, &["convert", "broken", "x"], "broken: qcow2 version 9");
+    refused(folder, &["create", "-b", "broken", "x.qcow2"], "broken: qcow2 version 9");
+    assert_eq!(files(folder), ["broken", "folder", "here"], "nothing is left of what failed");
+    assert_eq!(fs::read(folder.join("broken")).expect("there"), broken);
     assert_eq!(fs::read(folder.join("here")).expect("there"), [1; 1024]);
 }

@@ -3,11 +3,20 @@
 
 mod common;
 
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::{Command, Output, Stdio};
+
 use common::{Scratch, guest, output, run};
 
 /// Runs the program with a mistake and gives the line it says.
 fn mistake(args: &[&str]) -> String {
-    let output = output(args);
+    one_line(args, &output(args))
+}
+
+/// The line of a mistake.
+fn one_line(args: &[&str], output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{args:?}: {stderr}");
     assert!(output.stdout.is_empty(), "{args:?}: something on standard output");
@@ -176,6 +185,138 @@ fn disks_and_serial() {
     );
     names(&["run", "--kernel", kernel, "--serial", "file:"], &["--serial"]);
     names(&["run", "--kernel", kernel, "--serial", "pigeon"], &["--serial", "pigeon"]);
+}
+
+/// Files for drives, in a folder of their own.
+struct Files(Scratch);
+
+impl Files {
+    fn name(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().expect("plain").to_owned()
+    }
+
+    fn make(&self, name: &str, bytes: &[u8]) -> String {
+        self.0.file(name, bytes);
+        self.name(name)
+    }
+
+    fn image(&self, args: &[&str]) {
+        let mut create = common::xenolith(&[&["image", "create", "-f", "qcow2"], args].concat());
+        assert!(create.current_dir(self.0.path()).status().expect("the program starts").success());
+    }
+
+    /// What is in each file that is one, by name.
+    fn content(&self) -> Vec<(OsString, Option<Vec<u8>>)> {
+        let mut found: Vec<_> = fs::read_dir(self.0.path())
+            .expect("there")
+            .map(|entry| entry.expect("readable"))
+            .map(|entry| {
+                let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+                (entry.file_name(), is_file.then(|| fs::read(entry.path()).ok()).flatten())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+}
+
+#[test]
+fn files_in_drives() {
+    let files = Files(Scratch::new("drives"));
+    let pipe = files.name("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("coreutils").success());
+    fs::create_dir(files.name("folder")).expect("scratch is writable");
+    files.image(&["sound", "4M"]);
+    let sound = fs::read(files.name("sound")).expect("made");
+    let broken = |name: &str, at: usize, byte: u8| {
+        let mut bytes = sound.clone();
+        bytes[at] = byte;
+        files.make(name, &bytes)
+    };
+    // Two images that build on each other, the one by another name; one that builds on nothing.
+    files.image(&["first", "4M"]);
+    files.image(&["-b", "first", "second"]);
+    files.image(&["-b", "second", "third"]);
+    fs::remove_file(files.name("first")).expect("made");
+    files.image(&["gone", "4M"]);
+    files.image(&["-b", "gone", "orphan"]);
+    fs::remove_file(files.name("gone")).expect("made");
+    symlink("third", files.name("first")).expect("scratch is writable");
+
+    let kernel = files.make("kernel", &guest(common::STOP));
+    let neither = "neither a file nor a block device";
+    for (file, part) in [
+        (files.name("missing"), "No such file"),
+        (files.name("folder"), "folder"),
+        (pipe, neither),
+        ("/dev/null".to_owned(), neither),
+        (files.make("empty", b""), "0 bytes"),
+        (files.make("small", &[1; 511]), "511 bytes"),
+        (files.make("short", &sound[..60]), "header is cut short"),
+        (broken("version", 7, 9), "version 9"),
+        (broken("clusters", 23, 63), "2^63 bytes"),
+        (broken("table", 41, 0x7f), "first-level table"),
+        (files.name("second"), "in a circle"),
+        (files.name("orphan"), "gone: No such file"),
+    ] {
+        let before = files.content();
+        for option in ["--disk", "--cdrom", "--floppy"] {
+            names(&["run", option, &file], &[option, &file, part]);
+        }
+        // Behind one that is sound, with a kernel, to write or not.
+        let good = format!("{},ro", files.name("sound"));
+        for more in [",if=ide", ",ro", ",snapshot"] {
+            let disk = format!("{file}{more}");
+            let args = ["run", "--kernel", &kernel, "--disk", &good, "--disk", &disk];
+            names(&args, &["--disk", &file]);
+        }
+        assert!(files.content() == before, "{file}: something was written");
+    }
+
+    let (size, sized) = ("1474560 is (1440 KiB)", files.make("sized", &[0x55; 1000 << 10]));
+    names(&["run", "--floppy", &sized], &["--floppy", &sized, "1024000 bytes", size]);
+    // A disk of a sound image is one of another size as well.
+    let sound = files.name("sound");
+    names(&["run", "--floppy", &sound], &["--floppy", &sound, "4194304 bytes", size]);
+    assert_eq!(fs::read(&sized).expect("there"), [0x55; 1000 << 10]);
+    names(&["run", "--floppy", "a", "--floppy", "b", "--floppy", "c"], &["--floppy", "3", "2"]);
+    for (option, value) in [("--disk", ",ro"), ("--floppy", ",ro"), ("--disk", "a,ro,snapshot")] {
+        names(&["run", option, value], &[option]);
+    }
+}
+
+/// Root reads what its owner alone may, unless it gives that up.
+#[test]
+fn files_in_drives_that_may_not_be_read_or_written() {
+    let files = Files(Scratch::new("unreadable"));
+    let file = files.make("secret", &[1; 1440 << 10]);
+    let run = |mode: u32, option: &str| {
+        fs::set_permissions(&file, Permissions::from_mode(mode)).expect("ours");
+        let args = ["run", option, &file];
+        let plain = common::xenolith(&args);
+        let able = File::options().read(true).write(true).open(&file).is_ok();
+        let mut command = if able {
+            let mut command = Command::new("setpriv");
+            command.arg("--bounding-set=-dac_override,-dac_read_search");
+            command.arg(plain.get_program()).args(plain.get_args()).stdin(Stdio::null());
+            command
+        } else {
+            plain
+        };
+        let output = command.output().expect("the program starts, or util-linux's setpriv");
+        let line = one_line(&args, &output);
+        for word in [option, &file, "ermission denied"] {
+            assert!(line.contains(word), "{mode:o} {option}: {line}");
+        }
+    };
+    for option in ["--disk", "--cdrom", "--floppy"] {
+        run(0, option);
+    }
+    for option in ["--disk", "--floppy"] {
+        run(0o400, option);
+    }
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("ours");
+    assert_eq!(fs::read(&file).expect("there"), [1; 1440 << 10]);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 //! Threads: the machine runs on the main thread (and on threads of its own); one thread of ours reads
 //! standard input, one waits for signals. Neither holds up the end: both die with the process.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -227,10 +228,16 @@ fn check(config: &Config) -> Result<()> {
     config.check().map_err(|error| anyhow!("{error}"))?;
     for disk in &config.disks {
         let option = || format!("{} {}", disk.option(), disk.path.display());
-        let file = File::open(&disk.path).map_err(|error| crate::cmd::plain(&error));
-        if file.with_context(option)?.metadata().is_ok_and(|found| found.is_dir()) {
+        let plain = |error: io::Error| crate::cmd::plain(&error);
+        let kind = fs::metadata(&disk.path).map_err(plain).with_context(option)?.file_type();
+        if kind.is_dir() {
             return Err(anyhow!("it is a folder, not a disk image")).with_context(option);
         }
+        // Opening a pipe would wait for its other end.
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(anyhow!("it is neither a file nor a block device")).with_context(option);
+        }
+        File::open(&disk.path).map_err(plain).with_context(option)?;
     }
     Ok(())
 }

@@ -6,9 +6,9 @@
 //! nothing here could write it; a chain of backing images ends, also one that is a circle.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ pub struct DiskOptions {
 /// See [`DiskError`].
 pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
     let to_read = options.read_only || options.snapshot;
-    let image = open_layer(path, to_read, options.format, CHAIN_MAX)?;
+    let image = open_layer(path, to_read, options.format, &[])?;
     if options.read_only || !options.snapshot {
         return Ok(image);
     }
@@ -76,12 +76,12 @@ pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, Dis
     }
 }
 
-/// Opens one file and, with at most `below` steps, what it builds on.
+/// Opens one file, on which those `above` build, and what it builds on.
 fn open_layer(
     path: &Path,
     read_only: bool,
     format: Option<Format>,
-    below: usize,
+    above: &[Identity],
 ) -> Result<Arc<dyn DiskImage>, DiskError> {
     let told = |source| DiskError::Open { path: path.to_owned(), source };
     let file = open_locked(path, read_only)?;
@@ -89,8 +89,16 @@ fn open_layer(
         return Ok(Arc::new(RawImage::new(file, path, read_only)?));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
-    let image = Qcow2Image::new(file, folder, read_only, &mut |b| open_backing(&b, below));
+    let layers = [above, &[identity(&file.metadata().map_err(told)?)]].concat();
+    let image = Qcow2Image::new(file, folder, read_only, &mut |b| open_backing(&b, &layers));
     Ok(Arc::new(image.map_err(told)?))
+}
+
+/// A file's device and inode, which two names of it share.
+type Identity = (u64, u64);
+
+fn identity(found: &Metadata) -> Identity {
+    (found.dev(), found.ino())
 }
 
 /// What the content of `file` says.
@@ -105,10 +113,17 @@ pub(super) fn find_format(file: &File) -> io::Result<Format> {
     }
 }
 
-fn open_backing(backing: &Backing, below: usize) -> io::Result<Arc<dyn DiskImage>> {
+fn open_backing(backing: &Backing, above: &[Identity]) -> io::Result<Arc<dyn DiskImage>> {
     let refuse = |what: String| Err(io::Error::new(io::ErrorKind::InvalidData, what));
-    if below == 0 {
-        return refuse(format!("more than {CHAIN_MAX} backing files, or they go in a circle"));
+    if above.len() > CHAIN_MAX {
+        return refuse(format!("more than {CHAIN_MAX} backing files"));
+    }
+    // Before it is locked: a file that is open to be written would seem to be another program's.
+    if std::fs::metadata(&backing.path).is_ok_and(|found| above.contains(&identity(&found))) {
+        return refuse(format!(
+            "its backing file {}: the backing files go in a circle",
+            backing.path.display()
+        ));
     }
     let format = match backing.format.as_deref() {
         None => None,
@@ -117,6 +132,6 @@ fn open_backing(backing: &Backing, below: usize) -> io::Result<Arc<dyn DiskImage
             known => known,
         },
     };
-    open_layer(&backing.path, true, format, below - 1)
+    open_layer(&backing.path, true, format, above)
         .map_err(|error| io::Error::other(format!("its backing file: {error}")))
 }

@@ -170,8 +170,24 @@ fn a_circle_of_backing_images_ends() {
     bytes[8..16].copy_from_slice(&112u64.to_be_bytes());
     bytes[16..20].copy_from_slice(&1u32.to_be_bytes());
     bytes[112] = b'x';
-    let error = open(&scratch.file("x", &bytes), TO_READ).err().expect("a circle").to_string();
-    assert!(error.contains("go in a circle") && !error.contains('\n'), "{error}");
+    let circle = scratch.file("x", &bytes);
+    let error = open(&circle, TO_READ).err().expect("a circle").to_string();
+    assert!(error.ends_with("x: the backing files go in a circle"), "{error}");
+    // Of two; and a chain that is no circle but too long.
+    bytes[112] = b'y';
+    scratch.file("x", &bytes);
+    std::os::unix::fs::symlink("x", scratch.0.join("z")).expect("writable");
+    bytes[112] = b'z';
+    scratch.file("y", &bytes);
+    let error = open(&circle, TO_READ).err().expect("a circle").to_string();
+    assert!(error.contains("y: its backing file") && error.contains("in a circle"), "{error}");
+    bytes[16..20].copy_from_slice(&2u32.to_be_bytes());
+    for n in 10..50 {
+        bytes[112..114].copy_from_slice((n + 1).to_string().as_bytes());
+        scratch.file(&n.to_string(), &bytes);
+    }
+    let error = open(&scratch.0.join("10"), TO_READ).err().expect("too long").to_string();
+    assert!(error.ends_with("more than 32 backing files") && !error.contains('\n'), "{error}");
     bytes[16..20].copy_from_slice(&5u32.to_be_bytes());
     bytes[112..117].copy_from_slice(b"nbd:x");
     let error = open(&scratch.file("x", &bytes), TO_READ).err().expect("a protocol").to_string();

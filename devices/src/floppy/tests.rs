@@ -175,6 +175,38 @@ fn sectors_come_by_dma_until_the_count_runs_out() {
     assert_eq!(board.command(&[0x4a, 4])[..3], [4, 0, 0]);
 }
 
+/// The datasheet's "Result Phase Table": what the host is told of where it would go on, for each MT, head and final
+/// sector. Status register 0 has "the current head address", so the head that the table gives.
+#[test]
+fn results_say_where_the_next_sector_is() {
+    let board = Board::new(DISK_BYTES, false);
+    board.seek(3);
+    // MT, head and sector that the host's last byte was of; cylinder, head and sector in the results.
+    for (mt, head, last, [c, h, r]) in [
+        (0, 0, 17, [3, 0, 18]),
+        (0, 0, 18, [4, 0, 1]),
+        (0, 1, 17, [3, 1, 18]),
+        (0, 1, 18, [4, 1, 1]),
+        (0x80, 0, 17, [3, 0, 18]),
+        (0x80, 0, 18, [3, 1, 1]),
+        (0x80, 1, 17, [3, 1, 18]),
+        (0x80, 1, 18, [4, 0, 1]),
+    ] {
+        for (command, sectors) in [(0x46, 1), (0x46, 3), (0x45, 1), (0x45, 2)] {
+            *lock(&board.channel) = Channel { left: sectors * 512, data: vec![7; sectors * 512] };
+            let first = last + 1 - sectors as u8;
+            let told = board.command(&[mt | command, head << 2, 3, head, first, 2, 18, 27, 0xff]);
+            assert_eq!(told, [h << 2, 0, 0, c, h, r, 2], "{mt:x} {head} {last} {command:x}");
+        }
+    }
+    // Over both sides, to the very end.
+    lock(&board.channel).left = 36 * 512;
+    assert_eq!(board.command(&[0xe6, 0, 3, 0, 1, 2, 18, 27, 0xff]), [0, 0, 0, 4, 0, 1, 2]);
+    // One byte more than there is: the table's place again, but as an error.
+    lock(&board.channel).left = 36 * 512 + 1;
+    assert_eq!(board.command(&[0xe6, 0, 3, 0, 1, 2, 18, 27, 0xff]), [0x40, 0x80, 0, 4, 0, 1, 2]);
+}
+
 #[test]
 fn a_command_waits_for_the_channel_and_a_track_ends() {
     let board = Board::new(DISK_BYTES, false);
