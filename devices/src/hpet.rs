@@ -5,7 +5,8 @@
 //! has gone since they were last computed. With legacy replacement, timers 0 and 1 take ISA lines 0
 //! and 8 from the 8254 and the RTC, whose lines lead through a [`LegacyGate`].
 //! Invariants: a match is at the counter's passing the comparator, so a comparator behind the counter
-//! waits for the wrap; edges of a periodic timer that a late host missed are made up for, a bounded number of
+//! waits for the wrap, but a periodic timer's is taken for one that the host let come late: time passes between two
+//! accesses of a vCPU whose thread waits for a processor, and a wrap is minutes away. Edges of a periodic timer that a late host missed are made up for, a bounded number of
 //! them, a quarter of a period apart; a periodic timer wakes at most once in [`WAKE_NS_MIN`], however short its
 //! period. Lock order: this device, the gate, the interrupt router. Thread: any, under the device's lock.
 //! Source: IA-PC HPET Specification 1.0a, "Register Overview", "Theory of Operation".
@@ -55,6 +56,10 @@ const TIMER_WRITABLE: u64 =
 /// Can be periodic, is 64 bits wide, and may use I/O APIC pins 2, 8, 16-23.
 const TIMER_CAPABILITIES: u64 = 1 << 4 | 1 << 5 | (ROUTES as u64) << 32;
 const ROUTES: u32 = 0x00ff_0104;
+
+/// Counts by which a busy host may have made a periodic timer's first match late, between the guest's reading the counter
+/// and its writing the comparator: a second's.
+const LATE_MAX: u64 = 1_000_000_000 / TICK_NS;
 
 /// Missed edges that are made up for, as the 8254 does it.
 const BACKLOG_MAX: u64 = 16;
@@ -125,6 +130,8 @@ struct Comparator {
     period: u64,
     /// Matches up to this counter value are done.
     seen: u64,
+    /// The first match that was set, as long as no period was written behind it: the period is this value until then.
+    first: Option<u64>,
     /// The line that this timer holds up, level-triggered.
     asserted: Option<u32>,
     /// Matches that are yet to be delivered, and when the last was.
@@ -135,7 +142,16 @@ struct Comparator {
 impl Comparator {
     fn new() -> Self {
         let (value, asserted) = (u64::MAX, None);
-        Self { config: 0, value, period: 0, seen: 0, asserted, backlog: 0, delivered_ns: 0 }
+        Self {
+            config: 0,
+            value,
+            period: 0,
+            seen: 0,
+            first: None,
+            asserted,
+            backlog: 0,
+            delivered_ns: 0,
+        }
     }
 
     fn periodic(&self) -> bool {
@@ -152,6 +168,29 @@ impl Comparator {
             0 if self.mask() == u64::MAX => None,
             0 => Some(self.mask() + 1),
             counts => Some(counts),
+        }
+    }
+
+    /// Sets the next match.
+    fn set(&mut self, value: u64, counter: u64) {
+        self.value = value;
+        self.seen = counter.wrapping_sub(1);
+        self.first = self.periodic().then_some(value);
+        let late = counter.wrapping_sub(value) & self.mask();
+        if self.periodic() && late <= LATE_MAX {
+            self.seen = counter.wrapping_sub(late + 1);
+        }
+    }
+
+    /// Sets the period. A first match that has come before counts in it.
+    fn set_period(&mut self, period: u64, counter: u64) {
+        self.period = period;
+        let Some(first) = self.first.take() else { return };
+        let late = counter.wrapping_sub(first) & self.mask();
+        if self.value != first && period != 0 {
+            let periods = late / period + 1;
+            self.value = first.wrapping_add(periods.wrapping_mul(period)) & self.mask();
+            self.seen = counter;
         }
     }
 
@@ -408,13 +447,13 @@ impl Hpet {
             REG_TIMER_COMPARATOR => {
                 let mask = comparator.mask();
                 comparator.backlog = 0;
+                // "Increased by the value that was last written to the register."
+                let period = merge(comparator.period, value, lanes) & mask;
                 if !comparator.periodic() || comparator.config & TIMER_SET_VALUE != 0 {
-                    comparator.value = merge(comparator.value, value, lanes) & mask;
-                    comparator.seen = counter.wrapping_sub(1);
-                }
-                if comparator.periodic() {
-                    // "Increased by the value that was last written to the register."
-                    comparator.period = merge(comparator.period, value, lanes) & mask;
+                    comparator.set(merge(comparator.value, value, lanes) & mask, counter);
+                    comparator.period = period;
+                } else {
+                    comparator.set_period(period, counter);
                 }
                 comparator.config &= !TIMER_SET_VALUE;
             }

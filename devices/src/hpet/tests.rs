@@ -129,6 +129,33 @@ fn periodic_with_linux_order_of_writes() {
     assert!(bench.irqs.edges(0) <= before + 1, "one match, once");
 }
 
+/// A vCPU's thread waits for a processor between any two of the guest's accesses.
+#[test]
+fn a_late_host_stops_no_periodic_timer() {
+    const PERIOD: u64 = 400_000;
+    // Nanoseconds that pass before the first write of the comparator, and between the two.
+    for (before, between) in
+        [(0, 0), (5_000_000, 0), (0, 5_000_000), (30_000_000, 0), (50_000_000, 30_000_000)]
+    {
+        let bench = Bench::new();
+        bench.write(REG_CONFIG, CONFIG_ENABLE | CONFIG_LEGACY);
+        // Beyond 32 bits.
+        bench.run(50_000_000_000);
+        let first = (bench.read(REG_COUNTER) + PERIOD) & 0xffff_ffff;
+        bench.write(config(0), TIMER_INTERRUPT | TIMER_PERIODIC | TIMER_SET_VALUE | TIMER_32_BIT);
+        bench.run(before);
+        bench.write(comparator(0), first);
+        bench.run(between);
+        bench.write(comparator(0), PERIOD);
+        bench.run(10 * PERIOD * TICK_NS);
+        let found = bench.irqs.edges(0);
+        assert!((9..=13).contains(&found), "{before} {between}: {found}");
+        assert_eq!((bench.read(comparator(0)) - first) % PERIOD, 0, "in step");
+        bench.run(100 * PERIOD * TICK_NS);
+        assert_eq!(bench.irqs.edges(0), found + 100, "{before} {between}");
+    }
+}
+
 #[test]
 fn level_triggered_until_the_status_is_cleared() {
     let bench = Bench::new();
