@@ -14,6 +14,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 
 pub use crate::asm::assemble::Scratch;
+use crate::debian::{Debian, QUICK};
 
 pub const SECTOR: u64 = 512;
 
@@ -85,6 +86,32 @@ pub fn make(
     let size = format!("{}k", partition.bytes >> 10);
     let tree = tree.display().to_string();
     tool(&["mke2fs", "-q", "-F", "-t", "ext4", "-E", &offset, "-d", &tree, &image, &size], "")?;
+    Ok(())
+}
+
+/// Adds the kernel and initial ramdisk of `guest` to a folder, and a menu for GRUB whose one entry is called `title`
+/// and gives the kernel the options `linux`. GRUB talks on `terminal`, which is
+/// "serial" or "console", and waits for a key.
+///
+/// # Errors
+/// The folder can't be written.
+pub fn grub_tree(
+    tree: &Path,
+    guest: &Debian,
+    terminal: &str,
+    title: &str,
+    linux: &str,
+) -> Result<()> {
+    fs::create_dir_all(tree.join("boot/grub"))?;
+    fs::copy(&guest.vmlinuz, tree.join("boot/vmlinuz"))?;
+    fs::copy(&guest.initrd, tree.join("boot/initrd.img"))?;
+    let menu = format!(
+        "serial\nterminal_input {terminal}\nterminal_output {terminal}\n\
+         menuentry '{title}' {{\n\
+         linux /boot/vmlinuz {linux} console=ttyS0 {QUICK}\n\
+         initrd /boot/initrd.img\n}}\n"
+    );
+    fs::write(tree.join("boot/grub/grub.cfg"), menu)?;
     Ok(())
 }
 

@@ -10,12 +10,15 @@ pub mod disk;
 pub mod dmesg;
 pub mod fuzz;
 pub mod guest;
+pub mod login;
 pub mod modes;
 pub mod multiboot;
 pub mod packages;
+pub mod peer;
 pub mod program;
 pub mod report;
 pub mod screen;
+pub mod unmodified;
 
 pub use console::{Console, Dialogue};
 pub use guest::Guest;

@@ -5,7 +5,7 @@
 //! each output copies it into a [`Console`]. Invariant: a `Program` that is dropped has ended.
 
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -163,14 +163,16 @@ pub fn xenolith() -> Result<Command> {
     Ok(command)
 }
 
-/// The program of this very build: cargo puts it beside the folder of the tests. A run of all tests has
+/// The program of this very build: cargo puts it beside the folder of the tests, and beside our own programs. A run of all tests has
 /// built it; a run of only this package's may find an old one, or none.
 fn path() -> Result<PathBuf> {
     if let Some(path) = env::var_os("XENOLITH_PROGRAM") {
         return Ok(path.into());
     }
     let test = env::current_exe()?;
-    let folder = test.parent().and_then(Path::parent).context("a test outside a target folder")?;
+    let folder = test.parent().context("a test outside a target folder")?;
+    let in_deps = folder.file_name().is_some_and(|name| name == "deps");
+    let folder = if in_deps { folder.parent().unwrap_or(folder) } else { folder };
     let path = folder.join("xenolith");
     if !path.is_file() {
         let release = folder.file_name().is_some_and(|name| name == "release");

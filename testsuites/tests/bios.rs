@@ -28,16 +28,7 @@ const APPLETS: [&str; 10] =
 fn grub_disk(guest: &Debian, scratch: &Scratch, root: &str) -> Result<std::path::PathBuf> {
     let tree = scratch.path().join("tree");
     disk::busybox_tree(&tree, &guest.busybox, &APPLETS, INIT)?;
-    fs::create_dir_all(tree.join("boot/grub"))?;
-    fs::copy(&guest.vmlinuz, tree.join("boot/vmlinuz"))?;
-    fs::copy(&guest.initrd, tree.join("boot/initrd.img"))?;
-    let menu = format!(
-        "serial\nterminal_input serial\nterminal_output serial\n\
-         menuentry 'Debian from the disk' {{\n\
-         linux /boot/vmlinuz root={root} console=ttyS0 {QUICK}\n\
-         initrd /boot/initrd.img\n}}\n"
-    );
-    fs::write(tree.join("boot/grub/grub.cfg"), menu)?;
+    disk::grub_tree(&tree, guest, "serial", "Debian from the disk", &format!("root={root}"))?;
     let image = scratch.path().join("disk.img");
     disk::make(&image, DISK_BYTES, TABLE, ROOT, &tree)?;
     disk::install_grub(&image, scratch.path(), ROOT.start)?;

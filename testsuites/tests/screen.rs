@@ -11,7 +11,7 @@ use xenolith_testsuites::debian::{self, Debian};
 use xenolith_testsuites::disk::{self, Scratch};
 use xenolith_testsuites::multiboot::{self, TemporaryFile};
 use xenolith_testsuites::program::xenolith;
-use xenolith_testsuites::screen::{ENTER, SEABIOS, VGA_BIOS, Watched};
+use xenolith_testsuites::screen::{ENTER, SEABIOS, Seat, VGA_BIOS, Watched};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -199,10 +199,10 @@ fn boots_debian_without_firmware_to_a_shell_on_the_screen() -> Result<()> {
         let watched = Watched::start(config, Box::new(std::io::sink()))?;
         watched.wait_for(&guest.prompt(), debian::PATIENCE)?;
         watched.type_text("expr 123456 - 1")?;
-        watched.press(ENTER);
+        watched.press(ENTER)?;
         watched.wait_for("123455", debian::PATIENCE)?;
         watched.type_text("poweroff")?;
-        watched.press(ENTER);
+        watched.press(ENTER)?;
         ensure!(watched.end(debian::PATIENCE)? == End::PowerOff);
     }
     Ok(())
