@@ -4,6 +4,8 @@
 //! each again costs more than doing it. Scheme: whoever asks keeps the decoded instruction and hands it
 //! back. Invariant: the owner drops it when the code that it was decoded from may have changed.
 
+use iced_x86::Instruction;
+
 use super::Interp;
 use super::decode::Insn;
 use crate::env::Memory;
@@ -16,6 +18,13 @@ pub struct Prepared<M: Memory>(Insn<M>);
 impl<M: Memory> std::fmt::Debug for Prepared<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.0.raw)
+    }
+}
+
+impl<M: Memory> Prepared<M> {
+    #[must_use]
+    pub fn instruction(&self) -> &Instruction {
+        &self.0.raw
     }
 }
 

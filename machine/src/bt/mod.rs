@@ -36,6 +36,7 @@ use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::{self, Interp, Prepared, Returned, is_canonical};
 use xenolith_cpu::state::{Activity, Rflags, sreg};
+use xenolith_cpu::vector::is_vector;
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
 use xenolith_translator::area::{Area, AreaBox, Rights};
@@ -80,6 +81,8 @@ struct KnownInsn {
     site: u32,
     epoch: u64,
     insn: Prepared<NotingMmu>,
+    /// It reads or writes vector state.
+    vector: bool,
 }
 
 /// See the module's head.
@@ -291,16 +294,22 @@ impl Bt {
     }
 
     /// Lets the interpreter do the instruction that the site just left by stands for.
-    fn do_one(&mut self, vector: bool, epoch: u64) -> Option<Exit> {
-        if vector {
-            self.bring_home();
-        }
+    fn do_one(&mut self, epoch: u64) -> Option<Exit> {
         let site = self.area.site as u32;
         let slot = &mut self.prepared_insns[site as usize % PREPARED];
         if slot.as_ref().is_none_or(|known| known.site != site || known.epoch != epoch) {
-            *slot = self.interp.prepare().map(|insn| KnownInsn { site, epoch, insn });
+            *slot = self.interp.prepare().map(|insn| {
+                let vector = is_vector(insn.instruction());
+                KnownInsn { site, epoch, insn, vector }
+            });
         }
-        let Some(known) = slot else { return self.interpret(1, vector) };
+        let Some(vector) = slot.as_ref().map(|known| known.vector) else {
+            return self.interpret(1, true);
+        };
+        if vector {
+            self.bring_home();
+        }
+        let known = self.prepared_insns[site as usize % PREPARED].as_ref().expect("just looked at");
         let retired = self.interp.state.retired;
         let done = self.interp.run_prepared(&known.insn);
         self.stats.interpreted += self.interp.state.retired - retired;
@@ -542,7 +551,7 @@ impl Bt {
                     self.stats.misses_across += u64::from(ea + size > PAGE_SIZE);
                     self.note_unlucky(&record, ea + size > PAGE_SIZE || wraps);
                     self.unload(rip);
-                    if let Some(exit) = self.do_one(vectors || self.has_x87(), epoch) {
+                    if let Some(exit) = self.do_one(epoch) {
                         return Some(exit);
                     }
                     let resume = record.code + resume as usize;
@@ -613,16 +622,7 @@ impl Bt {
                     self.unload(rip);
                     return None;
                 }
-                Site::HandOver {
-                    rip,
-                    next,
-                    resume,
-                    vector,
-                    live: vectors,
-                    mnemonic,
-                    done,
-                    again,
-                } => {
+                Site::HandOver { rip, next, resume, live: vectors, mnemonic, done, again } => {
                     self.count(u64::from(done));
                     self.stats.handed_over += 1;
                     self.stats.by_mnemonic[mnemonic as usize] += 1;
@@ -644,7 +644,7 @@ impl Bt {
                     }
                     self.unload(rip);
                     let retired = self.interp.state.retired;
-                    if let Some(exit) = self.do_one(vector, epoch) {
+                    if let Some(exit) = self.do_one(epoch) {
                         return Some(exit);
                     }
                     if mnemonic == Mnemonic::Iretq

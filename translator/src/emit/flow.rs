@@ -307,9 +307,9 @@ impl Emitter<'_> {
         let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let (mnemonic, live) = (step.insn.mnemonic(), self.vector_live);
-        let (vector, done, again) = (false, self.uncounted, 0);
+        let (done, again) = (self.uncounted, 0);
         let resume = 0;
-        let site = Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again };
+        let site = Site::HandOver { rip, next, resume, live, mnemonic, done, again };
         self.look_up_jump(site);
         dynasm!(self.asm ; .arch x64
             ; gs mov r11, [r11 * 8 + jumps + 8]
@@ -323,12 +323,10 @@ impl Emitter<'_> {
     /// Lets Rust do an instruction, and goes on behind it.
     pub(super) fn hand_over(&mut self, step: &Step, next: u64) {
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
-        let vector = xenolith_cpu::vector::is_vector(&step.insn);
         let live = self.frame.mode.keeps_vector();
         let (mnemonic, done) = (step.insn.mnemonic(), self.uncounted);
         let again = 0;
-        let site_with =
-            |resume| Site::HandOver { rip, next, resume, vector, live, mnemonic, done, again };
+        let site_with = |resume| Site::HandOver { rip, next, resume, live, mnemonic, done, again };
         let site = self.site(site_with(0));
         self.leave_by(site);
         if !step.class.ends_block(&step.insn) {

@@ -104,13 +104,11 @@ pub enum Site {
     /// The table of executable pages doesn't vouch for the block's page.
     Guard { rip: u64 },
     /// The interpreter does the instruction at `rip`; if the guest is then at `next` under the same
-    /// mode, it may go on at `resume` (offset in the block's code; 0: there is nothing). `vector`: it
-    /// is an instruction that reads or writes vector state.
+    /// mode, it may go on at `resume` (offset in the block's code; 0: there is nothing).
     HandOver {
         rip: u64,
         next: u64,
         resume: u32,
-        vector: bool,
         live: bool,
         mnemonic: Mnemonic,
         done: u8,

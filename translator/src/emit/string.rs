@@ -263,7 +263,6 @@ impl Emitter<'_> {
             rip: mask(insn.ip(), bits),
             next: mask(insn.next_ip(), bits),
             resume: 0,
-            vector: false,
             live: self.vector_live,
             mnemonic: insn.mnemonic(),
             done: self.uncounted,

@@ -98,7 +98,6 @@ impl Emitter<'_> {
             rip,
             next,
             resume: 0,
-            vector: false,
             live: self.vector_live,
             mnemonic: step.insn.mnemonic(),
             done: self.uncounted,

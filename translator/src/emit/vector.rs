@@ -82,7 +82,7 @@ impl Emitter<'_> {
         self.load_operand(step, R11, 4)?;
         let slow = self.keep_if(MXCSR_FIXED, MXCSR_MASKS);
         dynasm!(self.asm ; .arch x64 ; gs ldmxcsr [offset::spill(3)]);
-        self.leave_at(step, slow, true);
+        self.leave_at(step, slow);
         Ok(())
     }
 
@@ -103,14 +103,13 @@ impl Emitter<'_> {
     }
 
     /// At `slow`, where RCX is in its spill slot, the interpreter does the instruction, and the block is left.
-    pub(super) fn leave_at(&mut self, step: &Step, slow: DynamicLabel, vector: bool) {
+    pub(super) fn leave_at(&mut self, step: &Step, slow: DynamicLabel) {
         let insn = &step.insn;
         let bits = self.frame.mode.bits;
         let site = self.site(Site::HandOver {
             rip: mask(insn.ip(), bits),
             next: mask(insn.next_ip(), bits),
             resume: 0,
-            vector,
             live: self.vector_live,
             mnemonic: insn.mnemonic(),
             done: self.uncounted,

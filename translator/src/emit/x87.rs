@@ -31,7 +31,7 @@ impl Emitter<'_> {
         self.load_operand(step, R11, 2)?;
         let slow = self.keep_if(MASKS, MASKS);
         dynasm!(self.asm ; .arch x64 ; gs fldcw WORD [offset::spill(3)]);
-        self.leave_at(step, slow, true);
+        self.leave_at(step, slow);
         Ok(())
     }
 }
