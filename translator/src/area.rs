@@ -188,8 +188,8 @@ pub struct Area {
     /// SYSCALL, SYSRET, STAC and CLAC have to be left to Rust, unless this is zero.
     pub crossing_closed: u64,
     /// What translated code has done to CS, SS and CPL that Rust doesn't know of, in this order: SYSCALL
-    /// ([`CROSSED_IN`], alone if it was the last), a return to CPL 0 ([`CROSSED_BACK`]), SYSRET ([`CROSSED_OUT`]), a return
-    /// to CPL 3 (twice [`CROSSED_BACK`]).
+    /// ([`CROSSED_IN`], alone if it was the last), a return to CPL 0 ([`CROSSED_BACK`]), SYSRET ([`CROSSED_OUT`]), a
+    /// return to CPL 3 (twice [`CROSSED_BACK`]).
     pub crossed: u64,
     /// The privilege that translated code runs with.
     pub side: u64,
@@ -459,7 +459,8 @@ impl DerefMut for AreaBox {
 }
 
 impl AreaBox {
-    /// An area with empty tables, for code with BMI2 or without. `attention` must stay readable while translated code runs.
+    /// An area with empty tables, for code with BMI2 or without. `attention` must stay readable while translated code
+    /// runs.
     ///
     /// # Errors
     /// The host gives no address space.

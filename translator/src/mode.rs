@@ -1,12 +1,11 @@
 //! What a block is specialised on.
 //!
-//! Problem: the same bytes mean different things in different modes, and checks that the mode decides
-//! once need not be done at every access. Scheme: the mode is part of a block's key. Two kinds of modes
-//! differ in what is between an offset and a linear address: nothing in 64-bit code and flat 32-bit
-//! code, but for FS and GS in the latter; a base, a limit and rights in the others, which are *segmented*: their blocks look at the
-//! area's copy of the segment registers at every access ([`crate::area::Bounds`]), so that
-//! the registers may change without the mode. Invariant: a mode that isn't segmented exists only for
-//! states in which plain data accesses need no segment check.
+//! Problem: the same bytes mean different things in different modes, and checks that the mode decides once need not
+//! be done at every access. Scheme: the mode is part of a block's key. Two kinds of modes differ in what is between
+//! an offset and a linear address: nothing in 64-bit code and flat 32-bit code, but for FS and GS in the latter; a
+//! base, a limit and rights in the others, which are *segmented*: their blocks look at the area's copy of the segment
+//! registers at every access ([`crate::area::Bounds`]), so that the registers may change without the mode. Invariant:
+//! a mode that isn't segmented exists only for states in which plain data accesses need no segment check.
 
 use iced_x86::Register;
 use xenolith_cpu::CpuState;

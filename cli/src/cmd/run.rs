@@ -257,8 +257,8 @@ impl Console {
     }
 }
 
-/// Passes standard input to the guest, or to the monitor while that has the terminal, until it ends. Its end is not the guest's end: a guest fed from a
-/// pipe goes on.
+/// Passes standard input to the guest, or to the monitor while that has the terminal, until it ends. Its end is not
+/// the guest's end: a guest fed from a pipe goes on.
 fn pass_input(console: &Console, handle: &Handle, mut monitor: Monitor) {
     let mut keys = Keys::default();
     let mut in_monitor = false;

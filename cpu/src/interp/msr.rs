@@ -169,9 +169,8 @@ impl<M: Memory> Interp<M> {
         })
     }
 
-    /// WRMSR.
-    /// WRMSR at CPL 0 of a register that only the local APIC is concerned with: end of interrupt, interrupt command, the
-    /// timer's count or deadline. False, and nothing is done, for any other, or if the write faults.
+    /// WRMSR at CPL 0 of a register that only the local APIC is concerned with: end of interrupt, interrupt command,
+    /// the timer's count or deadline. False, and nothing is done, for any other, or if the write faults.
     pub fn write_apic_msr(&mut self, msr: u32, value: u64) -> bool {
         let is_quick = match msr {
             n::TSC_DEADLINE => self.cpuid.has(Feature::TscDeadline),
@@ -187,6 +186,7 @@ impl<M: Memory> Interp<M> {
         done
     }
 
+    /// WRMSR.
     pub(super) fn write_msr(&mut self, msr: u32, value: u64) -> Outcome {
         let cpuid = std::sync::Arc::clone(&self.cpuid);
         let has = |feature| cpuid.has(feature);

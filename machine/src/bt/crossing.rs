@@ -1,12 +1,12 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT, IRET, STAC and CLAC that translated code does by itself.
 //!
-//! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when code is
-//! entered, the modes of the other privileges are worked out too; translated code then changes RFLAGS and goes
-//! to the other privilege's jump cache, and notes what it has done; CS, SS and CPL follow when it is left. An
-//! IRET at CPL 0 is done as one that the interpreter has done before, if it pops the same selectors and their descriptors
-//! still read the same.
-//! Invariants: while crossing is open, the jump caches are those of [`Bt::sides`]; nothing that these modes
-//! depend on changes but in Rust; it is open in long mode for 64-bit code only. Source: SDM vol. 2, SYSCALL, SYSRET, SYSENTER, SYSEXIT, IRET, STAC, CLAC.
+//! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when code is entered, the
+//! modes of the other privileges are worked out too; translated code then changes RFLAGS and goes to the other
+//! privilege's jump cache, and notes what it has done; CS, SS and CPL follow when it is left. An IRET at CPL 0 is
+//! done as one that the interpreter has done before, if it pops the same selectors and their descriptors still read
+//! the same. Invariants: while crossing is open, the jump caches are those of [`Bt::sides`]; nothing that these modes
+//! depend on changes but in Rust; it is open in long mode for 64-bit code only. Source: SDM vol. 2, SYSCALL, SYSRET,
+//! SYSENTER, SYSEXIT, IRET, STAC, CLAC.
 
 use xenolith_cpu::env::Privilege;
 use xenolith_cpu::interp::is_canonical;

@@ -1,12 +1,12 @@
 //! Which address spaces run through shadow windows, and what is in them.
 //!
-//! Problem: mapping a page costs as much as some thousand accesses through the inline TLB, and a process
-//! may live for less. Scheme: user code of an address space starts with the inline TLB. One that has been
-//! seen at work by several interrupts without its TLB having been flushed, for four times as long as filling windows took
-//! lately, gets a space of windows; its code is translated anew, for them. A fault maps the page, and its neighbours that need no bit
-//! set; what can't be mapped (devices, code being written, a real fault) is the interpreter's, and an
-//! instruction that comes there often is translated with the inline TLB for a while. Invariants: the space in use is
-//! that of the soft TLB's era; the area's regions are those of the space in use.
+//! Problem: mapping a page costs as much as some thousand accesses through the inline TLB, and a process may live for
+//! less. Scheme: user code of an address space starts with the inline TLB. One that has been seen at work by several
+//! interrupts without its TLB having been flushed, for four times as long as filling windows took lately, gets a
+//! space of windows; its code is translated anew, for them. A fault maps the page, and its neighbours that need no
+//! bit set; what can't be mapped (devices, code being written, a real fault) is the interpreter's, and an instruction
+//! that comes there often is translated with the inline TLB for a while. Invariants: the space in use is that of the
+//! soft TLB's era; the area's regions are those of the space in use.
 
 use std::collections::HashMap;
 

@@ -1,11 +1,11 @@
 //! Our engines as runners.
 //!
-//! Problem: an engine runs whole machines, and building one for a snippet would take a thousand times
-//! longer than running it. Scheme: one engine over a small memory of its own, without a board, kept
-//! from snippet to snippet. Memory holds a kernel of one instruction ([`kernel`]): every gate leads to a
-//! HLT of its own. So the place of the HLT is the vector and the frame on the stack the snippet's last state. Invariants: a snippet can change
-//! only its own pages and the registers that each run loads. What runs too long is stopped by a watch
-//! of its own thread. One thread beside the watch.
+//! Problem: an engine runs whole machines, and building one for a snippet would take a thousand times longer than
+//! running it. Scheme: one engine over a small memory of its own, without a board, kept from snippet to snippet.
+//! Memory holds a kernel of one instruction ([`kernel`]): every gate leads to a HLT of its own. So the place of the
+//! HLT is the vector and the frame on the stack the snippet's last state. Invariants: a snippet can change only its
+//! own pages and the registers that each run loads. What runs too long is stopped by a watch of its own thread. One
+//! thread beside the watch.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -2,9 +2,10 @@
 //!
 //! Problem: the tables of executable pages and of indirect branches know one address space, so each switch to another
 //! empties them, and what a program had there must then be found again, one exit at a time. Scheme: before they are
-//! emptied a copy is made of what is the space's own, and is brought back when the space is current again. Invariants:
-//! only what lies in the lower half, is not global and is no segmented code is put away, so what is done to other pages doesn't concern the copy;
-//! the engine throws a copy away when anything may have changed that it says. Thread: the vCPU's.
+//! emptied a copy is made of what is the space's own, and is brought back when the space is current again.
+//! Invariants: only what lies in the lower half, is not global and is no segmented code is put away, so what is done
+//! to other pages doesn't concern the copy; the engine throws a copy away when anything may have changed that it
+//! says. Thread: the vCPU's.
 
 use std::sync::atomic::Ordering;
 

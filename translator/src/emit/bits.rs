@@ -1,9 +1,9 @@
 //! Bits of a register brought to another place, without touching the flags.
 //!
-//! Problem: checks need some bits of an address by themselves, and the status flags are the guest's. Scheme: on hosts with
-//! BMI2 one instruction does it (PEXT, RORX, SARX). On others ordinary shifts do, between LAHF and
-//! SAHF, which cost some ten instructions; what every access needs is had by way of memory instead. Invariant: flags and all registers but the
-//! target are as before, on every host. Source: SDM vol. 2, PEXT, RORX, SARX, LAHF, SAHF.
+//! Problem: checks need some bits of an address by themselves, and the status flags are the guest's. Scheme: on hosts
+//! with BMI2 one instruction does it (PEXT, RORX, SARX). On others ordinary shifts do, between LAHF and SAHF, which
+//! cost some ten instructions; what every access needs is had by way of memory instead. Invariant: flags and all
+//! registers but the target are as before, on every host. Source: SDM vol. 2, PEXT, RORX, SARX, LAHF, SAHF.
 
 use dynasmrt::{DynasmApi, dynasm};
 

@@ -168,8 +168,8 @@ impl Emitter<'_> {
         find_delta(self.asm, into, regions);
     }
 
-    /// The inline TLB lookup, or the shadow window's delta. On entry the address is in `b.address`; after it `[address + addend]` is
-    /// the host's. Leaves by a stub on a miss; RCX is whole again after it.
+    /// The inline TLB lookup, or the shadow window's delta. On entry the address is in `b.address`; after it
+    /// `[address + addend]` is the host's. Leaves by a stub on a miss; RCX is whole again after it.
     pub(super) fn check(&mut self, b: Borrowed, check: Check) {
         self.linearize(b, &check, false);
         if check.looks_up {

@@ -96,8 +96,8 @@ pub enum Site {
     /// An indirect transfer to `Area::rip` that the jump cache doesn't know. The instruction was at
     /// `rip` and moved RSP by `moved`.
     Indirect { rip: u64, moved: i64 },
-    /// SYSCALL, SYSRET, STAC or CLAC to `Area::rip`, which the other side's jump cache doesn't know. All is done but the
-    /// jump.
+    /// SYSCALL, SYSRET, STAC or CLAC to `Area::rip`, which the other side's jump cache doesn't know. All is done but
+    /// the jump.
     Crossed,
     /// Something is in the attention word; the guest is at `rip`.
     Poll { rip: u64 },

@@ -1,10 +1,10 @@
 //! Segment registers as operands, and the stack operations that only 16- and 32-bit code has.
 //!
-//! Problem: real-mode code loads segment registers all the time. Scheme: the area has the
-//! selectors; in segmented code a load in a mode where the base is made of the selector sets selector and base there and says so,
-//! and Rust takes them over when the block is left. Loads of SS hold interrupts off for one instruction
-//! and are the interpreter's, as are loads that read descriptors. Invariant: a window is never open across a
-//! load, so no kept addend is an old base's.
+//! Problem: real-mode code loads segment registers all the time. Scheme: the area has the selectors; in segmented
+//! code a load in a mode where the base is made of the selector sets selector and base there and says so, and Rust
+//! takes them over when the block is left. Loads of SS hold interrupts off for one instruction and are the
+//! interpreter's, as are loads that read descriptors. Invariant: a window is never open across a load, so no kept
+//! addend is an old base's.
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};

@@ -210,8 +210,8 @@ impl Emitter<'_> {
         self.cross(Privilege::User);
     }
 
-    /// SYSENTER from 32-bit code outside long mode. RFLAGS but for IF stay, so none may be set that blocks can't run with
-    /// at CPL 0.
+    /// SYSENTER from 32-bit code outside long mode. RFLAGS but for IF stay, so none may be set that blocks can't run
+    /// with at CPL 0.
     pub(super) fn enter_kernel32(&mut self, step: &Step, next: u64) {
         let out = self.hand_over_here(step, next);
         dynasm!(self.asm ; .arch x64
