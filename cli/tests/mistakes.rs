@@ -335,7 +335,7 @@ fn networks() {
     wrong("user,model=ne2000", &["ne2000", "virtio", "e1000"]);
     wrong("user,tftp=/nonexistent/x", &["tftp=/nonexistent/x"]);
     wrong("user,dump=/nonexistent/x", &["dump=/nonexistent/x"]);
-    wrong("user,romfile=x", &["romfile", "e1000"]);
+    wrong("user,romfile=x", &["romfile", "firmware"]);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("bound").port().to_string();
     wrong(&format!("user,hostfwd=tcp:127.0.0.1:{port}-:22"), &["hostfwd=tcp", &port, "in use"]);

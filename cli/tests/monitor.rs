@@ -74,6 +74,9 @@ fn the_monitor_answers_and_gives_the_terminal_back() {
         ask(&mut session, "info mtree", &map);
         ask(&mut session, "info block", &["no disks"]);
         ask(&mut session, "system_powerdown", &["the guest has not asked"]);
+        ask(&mut session, "balloon 100", &["balloon: the machine has no balloon; --balloon"]);
+        ask(&mut session, "balloon lots", &["balloon: a number of MiB must follow"]);
+        ask(&mut session, "info balloon", &["info: the machine has no balloon"]);
 
         // Mistakes are one line each.
         ask(&mut session, "fly", &["fly: no such command"]);

@@ -18,12 +18,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
-use xenolith_cpu::CpuState;
 use xenolith_cpu::cpuid::{CpuidModel, Feature, Vendor};
 use xenolith_cpu::env::{Env, attention};
 use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::Interp;
 use xenolith_cpu::state::Activity;
+use xenolith_cpu::{CpuState, Gpa};
 use xenolith_devices::acpi::pm::{self, PmBlock};
 use xenolith_devices::acpi::tables::{self, AcpiConfig, AcpiError, Tables};
 use xenolith_devices::apic::{ApicFeatures, InterruptRouter};
@@ -49,7 +49,7 @@ use xenolith_devices::pci::{PciError, PciRoot};
 use xenolith_devices::power::PowerEvents;
 use xenolith_devices::smbios;
 use xenolith_devices::vga::{self, Vga};
-use xenolith_devices::virtio::{self, ConsoleHandle};
+use xenolith_devices::virtio::{self, BalloonHandle, BalloonMemory, ConsoleHandle, Interfaces};
 use xenolith_mmu::{GuestRam, SoftMmu};
 use xenolith_net::Network;
 
@@ -268,7 +268,7 @@ impl Board {
             (Some(net), Some(network)) => Some(Card::new(net, network)?),
             _ => None,
         };
-        let (console, boot) = wiring.pci(
+        let Fitted { console, balloon, boot } = wiring.pci(
             config,
             &ram,
             &router,
@@ -313,6 +313,7 @@ impl Board {
             router: Arc::clone(&router),
             pm: legacy.pm,
             power: wiring.power.clone(),
+            balloon,
             model: Arc::clone(&model),
         });
         let vcpus = (0..config.vcpus)
@@ -470,12 +471,17 @@ impl<'a> Card<'a> {
         Ok(Self { config, backend: network.port(), rom })
     }
 
-    fn fit(self, root: &mut PciRoot, ram: &GuestRam) -> Result<(), PciError> {
+    fn fit(
+        self,
+        root: &mut PciRoot,
+        ram: &GuestRam,
+        interfaces: Interfaces,
+    ) -> Result<(), PciError> {
         let Self { config, backend, rom } = self;
         match config.model {
             NetModel::Virtio => {
                 let device = virtio::Net::new(backend, config.mac);
-                virtio::add(root, device, ram.memory_arc())?;
+                virtio::add_with_rom(root, device, ram.memory_arc(), interfaces, rom)?;
             }
             NetModel::E1000 => {
                 e1000::add(root, ram.memory_arc(), backend, config.mac, rom)?;
@@ -614,8 +620,7 @@ impl Wiring {
         Ok(Uart::input(&uart))
     }
 
-    /// The PCI bus with the drives and virtio devices, set up as firmware would if there is none; and what
-    /// firmware is to boot from.
+    /// The PCI bus with the drives and virtio devices, set up as firmware would if there is none.
     #[allow(clippy::too_many_arguments, reason = "all that is on the bus")]
     fn pci(
         &mut self,
@@ -628,7 +633,7 @@ impl Wiring {
         disks: &[Disk],
         output: &SerialOutput,
         mut random: Random,
-    ) -> Result<(ConsoleHandle, Vec<String>), ConfigError> {
+    ) -> Result<Fitted, ConfigError> {
         let bad = |error: PciError| host("wire the PCI bus")(error.into());
         let sink = Arc::clone(&self.sink);
         let switch = Box::new(self.remapper.clone());
@@ -641,12 +646,18 @@ impl Wiring {
         }
         // Behind the display, where QEMU has it too: systems name the card by its slot.
         if let Some(card) = card {
-            card.fit(&mut root, ram).map_err(bad)?;
+            card.fit(&mut root, ram, config.virtio).map_err(bad)?;
         }
         let (console, handle) = virtio::Console::new(Box::new(output.clone()));
-        virtio::add(&mut root, console, ram.memory_arc()).map_err(bad)?;
+        virtio::add(&mut root, console, ram.memory_arc(), config.virtio).map_err(bad)?;
         let entropy = virtio::Entropy::new(Box::new(move |bytes| random.fill(bytes)));
-        virtio::add(&mut root, entropy, ram.memory_arc()).map_err(bad)?;
+        virtio::add(&mut root, entropy, ram.memory_arc(), config.virtio).map_err(bad)?;
+        let mut balloon = None;
+        if config.balloon {
+            let (device, handle) = virtio::Balloon::new(Arc::new(Pages(Arc::clone(ram))));
+            virtio::add(&mut root, device, ram.memory_arc(), config.virtio).map_err(bad)?;
+            balloon = Some(handle);
+        }
         let sockets = Sockets {
             ide_lines: ide::IRQS.map(|irq| self.line(irq)),
             floppy_line: self.line(floppy::IRQ),
@@ -655,6 +666,7 @@ impl Wiring {
             root: &mut root,
             ports: &mut self.ports,
             ram,
+            virtio: config.virtio,
             // Counted time would run ahead of a thread's.
             threads: !config.icount,
             always_ide: !self.as_after_firmware,
@@ -665,7 +677,24 @@ impl Wiring {
             // PCI interrupts are level-triggered at the 8259A pair.
             router.set_elcr(1 << 10 | 1 << 11);
         }
-        Ok((handle, boot))
+        Ok(Fitted { console: handle, balloon, boot })
+    }
+}
+
+/// What is left of the bus for others to know.
+struct Fitted {
+    console: ConsoleHandle,
+    balloon: Option<BalloonHandle>,
+    /// What firmware is to boot from.
+    boot: Vec<String>,
+}
+
+/// The balloon's way to the memory.
+struct Pages(Arc<GuestRam>);
+
+impl BalloonMemory for Pages {
+    fn give_back(&self, start: u64, bytes: u64) {
+        self.0.give_back(Gpa(start), bytes);
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use xenolith_devices::disk::DiskOptions;
 use xenolith_devices::net::Mac;
+use xenolith_devices::virtio::Interfaces;
 use xenolith_devices::{floppy, ide};
 use xenolith_net::Settings;
 
@@ -87,7 +88,7 @@ pub enum NetModel {
 pub struct NetConfig {
     pub model: NetModel,
     pub mac: Mac,
-    /// The card's option ROM, by which firmware starts from the network. Only [`NetModel::E1000`] has one.
+    /// The card's option ROM, by which firmware starts from the network.
     pub rom: Option<PathBuf>,
     pub settings: Settings,
 }
@@ -127,6 +128,10 @@ pub struct Config {
     /// Kernel command line (`--append`).
     pub command_line: String,
     pub disks: Vec<DiskConfig>,
+    /// Which drivers virtio devices are for (`--virtio`).
+    pub virtio: Interfaces,
+    /// There is a memory balloon (`--balloon`).
+    pub balloon: bool,
     /// The network (`--net`). `None`: no card.
     pub net: Option<NetConfig>,
     /// Option ROM of a display to fit (`--vga-rom`): its video services. `None`: no display.
@@ -174,6 +179,8 @@ impl Default for Config {
             initrd: None,
             command_line: String::new(),
             disks: Vec::new(),
+            virtio: Interfaces::default(),
+            balloon: false,
             net: None,
             vga_rom: None,
             timeout: None,

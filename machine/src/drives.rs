@@ -18,7 +18,7 @@ use xenolith_devices::irq::IrqLine;
 use xenolith_devices::legacy::dma::DmaChannels;
 use xenolith_devices::legacy::rtc::Rtc;
 use xenolith_devices::pci::PciRoot;
-use xenolith_devices::virtio;
+use xenolith_devices::virtio::{self, Interfaces};
 use xenolith_mmu::GuestRam;
 
 use crate::config::{Attachment, ConfigError, DiskConfig};
@@ -75,6 +75,8 @@ pub struct Sockets<'a> {
     /// Where firmware looks for floppy drives.
     pub rtc: &'a Mutex<Rtc>,
     pub ram: &'a Arc<GuestRam>,
+    /// Which drivers virtio disks are for.
+    pub virtio: Interfaces,
     /// Images are read and written by threads of their own where the device can be told to.
     pub threads: bool,
     /// The IDE function is there even if it has no drive.
@@ -131,7 +133,8 @@ pub fn fit(
             }
             _ => {
                 let block = virtio::Block::new(image, &format!("disk{n}"));
-                let slot = virtio::add(sockets.root, block, sockets.ram.memory_arc())
+                let memory = sockets.ram.memory_arc();
+                let slot = virtio::add(sockets.root, block, memory, sockets.virtio)
                     .map_err(|error| bad(error.into()))?;
                 hard.push(format!("/pci@i0cf8/scsi@{slot:x}/disk@0,0"));
             }

@@ -183,7 +183,7 @@ impl CodeMap {
     }
 
     /// To be called after a store of `len` bytes at an offset of the RAM file.
-    fn stored_file_range(&self, offset: u64, len: u64) {
+    pub(crate) fn stored_file_range(&self, offset: u64, len: u64) {
         if len == 0 {
             return;
         }

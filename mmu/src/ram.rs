@@ -20,7 +20,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals, memfd_create};
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 use xenolith_cpu::Gpa;
@@ -311,6 +311,30 @@ impl GuestRam {
         Arc::clone(&self.memory)
     }
 
+    /// Gives the host back what stands behind `bytes` bytes of RAM from `gpa` on, whole pages all: they read as
+    /// zeroes wherever they are mapped, until somebody stores there. What isn't RAM is left alone, and so is
+    /// everything if the host refuses.
+    pub fn give_back(&self, gpa: Gpa, bytes: u64) {
+        let end = gpa.0.saturating_add(bytes);
+        let parts = [
+            (0, self.layout.low_bytes, 0),
+            (HOLE_END, self.layout.high_bytes, self.layout.low_bytes),
+        ];
+        for (base, len, file_offset) in parts {
+            let (first, last) = (gpa.0.max(base), end.min(base + len));
+            if first >= last {
+                continue;
+            }
+            let (offset, len) = (first - base + file_offset, last - first);
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match fallocate(&*self.file, flags, offset, len) {
+                // A store like a device's: code that stood there is gone.
+                Ok(()) => self.code.stored_file_range(offset, len),
+                Err(error) => tracing::debug!("the host takes no memory back: {error}"),
+            }
+        }
+    }
+
     /// The file that holds all RAM, laid out as [`Layout::file_page`] says.
     #[must_use]
     pub fn file(&self) -> &File {
@@ -461,6 +485,8 @@ fn keep_out_of_core_dumps(start: *mut u8, len: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
+
     use vm_memory::{Bytes, GuestMemoryBackend};
 
     #[test]
@@ -572,6 +598,33 @@ mod tests {
         assert_eq!(at(5 << 30), Some(host));
         assert!(ram.place_video(None));
         assert_eq!((at(5 << 30), at(u64::MAX - 0xfff)), (None, None));
+    }
+
+    #[test]
+    fn memory_that_is_given_back_is_zeroes_and_the_hosts() {
+        let ram = GuestRam::with_rom(4 << 30, &[0xff; 64 << 10]).expect("4 GiB without reserve");
+        let used = || ram.file().metadata().map(|it| it.blocks() * 512).expect("a file");
+        let before = used();
+        for gpa in [0x20_0000, HOLE_END] {
+            ram.memory().write_slice(&[7; 0x4000], GuestAddress(gpa)).expect("RAM");
+            let version = ram.code().watch((gpa >> 12) + 1);
+            assert_eq!(used() - before, 0x4000);
+            ram.give_back(Gpa(gpa + 0x1000), 0x2000);
+            assert_eq!(used() - before, 0x2000, "the host has it");
+            let bytes = [0, 0xfff, 0x1000, 0x2fff, 0x3000].map(|at| byte(&ram, gpa + at));
+            assert_eq!(bytes, [Some(7), Some(7), Some(0), Some(0), Some(7)]);
+            assert_ne!(ram.code().version((gpa >> 12) + 1), version, "its code is stale");
+            ram.give_back(Gpa(gpa), 0x4000);
+        }
+        // Over all ends, and where no RAM is.
+        ram.memory().write_obj(7_u8, GuestAddress(HOLE_START - 1)).expect("RAM");
+        ram.give_back(Gpa(HOLE_START - 0x1000), HOLE_END - HOLE_START);
+        ram.give_back(Gpa(u64::MAX - 0xfff), 0x1000);
+        ram.give_back(Gpa(HOLE_END - 0x1000), 0x1000);
+        ram.give_back(Gpa(5 << 30), 1 << 40);
+        assert_eq!(used(), before);
+        assert_eq!(byte(&ram, HOLE_START - 1), Some(0));
+        assert_eq!(byte(&ram, HOLE_END - 1), Some(0xff), "the firmware stays");
     }
 
     #[test]

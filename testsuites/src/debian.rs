@@ -39,8 +39,12 @@ impl Debian {
     /// # Errors
     /// It can't be fetched.
     pub fn get(name: &'static str, scratch: &str) -> Result<Self> {
+        let usual = Path::new(scratch).join("guests");
+        Self::get_into(name, scratch, env::var_os("XENOLITH_CACHE").map_or(usual, PathBuf::from))
+    }
+
+    fn get_into(name: &'static str, scratch: &str, cache: PathBuf) -> Result<Self> {
         let scratch = PathBuf::from(scratch);
-        let cache = env::var_os("XENOLITH_CACHE").map_or(scratch.join("guests"), PathBuf::from);
         // Stopped before the guest does anything; fetching doesn't count. This makes the initrd of
         // today's scripts as well.
         let mut command = program::xenolith()?;
@@ -58,6 +62,26 @@ impl Debian {
             cache,
             scratch,
         })
+    }
+
+    /// The guest with the kernel's module `module`, also where it was fetched by a program that didn't know
+    /// of it.
+    ///
+    /// # Errors
+    /// It can't be fetched.
+    pub fn with_module(name: &'static str, module: &str, scratch: &str) -> Result<Self> {
+        let has = |guest: &Self| {
+            guest.busybox.with_file_name("modules").join(format!("{module}.ko")).is_file()
+        };
+        let guest = Self::get(name, scratch)?;
+        if has(&guest) {
+            return Ok(guest);
+        }
+        let again = format!("{scratch}/{module}");
+        fs::create_dir_all(&again)?;
+        let guest = Self::get_into(name, &again, PathBuf::from(&again).join("guests"))?;
+        ensure!(has(&guest), "{} has no {module}: remove it", guest.busybox.display());
+        Ok(guest)
     }
 
     /// The ELF inside the bzImage.

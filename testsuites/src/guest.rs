@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Result;
+use xenolith_machine::inspect::Inspector;
 use xenolith_machine::{Config, End, Handle, Machine, SerialInput};
 
 use crate::console::{Console, Dialogue};
@@ -19,6 +20,7 @@ pub struct Guest {
     dialogue: Dialogue,
     input: SerialInput,
     handle: Handle,
+    inspector: Inspector,
     ended: Receiver<End>,
     thread: Option<JoinHandle<()>>,
 }
@@ -39,6 +41,7 @@ impl Guest {
         let machine = Machine::new(config, Box::new(console.clone()))?;
         let output = console.clone();
         let (input, handle) = (machine.serial_input(), machine.handle());
+        let inspector = machine.inspector();
         let (sender, ended) = mpsc::channel();
         let thread = thread::Builder::new().name("machine".to_owned()).spawn(move || {
             // The receiver is gone if the test has given up.
@@ -46,7 +49,7 @@ impl Guest {
             output.close();
         })?;
         let dialogue = Dialogue::new(console);
-        Ok(Self { dialogue, input, handle, ended, thread: Some(thread) })
+        Ok(Self { dialogue, input, handle, inspector, ended, thread: Some(thread) })
     }
 
     /// Waits for `text` in the output after the last match. Returns what came before it.
@@ -101,6 +104,11 @@ impl Guest {
     #[must_use]
     pub fn handle(&self) -> &Handle {
         &self.handle
+    }
+
+    #[must_use]
+    pub fn inspector(&self) -> &Inspector {
+        &self.inspector
     }
 
     /// An error with the end of the output, and all of it in a file.

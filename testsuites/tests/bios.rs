@@ -91,6 +91,28 @@ fn debian_i386_boots_by_grub() -> Result<()> {
     Ok(())
 }
 
+/// Firmware, boot loader and kernel on a disk that has but the interface from before virtio 1.0.
+#[test]
+fn debian_boots_by_grub_from_an_old_virtio_disk() -> Result<()> {
+    let guest = Debian::get("debian", env!("CARGO_TARGET_TMPDIR"))?;
+    let scratch = Scratch::new("bios")?;
+    let image = grub_disk(&guest, &scratch, "/dev/vda1")?;
+    let mut command = xenolith()?;
+    command.arg("run").arg(&image).args(["--virtio", "legacy"]);
+    let mut program = Program::start(command)?;
+    choose(&mut program)?;
+    let ids = program.command("cat /sys/bus/virtio/devices/virtio*/../device", PATIENCE)?;
+    ensure!(ids.contains("0x1001") && !ids.contains("0x104"), "{ids}");
+    let features = program.command("cat /sys/bus/virtio/devices/virtio*/features", PATIENCE)?;
+    ensure!(features.lines().all(|bits| bits.as_bytes().get(32) == Some(&b'0')), "{features}");
+    program.command("mount -o remount,rw / && echo kept >/kept && sync", PATIENCE)?;
+    ensure!(program.command("cat /kept", PATIENCE)? == "kept\n");
+    program.type_line("poweroff -f");
+    let ended = program.end(PATIENCE)?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    Ok(())
+}
+
 /// By IDE; what the guest writes is there at its next start.
 #[test]
 fn debian_boots_by_grub_from_an_ide_disk() -> Result<()> {

@@ -15,8 +15,8 @@ use xenolith_testsuites::debian::{Debian, PATIENCE};
 use xenolith_testsuites::disk::{Scratch, tool};
 use xenolith_testsuites::program::xenolith;
 
-/// Debian's package ipxe-qemu.
-const IPXE: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
+/// The folder of Debian's package ipxe-qemu.
+const IPXE: &str = "/usr/lib/ipxe/qemu";
 const FILE_BYTES: u32 = 3 << 20;
 
 /// A port of this computer that is free now.
@@ -48,27 +48,19 @@ fn web_server() -> Result<(u16, JoinHandle<Result<String>>)> {
     Ok((port, thread::spawn(serve)))
 }
 
-/// The guest, with a driver for each card also where it was fetched by a program that knew only one.
-fn guest(name: &'static str) -> Result<Debian> {
-    let scratch = env!("CARGO_TARGET_TMPDIR");
-    let guest = Debian::get(name, scratch)?;
-    if guest.busybox.with_file_name("modules").join("e1000.ko").is_file() {
-        return Ok(guest);
-    }
-    let scratch = format!("{scratch}/net");
-    fs::create_dir_all(&scratch)?;
-    let guest = Debian::get(name, &scratch)?;
-    let fresh = guest.busybox.with_file_name("modules").join("e1000.ko").is_file();
-    ensure!(fresh, "{} was fetched without a driver for e1000: remove it", guest.busybox.display());
-    Ok(guest)
-}
-
-fn a_guest_uses_the_network(name: &'static str, model: &str, driver: &str) -> Result<()> {
-    let guest = guest(name)?;
+/// `legacy`: virtio's driver for devices from before virtio 1.0.
+fn a_guest_uses_the_network(
+    name: &'static str,
+    model: &str,
+    driver: &str,
+    legacy: bool,
+) -> Result<()> {
+    let guest = Debian::with_module(name, "e1000", env!("CARGO_TARGET_TMPDIR"))?;
     let scratch = Scratch::new("net")?;
     let dump = scratch.path().join("dump.pcap");
     let way_in = free_port()?;
-    let mut command = guest.run_elf("")?;
+    let append = if legacy { "virtio_pci.force_legacy=1" } else { "" };
+    let mut command = guest.run_elf(append)?;
     command.arg("--net").arg(format!(
         "user,model={model},hostfwd=tcp:127.0.0.1:{way_in}-:7777,mac=52:54:00:ab:cd:ef,dump={}",
         dump.display()
@@ -76,6 +68,11 @@ fn a_guest_uses_the_network(name: &'static str, model: &str, driver: &str) -> Re
     let mut program = guest.boot(command)?;
     let used = program.command("readlink /sys/class/net/eth0/device/driver", PATIENCE)?;
     ensure!(used.trim().ends_with(driver), "{used}");
+    if model == "virtio" {
+        // Bit 32 of the features: VIRTIO_F_VERSION_1.
+        let bit = program.command("cut -c 33 /sys/class/net/eth0/device/features", PATIENCE)?;
+        ensure!(bit.trim() == if legacy { "0" } else { "1" }, "{bit}");
+    }
 
     let told = program.command("udhcpc -n -q 2>&1", PATIENCE)?;
     ensure!(told.contains("10.0.2.15"), "{told}");
@@ -134,17 +131,22 @@ fn a_guest_uses_the_network(name: &'static str, model: &str, driver: &str) -> Re
 
 #[test]
 fn debian_uses_the_network_by_virtio() -> Result<()> {
-    a_guest_uses_the_network("debian", "virtio", "virtio_net")
+    a_guest_uses_the_network("debian", "virtio", "virtio_net", false)
+}
+
+#[test]
+fn debian_uses_the_network_by_the_interface_of_old_drivers() -> Result<()> {
+    a_guest_uses_the_network("debian", "virtio", "virtio_net", true)
 }
 
 #[test]
 fn debian_uses_the_network_by_e1000() -> Result<()> {
-    a_guest_uses_the_network("debian", "e1000", "e1000")
+    a_guest_uses_the_network("debian", "e1000", "e1000", false)
 }
 
 #[test]
 fn debian_i386_uses_the_network_by_e1000() -> Result<()> {
-    a_guest_uses_the_network("debian-i386", "e1000", "e1000")
+    a_guest_uses_the_network("debian-i386", "e1000", "e1000", false)
 }
 
 #[test]
@@ -176,17 +178,25 @@ fn a_taken_port_is_told_in_one_line() -> Result<()> {
 
 #[test]
 fn firmware_loads_a_program_over_the_network() -> Result<()> {
-    if !Path::new(IPXE).is_file() {
+    if !Path::new(IPXE).is_dir() {
         bail!("{IPXE} is not there: install Debian's package ipxe-qemu");
     }
     let scratch = Scratch::new("netboot")?;
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/netboot.asm");
     nasm(&source, &scratch.path().join("program"))?;
-    for engine in ["bt", "interp"] {
+    for (engine, model, virtio) in [
+        ("bt", "e1000", "modern"),
+        ("interp", "e1000", "modern"),
+        ("bt", "virtio", "transitional"),
+        ("bt", "virtio", "modern"),
+        ("bt", "virtio", "legacy"),
+    ] {
         let mut command = xenolith()?;
         command.args(["run", "--bios", "/usr/share/seabios/bios-256k.bin", "--engine", engine]);
-        command.arg("--net");
-        command.arg(format!("user,tftp={},bootfile=program", scratch.path().display()));
+        command.args(["--virtio", virtio, "--net"]);
+        let folder = scratch.path().display();
+        command.arg(format!("user,model={model},tftp={folder},bootfile=program"));
+        let engine = format!("{engine}, {model}, {virtio}");
         let ended = Program::start(command)?.end(PATIENCE)?;
         let text = String::from_utf8_lossy(&ended.stdout).into_owned();
         // The program's own status, 20, as the debug-exit port passes it on.

@@ -120,6 +120,8 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         timeout: args.limits.timeout,
         no_reboot: args.limits.no_reboot,
         icount: args.machine.icount,
+        virtio: args.machine.virtio.into(),
+        balloon: args.machine.balloon,
         // A size that doesn't fit is refused like one that is too large.
         code_cache_bytes: usize::try_from(args.machine.code_cache).unwrap_or(usize::MAX),
         making: Making { mmu: args.machine.mmu.into(), bmi2: !args.machine.no_bmi2 },

@@ -1,6 +1,7 @@
 //! The machine's size and kind.
 
 use clap::{Args, ValueEnum};
+use xenolith_devices::virtio::Interfaces;
 use xenolith_machine::{Engine, Mmu};
 
 #[derive(Args, Debug)]
@@ -44,6 +45,15 @@ pub struct MachineFlags {
     #[arg(long, help_heading = "Machine")]
     pub no_bmi2: bool,
 
+    /// Which drivers the virtio devices are for
+    #[arg(long, value_name = "KIND", help_heading = "Machine", value_enum)]
+    #[arg(default_value_t = VirtioFlag::Transitional)]
+    pub virtio: VirtioFlag,
+
+    /// A memory balloon: the monitor's "balloon MIB" asks the guest for memory, which goes back to this computer
+    #[arg(long, help_heading = "Machine")]
+    pub balloon: bool,
+
     /// Print the translator's counters on standard error when the run ends; blocks then also count
     /// the instructions they run, which makes them a little slower
     #[arg(long, help_heading = "Machine")]
@@ -83,6 +93,26 @@ impl From<MmuFlag> for Mmu {
             MmuFlag::Auto => Self::Auto,
             MmuFlag::Soft => Self::Soft,
             MmuFlag::Shadow => Self::Shadow,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum VirtioFlag {
+    /// all
+    Transitional,
+    /// those of virtio 1.0 and later
+    Modern,
+    /// those of before, as old systems have them
+    Legacy,
+}
+
+impl From<VirtioFlag> for Interfaces {
+    fn from(flag: VirtioFlag) -> Self {
+        match flag {
+            VirtioFlag::Transitional => Self::Transitional,
+            VirtioFlag::Modern => Self::Modern,
+            VirtioFlag::Legacy => Self::Legacy,
         }
     }
 }

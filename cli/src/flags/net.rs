@@ -9,7 +9,12 @@ use xenolith_devices::net::Mac;
 use xenolith_machine::{NetConfig, NetModel, NetSettings};
 
 /// Where Debian's package ipxe-qemu has the card's ROM.
-const IPXE: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
+fn ipxe(model: NetModel) -> &'static Path {
+    Path::new(match model {
+        NetModel::Virtio => "/usr/lib/ipxe/qemu/pxe-virtio.rom",
+        NetModel::E1000 => "/usr/lib/ipxe/qemu/pxe-e1000.rom",
+    })
+}
 
 #[derive(Args, Debug)]
 pub struct NetFlags {
@@ -18,7 +23,7 @@ pub struct NetFlags {
     /// hostfwd=tcp:ADDR:PORT-:PORT leads a port of this computer to one of the guest (or udp; may be
     /// given again); model=virtio|e1000 is the card [default: e1000 for firmware, else virtio]; mac=ADDR;
     /// restrict=on keeps the guest in, but for forwards; tftp=FOLDER gives its files to guests that
-    /// boot from the network and bootfile=NAME names one; romfile=FILE is what firmware starts e1000 by
+    /// boot from the network and bootfile=NAME names one; romfile=FILE is what firmware starts the card by
     /// [default: Debian's package ipxe-qemu's]; dump=FILE records all frames for tcpdump and
     /// Wireshark. With --icount the default is none
     #[arg(long = "net", value_name = "user[,OPTION=VALUE...]|none", help_heading = "Machine")]
@@ -108,16 +113,13 @@ impl NetFlags {
         };
         let usual = if firmware { NetModel::E1000 } else { NetModel::Virtio };
         let model = user.model.unwrap_or(usual);
-        let boots = firmware && model == NetModel::E1000;
         let rom = match user.rom {
             Some(path) if path.as_os_str().is_empty() => None,
-            Some(_) if !boots => {
-                bail!("--net user: romfile= goes with firmware and model=e1000")
-            }
+            Some(_) if !firmware => bail!("--net user: romfile= goes with firmware"),
             Some(path) => Some(path),
             None => {
-                let usual = Path::new(IPXE);
-                (boots && usual.is_file()).then(|| usual.to_owned())
+                let usual = ipxe(model);
+                (firmware && usual.is_file()).then(|| usual.to_owned())
             }
         };
         Ok(Some(NetConfig { model, mac: user.mac, rom, settings: user.settings }))
@@ -139,7 +141,7 @@ mod tests {
         assert_eq!((usual.model, usual.rom), (NetModel::Virtio, None));
         assert_eq!(usual.mac, Mac::default());
         assert_eq!(config(Some("user"), true).expect("a card").model, NetModel::E1000);
-        assert_eq!(config(Some("user,model=virtio"), true).expect("a card").rom, None);
+        assert_eq!(config(Some("user,model=virtio,romfile="), true).expect("a card").rom, None);
         assert_eq!(config(Some("none"), true), None);
         assert_eq!(NetFlags { net: None }.config(true, true).expect("sound"), None);
     }

@@ -27,6 +27,7 @@ pub const MODULES: &[&str] = &[
     "virtio_console",
     "virtio_rng",
     "virtio_net",
+    "virtio_balloon",
     "e1000",
     "ata_piix",
     "sd_mod",

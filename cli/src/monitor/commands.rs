@@ -22,6 +22,8 @@ use crate::screenshot::write_png;
 const KEY_TIME: Duration = Duration::from_millis(100);
 const KEY_TIME_MAX: Duration = Duration::from_secs(10);
 
+const NO_BALLOON: &str = "the machine has no balloon; --balloon gives it one";
+
 /// What followed the command's name comes with it.
 type Run = fn(&mut Monitor, &str) -> Result<String>;
 
@@ -72,6 +74,7 @@ const COMMANDS: &[Command] = &[
         Monitor::power,
     ),
     row(&["system_reset"], "", "the reset button", Monitor::reset),
+    row(&["balloon"], "MIB", "asks the guest to do with so much of its memory", Monitor::balloon),
     row(&["stop", "s"], "", "holds the machine; its time stands still", Monitor::stop),
     row(&["cont", "c"], "", "lets it go on", Monitor::cont),
     row(&["quit", "q"], "", "ends the run (the power cord)", Monitor::quit),
@@ -152,10 +155,12 @@ impl Monitor {
         match what {
             "" => {
                 let mut rows: Vec<_> = INFO.iter().map(|&(name, help, _)| (name, help)).collect();
+                rows.push(("balloon", "the memory that the balloon leaves to the guest"));
                 rows.push(("block", "the disks"));
                 rows.push(("status", "whether the machine runs"));
                 Ok(rows.iter().map(|(name, help)| format!("info {name:<27} {help}\n")).collect())
             }
+            "balloon" => self.show_balloon(),
             "block" => Ok(self.inspector.disks()),
             "status" => {
                 Ok(if self.stopped.is_some() { "paused\n" } else { "running\n" }.to_owned())
@@ -291,6 +296,22 @@ impl Monitor {
     fn reset(&mut self, _: &str) -> Result<String> {
         self.inspector.press_reset_button()?;
         Ok(String::new())
+    }
+
+    fn balloon(&mut self, words: &str) -> Result<String> {
+        let mib = words.parse::<u64>().context("a number of MiB must follow")?;
+        ensure!(mib > 0, "a guest can't do without memory");
+        ensure!(self.inspector.set_memory_target(mib.saturating_mul(1 << 20))?, NO_BALLOON);
+        Ok(String::new())
+    }
+
+    fn show_balloon(&self) -> Result<String> {
+        let balloon = self.inspector.balloon()?.context(NO_BALLOON)?;
+        let mut text = format!("balloon: actual={}\n", balloon.memory_bytes >> 20);
+        for (name, value) in balloon.statistics {
+            text.push_str(&format!("{name}: {value}\n"));
+        }
+        Ok(text)
     }
 
     fn stop(&mut self, _: &str) -> Result<String> {

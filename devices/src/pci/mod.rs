@@ -14,6 +14,7 @@ mod chipset;
 pub mod config;
 mod function;
 mod interrupts;
+pub mod rom;
 mod root;
 
 #[cfg(test)]

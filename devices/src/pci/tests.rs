@@ -1,5 +1,7 @@
 //! Placement and interrupt lines, with a device that does nothing.
 
+mod msix;
+
 use std::sync::{Arc, Mutex};
 
 use super::config::{Bar, BarKind, ConfigSpace, Identity};
@@ -17,19 +19,26 @@ impl PciDevice for Echo {
     }
 }
 
+/// Levels of lines, and messages.
 #[derive(Default)]
-struct Lines(Mutex<Vec<(u32, bool)>>);
+struct Lines(Mutex<Vec<(u32, bool)>>, Mutex<Vec<(u64, u32)>>);
 
 impl IrqSink for Lines {
     fn set_level(&self, gsi: u32, level: bool) {
         lock(&self.0).push((gsi, level));
     }
-    fn message(&self, _: u64, _: u32) {}
+    fn message(&self, address: u64, data: u32) {
+        lock(&self.1).push((address, data));
+    }
 }
 
 impl Lines {
     fn taken(&self) -> Vec<(u32, bool)> {
         std::mem::take(&mut lock(&self.0))
+    }
+
+    fn messages_taken(&self) -> Vec<(u64, u32)> {
+        std::mem::take(&mut lock(&self.1))
     }
 }
 
@@ -51,8 +60,13 @@ impl Rig {
 
     /// Fits a device with one 4 KiB memory BAR and one I/O BAR of 32 ports.
     fn add(&self, slot: u8) -> Arc<Interrupts> {
+        self.add_with_vectors(slot, 0)
+    }
+
+    /// The same with MSI-X in BAR 2.
+    fn add_with_vectors(&self, slot: u8, vectors: u16) -> Arc<Interrupts> {
         let mut root = lock(&self.root);
-        let interrupts = root.interrupts(slot, 0);
+        let interrupts = root.interrupts(slot, vectors);
         let mut config = ConfigSpace::new(Identity {
             vendor: 0x1234,
             device: 0x5678,

@@ -1,4 +1,4 @@
-//! Virtio 1.x devices: block, console, entropy, network, on a PCI transport.
+//! Virtio devices: block, console, entropy, network, memory balloon, on a PCI transport.
 //!
 //! Problem: devices that do their work in threads of their own, on rings in guest memory that a
 //! hostile guest fills. Scheme: the transport ([`VirtioPci`]) speaks the registers; when the driver
@@ -12,6 +12,7 @@
 //! Source: OASIS Virtual I/O Device (VIRTIO) Version 1.2, §2 "Basic Facilities", §3 "General
 //! Initialization And Device Operation".
 
+mod balloon;
 mod block;
 mod console;
 mod doorbell;
@@ -28,6 +29,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddressSpace;
 
+pub use balloon::{Balloon, BalloonHandle, BalloonMemory};
 pub use block::Block;
 pub use console::{Console, ConsoleHandle};
 
@@ -37,7 +39,7 @@ pub use net::Net;
 
 pub use queue::{Chain, Malformed, VirtQueue};
 pub use signals::Signals;
-pub use transport::{VirtioPci, add};
+pub use transport::{Interfaces, VirtioPci, add, add_with_rom};
 
 use virtio_bindings::bindings::virtio_config as config;
 use virtio_bindings::bindings::virtio_ring as ring;
@@ -69,6 +71,8 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     fn write_config(&mut self, offset: usize, data: &[u8]) {
         let _ = (offset, data);
     }
+    /// The driver, or the bus, has reset the device; the worker has ended.
+    fn reset(&mut self) {}
     /// What wakes the worker.
     fn doorbell(&self) -> &Arc<Doorbell>;
     /// The driver is ready: the body of the thread that serves its queues. It returns soon after

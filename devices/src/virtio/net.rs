@@ -14,14 +14,16 @@ use std::sync::Arc;
 use virtio_bindings::bindings::virtio_net as net;
 use vm_memory::GuestAddressSpace;
 
-use super::{Active, Chain, Doorbell, Events, Malformed, VirtQueue, VirtioDevice};
+use super::{Active, Chain, Doorbell, Events, Malformed, VirtQueue, VirtioDevice, config};
 use crate::net::{FRAME_MAX, FRAME_MIN, Mac, NetBackend};
 
 const QUEUE_SIZE: u16 = 256;
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
-/// struct virtio_net_hdr with num_buffers, as VIRTIO_F_VERSION_1 has it.
+/// struct virtio_net_hdr as VIRTIO_F_VERSION_1 has it, and without its last field, `num_buffers`, as drivers from
+/// before have it.
 const HEADER: usize = 12;
+const HEADER_LEGACY: usize = 10;
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS: usize = 10;
 
@@ -85,18 +87,19 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Net {
         let mut receive = active.take(RECEIVE.into());
         let mut transmit = active.take(TRANSMIT.into());
         let backend = Arc::clone(&self.backend);
+        let header = if active.has(config::VIRTIO_F_VERSION_1) { HEADER } else { HEADER_LEGACY };
         Box::new(move || {
             active.serve(|active, events| {
                 let changed = events.contains(Events::INPUT);
                 if (changed || events.contains(Events::queue(RECEIVE)))
                     && let Some(queue) = &mut receive
                 {
-                    pour_in(active, queue, &*backend)?;
+                    pour_in(active, queue, &*backend, header)?;
                 }
                 if (changed || events.contains(Events::queue(TRANSMIT)))
                     && let Some(queue) = &mut transmit
                 {
-                    pour_out(active, queue, &*backend)?;
+                    pour_out(active, queue, &*backend, header)?;
                 }
                 Ok(())
             });
@@ -109,6 +112,7 @@ fn pour_in<M: GuestAddressSpace>(
     active: &Active<M>,
     queue: &mut VirtQueue<M>,
     backend: &dyn NetBackend,
+    header: usize,
 ) -> Result<(), Malformed> {
     let mut packet = Vec::with_capacity(HEADER + FRAME_MAX);
     while !active.doorbell.stopped() {
@@ -125,8 +129,10 @@ fn pour_in<M: GuestAddressSpace>(
         // Only this thread takes from the backend, so what was there still is.
         let Some(frame) = backend.receive() else { continue };
         packet.clear();
-        packet.resize(HEADER, 0);
-        packet[NUM_BUFFERS] = 1;
+        packet.resize(header, 0);
+        if let Some(buffers) = packet.get_mut(NUM_BUFFERS) {
+            *buffers = 1;
+        }
         packet.extend_from_slice(&frame);
         let written = if chain.writable() < packet.len() as u64 {
             tracing::debug!("virtio-net: a buffer of {} bytes is too small", chain.writable());
@@ -147,6 +153,7 @@ fn pour_out<M: GuestAddressSpace>(
     active: &Active<M>,
     queue: &mut VirtQueue<M>,
     backend: &dyn NetBackend,
+    header: usize,
 ) -> Result<(), Malformed> {
     // One byte more than is sent shows that there is more.
     let mut frame = [0; FRAME_MAX + 1];
@@ -158,7 +165,7 @@ fn pour_out<M: GuestAddressSpace>(
                 return Ok(());
             }
             let Some(mut chain) = queue.pop()? else { break };
-            if let Some(len) = take(&mut chain, &mut frame)? {
+            if let Some(len) = take(&mut chain, header, &mut frame)? {
                 backend.send(&frame[..len]);
             }
             queue.push_used(&chain, 0)?;
@@ -175,10 +182,11 @@ fn pour_out<M: GuestAddressSpace>(
 /// The frame of one packet; `None` if it is none that can be sent.
 fn take<M: GuestAddressSpace>(
     chain: &mut Chain<M>,
+    header_len: usize,
     frame: &mut [u8; FRAME_MAX + 1],
 ) -> Result<Option<usize>, Malformed> {
     let mut header = [0; HEADER];
-    if chain.read(&mut header)? < HEADER {
+    if chain.read(&mut header[..header_len])? < header_len {
         return Err(Malformed::Request("a packet's header is cut off"));
     }
     let len = chain.read(frame)?;

@@ -93,6 +93,21 @@ impl<M: GuestAddressSpace> VirtQueue<M> {
         Ok(Self { queue, memory, index })
     }
 
+    /// Goes on where whoever served the queue before has stopped, with no request in hand: as many were taken
+    /// as were given back.
+    ///
+    /// # Errors
+    /// [`Malformed`] if the used ring can't be read.
+    pub fn resume(&mut self) -> Result<(), Malformed> {
+        let used = self
+            .queue
+            .used_idx(&*self.memory.memory(), Ordering::Acquire)
+            .map_err(|error| Malformed::Ring(self.index, error))?;
+        self.queue.set_next_avail(used.0);
+        self.queue.set_next_used(used.0);
+        Ok(())
+    }
+
     #[must_use]
     pub fn index(&self) -> u16 {
         self.index

@@ -74,6 +74,15 @@ impl Signals {
         }
     }
 
+    /// The driver broke the rules, and has not reset the device since.
+    pub(super) fn broken(&self) -> bool {
+        self.status() & VIRTIO_CONFIG_S_NEEDS_RESET as u8 != 0
+    }
+
+    pub(super) fn msix_enabled(&self) -> bool {
+        self.interrupts.msix_enabled()
+    }
+
     /// Reads ISR status, which clears it and INTx.
     pub(super) fn take_isr(&self) -> u8 {
         let mut isr = lock(&self.isr);

@@ -4,15 +4,21 @@
 //! thread. Scheme: reads are cut from an image of the structure; writes take exactly the fields that
 //! the specification has, in their widths (64-bit ones also in halves), and ignore the rest. DRIVER_OK
 //! builds the queues and starts the worker; status 0, a PCI reset and dropping the device stop and join
-//! it. Invariants: there is a worker only between DRIVER_OK and reset; queue registers and features
-//! don't change under it. Any thread, under the function's lock.
+//! it. A transitional device has the interface of before virtio 1.0 beside this one ([`legacy`]), on the same
+//! registers. Invariants: there is a worker only between DRIVER_OK (for an old driver: its first
+//! notification) and reset; queue registers and features don't change under it. Any thread, under the
+//! function's lock.
 //!
 //! ```text
 //! BAR 4 (64-bit, 16 KiB)   0x0000 common   0x1000 ISR   0x2000 device   0x3000 notify, 4 bytes a queue
 //! BAR 1 (32-bit)           MSI-X: vector 0 to the number of queues
+//! BAR 0 (ports)            the legacy interface
+//! BAR 6 (expansion ROM)    what firmware starts a network card by
 //! ```
 //!
 //! Source: VIRTIO 1.2, §4.1 "Virtio Over PCI Bus".
+
+mod legacy;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -27,8 +33,10 @@ use vm_memory::GuestAddressSpace;
 use super::queue::Place;
 use super::{Active, Doorbell, Events, Malformed, RING_FEATURES, Signals, VirtQueue, VirtioDevice};
 use crate::pci::config::{Bar, BarKind, ConfigSpace, Identity};
-use crate::pci::{Function, Interrupts, PciDevice, PciError, PciRoot};
+use crate::pci::rom::readdress;
+use crate::pci::{Function, Interrupts, PciDevice, PciError, PciRoot, ROM};
 
+const VENDOR: u16 = 0x1af4;
 const BAR: u8 = 4;
 const BAR_SIZE: u64 = 0x4000;
 const MSIX_BAR: u8 = 1;
@@ -54,6 +62,28 @@ const STATUS_DRIVER_BITS: u8 = 0x8f;
 const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
 const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
 
+/// Which drivers a device is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Interfaces {
+    /// All: the registers of virtio 1.x and those of before.
+    #[default]
+    Transitional,
+    /// Those of virtio 1.x.
+    Modern,
+    /// Those of before it.
+    Legacy,
+}
+
+impl Interfaces {
+    fn modern(self) -> bool {
+        self != Self::Legacy
+    }
+
+    fn legacy(self) -> bool {
+        self != Self::Modern
+    }
+}
+
 /// A queue's registers.
 #[derive(Clone, Copy, Default)]
 struct QueueRegisters {
@@ -74,8 +104,10 @@ pub struct VirtioPci<M: GuestAddressSpace, D> {
     driver_features: u64,
     queue_select: u16,
     queues: Vec<QueueRegisters>,
-    /// Offset of the PCI configuration access capability.
-    window: usize,
+    /// Offset of the PCI configuration access capability, if there is one.
+    window: Option<usize>,
+    /// What the expansion ROM holds.
+    rom: Vec<u8>,
 }
 
 impl<M: GuestAddressSpace, D> std::fmt::Debug for VirtioPci<M, D> {
@@ -91,7 +123,30 @@ impl<M: GuestAddressSpace, D> std::fmt::Debug for VirtioPci<M, D> {
 ///
 /// # Errors
 /// [`PciError::Slot`] if the bus is full.
-pub fn add<M, D>(root: &mut PciRoot, device: D, memory: M) -> Result<u8, PciError>
+pub fn add<M, D>(
+    root: &mut PciRoot,
+    device: D,
+    memory: M,
+    interfaces: Interfaces,
+) -> Result<u8, PciError>
+where
+    M: GuestAddressSpace + Send + 'static,
+    D: VirtioDevice<M> + 'static,
+{
+    add_with_rom(root, device, memory, interfaces, Vec::new())
+}
+
+/// The same with an expansion ROM; empty: none.
+///
+/// # Errors
+/// The same.
+pub fn add_with_rom<M, D>(
+    root: &mut PciRoot,
+    device: D,
+    memory: M,
+    interfaces: Interfaces,
+    rom: Vec<u8>,
+) -> Result<u8, PciError>
 where
     M: GuestAddressSpace + Send + 'static,
     D: VirtioDevice<M> + 'static,
@@ -99,7 +154,7 @@ where
     let slot = root.free_slot().ok_or(PciError::Slot(0))?;
     let vectors = device.queue_sizes().len() + 1;
     let interrupts = root.interrupts(slot, u16::try_from(vectors).unwrap_or(u16::MAX));
-    root.add(slot, VirtioPci::function(device, memory, interrupts))?;
+    root.add(slot, VirtioPci::function(device, memory, interrupts, interfaces, rom))?;
     Ok(slot)
 }
 
@@ -110,27 +165,35 @@ where
 {
     /// The PCI function for `device`.
     #[must_use]
-    pub fn function(device: D, memory: M, interrupts: Arc<Interrupts>) -> Function {
+    pub fn function(
+        device: D,
+        memory: M,
+        interrupts: Arc<Interrupts>,
+        interfaces: Interfaces,
+        mut rom: Vec<u8>,
+    ) -> Function {
+        let (id, revision, subsystem) = if interfaces.legacy() {
+            (legacy::pci_id(device.id()), 0, device.id())
+        } else {
+            (0x1040 + device.id(), 1, 0x1100)
+        };
         let mut config = ConfigSpace::new(Identity {
-            vendor: 0x1af4,
-            device: 0x1040 + device.id(),
+            vendor: VENDOR,
+            device: id,
             class: device.class(),
-            revision: 1,
-            subsystem_vendor: 0x1af4,
-            subsystem: 0x1100,
+            revision,
+            subsystem_vendor: VENDOR,
+            subsystem,
         });
-        config.add_bar(usize::from(BAR), Bar { kind: BarKind::Memory64, size: BAR_SIZE });
-        let structures = [(COMMON_CFG, COMMON), (ISR_CFG, ISR), (DEVICE_CFG, DEVICE)];
-        for (kind, place) in structures {
-            config.add_capability(CAPABILITY_VENDOR, &capability(kind, place, &[]));
+        if interfaces.legacy() {
+            let size = legacy::bar_size(device.config().len());
+            config.add_bar(usize::from(legacy::BAR), Bar { kind: BarKind::Io, size });
         }
-        let notify = capability(NOTIFY_CFG, NOTIFY, &NOTIFY_MULTIPLIER.to_le_bytes());
-        config.add_capability(CAPABILITY_VENDOR, &notify);
-        let window = capability(PCI_CFG, (0, 0), &[0; 4]);
-        let window = config.add_capability(CAPABILITY_VENDOR, &window);
-        // BAR, offset, length and data are the driver's.
-        config.set_writable(window + 4, &[0xff]);
-        config.set_writable(window + 8, &[0xff; 12]);
+        let window = interfaces.modern().then(|| add_structures(&mut config));
+        if !rom.is_empty() {
+            readdress(&mut rom, VENDOR, id);
+            config.add_rom((rom.len() as u64).next_power_of_two().max(2048));
+        }
 
         let queues: Vec<_> = device
             .queue_sizes()
@@ -149,6 +212,7 @@ where
             queue_select: 0,
             queues,
             window,
+            rom,
         };
         transport.reset_registers();
         Function::new(config, Box::new(transport)).with_interrupts(interrupts, MSIX_BAR)
@@ -193,7 +257,7 @@ where
     fn write_common(&mut self, offset: u32, size: u8, value: u64) {
         let low = value as u32;
         let word = value as u16;
-        let negotiating = self.signals.status() & FEATURES_OK == 0;
+        let negotiating = self.signals.status() & FEATURES_OK == 0 && self.worker.is_none();
         match (offset, size) {
             (0x00, 4) => self.device_feature_select = low,
             (0x08, 4) => self.driver_feature_select = low,
@@ -216,7 +280,7 @@ where
 
     /// Registers of the selected queue. Fixed once the driver is ready.
     fn write_queue(&mut self, offset: u32, size: u8, value: u64) {
-        if self.signals.status() & DRIVER_OK != 0 {
+        if self.signals.status() & DRIVER_OK != 0 || self.worker.is_some() {
             return;
         }
         let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) else { return };
@@ -260,22 +324,35 @@ where
             new &= !DRIVER_OK;
         }
         self.signals.add_status(new);
-        if new & DRIVER_OK != 0
-            && let Err(error) = self.start()
-        {
+        if new & DRIVER_OK != 0 {
+            self.start_or_break(false);
+        }
+    }
+
+    /// [`Self::start`]; where that can't be, the device needs a reset.
+    fn start_or_break(&mut self, resumed: bool) {
+        if let Err(error) = self.start(resumed) {
             tracing::warn!("virtio-{}: {error}; the device needs a reset", self.device.name());
             self.signals.needs_reset();
         }
     }
 
-    /// Starts the worker on the queues that the driver has set up.
-    fn start(&mut self) -> Result<(), Malformed> {
+    /// Starts the worker on the queues that the driver has set up. `resumed`: they were in use, and every
+    /// request that was taken from them was given back.
+    fn start(&mut self, resumed: bool) -> Result<(), Malformed> {
+        // One that the other interface has started.
+        self.stop();
         let event_idx = self.driver_features >> VIRTIO_RING_F_EVENT_IDX & 1 != 0;
         let mut queues = Vec::with_capacity(self.queues.len());
         for (index, queue) in (0..).zip(&self.queues) {
             let memory = self.memory.clone();
             queues.push(if queue.enabled {
-                Some(VirtQueue::new(memory, index, queue.max_size, queue.place, event_idx)?)
+                let mut queue =
+                    VirtQueue::new(memory, index, queue.max_size, queue.place, event_idx)?;
+                if resumed {
+                    queue.resume()?;
+                }
+                Some(queue)
             } else {
                 None
             });
@@ -299,6 +376,7 @@ where
     }
 
     fn reset_registers(&mut self) {
+        self.device.reset();
         self.signals.reset();
         self.device_feature_select = 0;
         self.driver_feature_select = 0;
@@ -321,17 +399,18 @@ where
     }
 
     /// The window of the PCI configuration access capability: BAR offset and width.
-    fn windowed(&self, config: &ConfigSpace, offset: usize, size: usize) -> Option<(u64, u8)> {
-        let data = self.window + 16;
+    fn windowed(&self, config: &ConfigSpace, offset: usize, size: usize) -> Option<Windowed> {
+        let window = self.window?;
+        let data = window + 16;
         let touched = offset < data + 4 && offset + size > data;
-        let len = match config.u32(self.window + 12) {
+        let len = match config.u32(window + 12) {
             1 => 1,
             2 => 2,
             4 => 4,
             _ => return None,
         };
-        (touched && config.u8(self.window + 4) == BAR)
-            .then_some((u64::from(config.u32(self.window + 8)), len))
+        let at = u64::from(config.u32(window + 8));
+        (touched && config.u8(window + 4) == BAR).then_some(Windowed { at, len, data })
     }
 }
 
@@ -345,6 +424,38 @@ impl<M: GuestAddressSpace, D> VirtioPci<M, D> {
             tracing::error!("a virtio worker panicked");
         }
     }
+}
+
+/// An access through the PCI configuration access capability: offset in the BAR, bytes, and where in
+/// configuration space the data are.
+struct Windowed {
+    at: u64,
+    len: u8,
+    data: usize,
+}
+
+/// Adds the BAR with the structures and the capabilities that tell of them. Returns the offset of the PCI
+/// configuration access capability.
+fn add_structures(config: &mut ConfigSpace) -> usize {
+    config.add_bar(usize::from(BAR), Bar { kind: BarKind::Memory64, size: BAR_SIZE });
+    for (kind, place) in [(COMMON_CFG, COMMON), (ISR_CFG, ISR), (DEVICE_CFG, DEVICE)] {
+        config.add_capability(CAPABILITY_VENDOR, &capability(kind, place, &[]));
+    }
+    let notify = capability(NOTIFY_CFG, NOTIFY, &NOTIFY_MULTIPLIER.to_le_bytes());
+    config.add_capability(CAPABILITY_VENDOR, &notify);
+    let window = config.add_capability(CAPABILITY_VENDOR, &capability(PCI_CFG, (0, 0), &[0; 4]));
+    // BAR, offset, length and data are the driver's.
+    config.set_writable(window + 4, &[0xff]);
+    config.set_writable(window + 8, &[0xff; 12]);
+    window
+}
+
+/// Bytes of `image` from `at` on, as a number of `size` bytes; what isn't there is zero.
+fn cut(image: &[u8], at: usize, size: u8) -> u64 {
+    (0..usize::from(size)).fold(0, |value, i| {
+        let byte = image.get(at + i).copied().unwrap_or(0);
+        value | u64::from(byte) << (8 * i)
+    })
 }
 
 /// Body of a virtio vendor capability, from `cap_len` on.
@@ -369,26 +480,31 @@ where
     D: VirtioDevice<M> + 'static,
 {
     fn bar_read(&mut self, bar: u8, offset: u64, size: u8) -> u64 {
-        let cut = |image: &[u8], at: u32| {
-            (0..usize::from(size)).fold(0, |value, i| {
-                let byte = image.get(at as usize + i).copied().unwrap_or(0);
-                value | u64::from(byte) << (8 * i)
-            })
-        };
+        if bar == ROM {
+            // Offsets are below the ROM's size.
+            return cut(&self.rom, usize::try_from(offset).unwrap_or(usize::MAX - 8), size);
+        }
+        if bar == legacy::BAR {
+            return self.legacy_read(offset, size);
+        }
         if bar != BAR {
             u64::MAX
         } else if let Some(at) = within(COMMON, offset) {
-            cut(&self.common_image(), at)
+            cut(&self.common_image(), at as usize, size)
         } else if within(ISR, offset).is_some() {
             u64::from(self.signals.take_isr())
         } else if let Some(at) = within(DEVICE, offset) {
-            cut(&self.device.config(), at)
+            cut(&self.device.config(), at as usize, size)
         } else {
             0
         }
     }
 
     fn bar_write(&mut self, bar: u8, offset: u64, size: u8, value: u64) {
+        if bar == legacy::BAR {
+            self.legacy_write(offset, size, value);
+            return;
+        }
         if bar != BAR {
             return;
         }
@@ -403,17 +519,17 @@ where
     }
 
     fn config_read(&mut self, config: &mut ConfigSpace, offset: usize, size: usize) {
-        if let Some((at, len)) = self.windowed(config, offset, size) {
-            let value = self.bar_read(BAR, at, len);
-            config.set_u32(self.window + 16, value as u32);
+        if let Some(access) = self.windowed(config, offset, size) {
+            let value = self.bar_read(BAR, access.at, access.len);
+            config.set_u32(access.data, value as u32);
         }
     }
 
     fn config_written(&mut self, config: &mut ConfigSpace, offset: usize, size: usize) {
-        if let Some((at, len)) = self.windowed(config, offset, size) {
-            let value = u64::from(config.u32(self.window + 16));
-            let mask = u64::MAX >> (64 - 8 * u32::from(len));
-            self.bar_write(BAR, at, len, value & mask);
+        if let Some(access) = self.windowed(config, offset, size) {
+            let value = u64::from(config.u32(access.data));
+            let mask = u64::MAX >> (64 - 8 * u32::from(access.len));
+            self.bar_write(BAR, access.at, access.len, value & mask);
         }
     }
 

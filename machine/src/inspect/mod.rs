@@ -11,6 +11,7 @@ mod text;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use xenolith_cpu::cpuid::{CpuidModel, Feature, Vendor};
 use xenolith_cpu::state::{Activity, Segment, sreg};
@@ -19,6 +20,7 @@ use xenolith_devices::acpi::pm::PmBlock;
 use xenolith_devices::apic::InterruptRouter;
 use xenolith_devices::clock::lock;
 use xenolith_devices::power::{PowerEvent, PowerEvents};
+use xenolith_devices::virtio::BalloonHandle;
 use xenolith_mmu::GuestRam;
 use xenolith_mmu::walk::{self, Paging};
 
@@ -29,6 +31,9 @@ use crate::env::Buses;
 
 pub use crate::control::{Hold, Unrest};
 
+/// How long a guest may take to tell of its memory.
+const STATISTICS_PATIENCE: Duration = Duration::from_millis(500);
+
 /// A board's parts that can be looked at.
 pub struct Parts {
     pub ram: Arc<GuestRam>,
@@ -36,7 +41,25 @@ pub struct Parts {
     pub router: Arc<InterruptRouter>,
     pub pm: Arc<Mutex<PmBlock>>,
     pub power: PowerEvents,
+    pub balloon: Option<BalloonHandle>,
     pub model: Arc<CpuidModel>,
+}
+
+impl Parts {
+    /// Asks the guest to do with `bytes` of its memory.
+    fn set_memory_target(&self, bytes: u64) {
+        if let Some(balloon) = &self.balloon {
+            balloon.set_target(self.ram.size_bytes().saturating_sub(bytes));
+        }
+    }
+}
+
+/// What a balloon leaves to the guest, and what the guest tells of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BalloonState {
+    pub memory_bytes: u64,
+    /// Names and values.
+    pub statistics: Vec<(&'static str, u64)>,
 }
 
 impl fmt::Debug for Parts {
@@ -51,6 +74,8 @@ pub struct Inspector {
     control: Arc<Control>,
     parts: Arc<Mutex<Option<Arc<Parts>>>>,
     disks: Arc<[(DiskConfig, Disk)]>,
+    /// Memory that the guest shall have, of all that there is.
+    memory_target: Arc<Mutex<Option<u64>>>,
 }
 
 impl fmt::Debug for Inspector {
@@ -78,11 +103,15 @@ pub enum Unreadable {
 
 impl Inspector {
     pub(crate) fn new(control: Arc<Control>, disks: Vec<(DiskConfig, Disk)>) -> Self {
-        Self { control, parts: Arc::default(), disks: disks.into() }
+        let disks = disks.into();
+        Self { control, parts: Arc::default(), disks, memory_target: Arc::default() }
     }
 
     /// A board is there, or with `None` gone.
     pub(crate) fn connect(&self, parts: Option<Arc<Parts>>) {
+        if let (Some(parts), Some(target)) = (&parts, *lock(&self.memory_target)) {
+            parts.set_memory_target(target);
+        }
         *lock(&self.parts) = parts;
     }
 
@@ -138,6 +167,30 @@ impl Inspector {
     pub fn press_nmi_button(&self) -> Result<(), Unrest> {
         self.parts().ok_or(Unrest::NotRunning)?.router.nmi();
         Ok(())
+    }
+
+    /// Asks the guest, by its balloon, to do with `bytes` of its memory from now on, over resets too. False
+    /// if the machine has no balloon.
+    ///
+    /// # Errors
+    /// The machine doesn't run.
+    pub fn set_memory_target(&self, bytes: u64) -> Result<bool, Unrest> {
+        let parts = self.parts().ok_or(Unrest::NotRunning)?;
+        *lock(&self.memory_target) = Some(bytes);
+        parts.set_memory_target(bytes);
+        Ok(parts.balloon.is_some())
+    }
+
+    /// The balloon; `None` if there isn't one.
+    ///
+    /// # Errors
+    /// The machine doesn't run.
+    pub fn balloon(&self) -> Result<Option<BalloonState>, Unrest> {
+        let parts = self.parts().ok_or(Unrest::NotRunning)?;
+        Ok(parts.balloon.as_ref().map(|balloon| BalloonState {
+            memory_bytes: parts.ram.size_bytes().saturating_sub(balloon.bytes()),
+            statistics: balloon.statistics(STATISTICS_PATIENCE),
+        }))
     }
 
     /// The disks, a line each.

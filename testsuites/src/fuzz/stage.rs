@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rustix::fs::{MemfdFlags, memfd_create};
-use xenolith_machine::{Config, DiskConfig, End, Engine, Machine};
+use xenolith_machine::{Config, DiskConfig, End, Engine, Machine, NetConfig, NetSettings};
 
 use super::guest::HostileGuest;
 use super::places;
@@ -103,12 +103,16 @@ impl Stage {
         self.load(guest).map_err(|error| Defect::Refused(error.to_string()))?;
         let counted = self.is_counted(guest);
         let limit = if counted && !guest.resets { COUNTED_HOST_TIME } else { HOST_TIME };
+        // Nothing may come from outside.
+        let settings = NetSettings { restrict: true, ..NetSettings::default() };
         let config = Config {
             memory_bytes: places::RAM_BYTES,
             vcpus: if self.engine == Engine::Bt { 1 } else { guest.vcpus },
             engine: self.engine,
             kernel: PathBuf::from(format!("/proc/self/fd/{}", self.kernel.as_raw_fd())),
             disks: vec![DiskConfig { path: self.disk.0.clone(), ..DiskConfig::default() }],
+            balloon: true,
+            net: Some(NetConfig { settings, ..NetConfig::default() }),
             icount: counted,
             guest_timeout: counted.then_some(guest.guest_time),
             timeout: Some(limit),

@@ -13,7 +13,7 @@ use crate::bus::Bus;
 use crate::clock::lock;
 use crate::irq::IrqSink;
 use crate::pci::PciRoot;
-use crate::virtio::{VirtioDevice, add};
+use crate::virtio::{Interfaces, VirtioDevice, add};
 
 pub type Ram = Arc<GuestMemoryMmap<()>>;
 
@@ -132,8 +132,17 @@ impl Board {
 
     /// A board with one device, in slot 2.
     pub fn with(device: impl VirtioDevice<Ram> + 'static, ram: &Ram) -> Arc<Self> {
+        Self::with_interfaces(device, ram, Interfaces::default())
+    }
+
+    pub fn with_interfaces(
+        device: impl VirtioDevice<Ram> + 'static,
+        ram: &Ram,
+        interfaces: Interfaces,
+    ) -> Arc<Self> {
         let board = Self::new();
-        let slot = add(&mut lock(&board.root), device, Arc::clone(ram)).expect("free slot");
+        let slot =
+            add(&mut lock(&board.root), device, Arc::clone(ram), interfaces).expect("free slot");
         assert_eq!(slot, 2);
         board.assign();
         Arc::new(board)
@@ -185,7 +194,7 @@ impl Board {
             self.memory.write(entry + 12, 4, 0);
         }
         self.config_write(slot, at + 2, 2, 0x8000);
-        self.config_write(slot, 4, 2, 0x0406);
+        self.config_write(slot, 4, 2, 0x0407);
     }
 }
 
@@ -239,7 +248,8 @@ impl PciTransport {
 
 impl Transport for PciTransport {
     fn device_type(&self) -> DeviceType {
-        let id = self.board.config_read(2, 2, 2) - 0x1040;
+        // Of a transitional device, the subsystem ID says what it is.
+        let id = self.board.config_read(2, 0x2e, 2);
         DeviceType::try_from(id as u16).expect("a known device")
     }
 

@@ -1,18 +1,19 @@
 //! What broken and hostile drivers get: a device that needs a reset, never a panic, never a hang.
 
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::balloon::Given;
 use super::board::{Board, PciTransport, RAM_LEN, RAM_START, Ram, eventually, new_ram};
 use super::devices::MemoryImage;
 use crate::clock::lock;
 use crate::net::{Mac, fake::FakeNet};
-use crate::virtio::{Block, Console, Entropy, Net, add};
+use crate::virtio::{Balloon, Block, Console, Entropy, Interfaces, Net, add};
 
 /// Panics of workers since the program started: a reset only logs them.
 fn worker_panics() -> usize {
@@ -68,9 +69,14 @@ fn used_index(ram: &Ram, at: u64) -> u16 {
     ram.read_obj(GuestAddress(at + 2)).expect("in RAM")
 }
 
-/// A driver at DRIVER_OK with `queues` queues and both ring features.
+/// Both ring features, and the balloon's statistics queue.
+const FEATURES: u64 = 1 << 29 | 1 << 28 | 1 << 1;
+
+/// A driver at DRIVER_OK with `queues` queues and what is offered of [`FEATURES`].
 fn ready(driver: &PciTransport, queues: u16) {
-    assert!(driver.negotiate(1 << 32 | 1 << 29 | 1 << 28));
+    driver.write(0x00, 4, 0);
+    let offered = driver.read(0x04, 4);
+    assert!(driver.negotiate(1 << 32 | offered & FEATURES));
     for queue in 0..queues {
         let shift = u64::from(queue) * QUEUE_STRIDE;
         driver.write(0x16, 2, u64::from(queue));
@@ -83,7 +89,134 @@ fn ready(driver: &PciTransport, queues: u16) {
     driver.write(0x14, 1, 0xf);
 }
 
-fn block_board() -> (Ram, std::sync::Arc<Board>, PciTransport) {
+/// The first port of the device in slot 2, for drivers from before virtio 1.0.
+fn ports_of(board: &Board) -> u64 {
+    u64::from(board.config_read(2, 0x10, 4) & !3)
+}
+
+/// [`ready`] by such a driver.
+fn ready_by_ports(board: &Board, queues: u16) {
+    let ports = ports_of(board);
+    let write = |offset, size, value| board.ports.write(ports + offset, size, value);
+    for status in [0, 1, 3] {
+        write(0x12, 1, status);
+    }
+    write(0x04, 4, FEATURES);
+    for queue in 0..queues {
+        write(0x0e, 2, u64::from(queue));
+        write(0x08, 4, (DESCRIPTORS + u64::from(queue) * QUEUE_STRIDE) >> 12);
+    }
+    write(0x12, 1, 7);
+}
+
+/// A device with either interface.
+struct Subject {
+    board: Arc<Board>,
+    driver: PciTransport,
+    by_ports: bool,
+    queues: u16,
+}
+
+impl Subject {
+    fn new(kind: u8, by_ports: bool, ram: &Ram) -> Self {
+        let board = board_with(kind, ram);
+        let driver = PciTransport::new(&board);
+        Self { board, driver, by_ports, queues: QUEUES[usize::from(kind)] }
+    }
+
+    /// Size of a queue and where it has available and used ring.
+    fn queue(&self, queue: u16) -> (u16, u64, u64) {
+        let shift = u64::from(queue) * QUEUE_STRIDE;
+        if !self.by_ports {
+            return (ENTRIES, AVAILABLE + shift, USED + shift);
+        }
+        let ports = ports_of(&self.board);
+        self.board.ports.write(ports + 0x0e, 2, u64::from(queue));
+        let size = self.board.ports.read(ports + 0x0c, 2);
+        let available = DESCRIPTORS + shift + 16 * size;
+        (size as u16, available, (available + 6 + 2 * size).next_multiple_of(4096))
+    }
+
+    fn ready(&self) {
+        if self.by_ports {
+            ready_by_ports(&self.board, self.queues);
+        } else {
+            ready(&self.driver, self.queues);
+        }
+    }
+
+    fn notify(&self, queue: u16) {
+        if self.by_ports {
+            self.board.ports.write(ports_of(&self.board) + 0x10, 2, u64::from(queue));
+        } else {
+            self.driver.notify_queue(queue);
+        }
+    }
+
+    fn status(&self) -> u64 {
+        self.driver.read(0x14, 1)
+    }
+}
+
+/// Devices by number, as [`board_with`] makes them, and how many queues they have.
+const QUEUES: [u16; 5] = [1, 2, 1, 2, 3];
+
+/// Chains that are wrong whatever they are for, in a queue of `size` entries: descriptors, head, available index.
+fn malformed(size: u16) -> Vec<(&'static str, Vec<Descriptor>, u16, u16)> {
+    let end = RAM_START + RAM_LEN as u64;
+    let one = |address, len, flags, next| vec![(address, len, flags, next)];
+    vec![
+        ("loop", vec![(DATA, 16, NEXT, 1), (DATA, 16, NEXT, 0)], 0, 1),
+        ("self loop", one(DATA, 16, NEXT, 0), 0, 1),
+        ("next past the table", one(DATA, 16, NEXT, size), 0, 1),
+        ("next far past the table", one(DATA, 16, NEXT, 0xffff), 0, 1),
+        ("head past the table", one(DATA, 16, 0, 0), size, 1),
+        ("available index too far ahead", one(DATA, 16, 0, 0), 0, size + 1),
+        ("outside RAM", one(0, 16, WRITE, 0), 0, 1),
+        ("over the end", one(end - 1, 2, 0, 0), 0, 1),
+        ("wraps", one(u64::MAX, u32::MAX, WRITE, 0), 0, 1),
+        ("4 GiB", one(DATA, u32::MAX, 0, 0), 0, 1),
+        ("readable after writable", vec![(DATA, 16, NEXT | WRITE, 1), (DATA, 16, 0, 0)], 0, 1),
+        ("indirect table of odd size", one(DATA + 0x1000, 17, INDIRECT, 0), 0, 1),
+        ("indirect table empty", one(DATA + 0x1000, 0, INDIRECT, 0), 0, 1),
+        ("indirect table outside RAM", one(0, 48, INDIRECT, 0), 0, 1),
+        ("indirect table wraps", one(u64::MAX - 15, 32, INDIRECT, 0), 0, 1),
+        ("indirect in indirect", one(DATA + 0x2000, 16, INDIRECT, 0), 0, 1),
+        ("loop in an indirect table", one(DATA + 0x3000, 32, INDIRECT, 0), 0, 1),
+    ]
+}
+
+#[test]
+fn every_queue_of_every_device_refuses_malformed_chains_by_both_interfaces() {
+    let ram = new_ram();
+    put_descriptors(&ram, DATA + 0x2000, &[(DATA + 0x2000, 16, INDIRECT, 0)]);
+    put_descriptors(&ram, DATA + 0x3000, &[(DATA, 16, NEXT, 1), (DATA, 16, NEXT, 0)]);
+    let panics = worker_panics();
+    for (kind, queues) in (0..).zip(QUEUES) {
+        for (queue, by_ports) in (0..queues).flat_map(|queue| [(queue, false), (queue, true)]) {
+            let subject = Subject::new(kind, by_ports, &ram);
+            let (size, available, used) = subject.queue(queue);
+            for (what, descriptors, head, index) in malformed(size) {
+                let name = format!("device {kind}, queue {queue}, by ports {by_ports}: {what}");
+                ram.write_slice(&[0; 0xc000], GuestAddress(RAM_START)).expect("in RAM");
+                let shift = u64::from(queue) * QUEUE_STRIDE;
+                put_descriptors(&ram, DESCRIPTORS + shift, &descriptors);
+                put_available(&ram, available, &[head], index);
+                subject.ready();
+                subject.notify(queue);
+                eventually(&name, || subject.status() & NEEDS_RESET != 0);
+                assert_eq!(used_index(&ram, used), 0, "{name}: nothing is given back");
+                // Deaf until a reset.
+                subject.notify(queue);
+                subject.driver.write(0x14, 1, 0);
+                assert_eq!(subject.status(), 0);
+            }
+        }
+    }
+    assert_eq!(worker_panics(), panics);
+}
+
+fn block_board() -> (Ram, Arc<Board>, PciTransport) {
     let ram = new_ram();
     let board = Board::with(Block::new(MemoryImage::new(64, false), ""), &ram);
     let driver = PciTransport::new(&board);
@@ -207,7 +340,7 @@ fn descriptor() -> impl Strategy<Value = Descriptor> {
 }
 
 /// A device by number; all have what the test of rings needs.
-fn board_with(kind: u8, ram: &Ram) -> std::sync::Arc<Board> {
+fn board_with(kind: u8, ram: &Ram) -> Arc<Board> {
     match kind {
         0 => Board::with(Block::new(MemoryImage::new(64, false), ""), ram),
         1 => {
@@ -216,6 +349,11 @@ fn board_with(kind: u8, ram: &Ram) -> std::sync::Arc<Board> {
             Board::with(device, ram)
         }
         2 => Board::with(Entropy::new(Box::new(|bytes| bytes.fill(0xee))), ram),
+        4 => {
+            let (device, handle) = Balloon::new(Arc::new(Given::default()));
+            handle.set_target(1 << 20);
+            Board::with(device, ram)
+        }
         _ => {
             let network = FakeNet::new();
             for len in [14, 60, 1518] {
@@ -232,33 +370,43 @@ proptest! {
     /// Any contents of descriptor table and rings, on any device.
     #[test]
     fn random_rings_neither_panic_nor_hang(
-        kind in 0..4u8,
-        descriptors in vec(descriptor(), 32),
-        heads in vec(0..17u16, 32),
+        kind in 0..5u8,
+        by_ports in any::<bool>(),
+        early in any::<bool>(),
+        descriptors in vec(descriptor(), 48),
+        heads in vec(0..17u16, 48),
         index in 0..18u16,
         headers in vec(any::<u8>(), 64),
     ) {
         let panics = worker_panics();
         let ram = new_ram();
-        let board = board_with(kind, &ram);
-        let driver = PciTransport::new(&board);
+        let subject = Subject::new(kind, by_ports, &ram);
         ram.write_slice(&headers, GuestAddress(DATA)).expect("in RAM");
-        let queues = if kind == 1 || kind == 3 { 2 } else { 1 };
-        for queue in 0..queues {
-            let (shift, half) = (queue as u64 * QUEUE_STRIDE, 16 * queue..16 * queue + 16);
-            put_descriptors(&ram, DESCRIPTORS + shift, &descriptors[half.clone()]);
-            put_available(&ram, AVAILABLE + shift, &heads[half], index);
+        let mut used = 0;
+        for queue in 0..subject.queues {
+            let half = 16 * usize::from(queue)..16 * usize::from(queue) + 16;
+            let at = DESCRIPTORS + u64::from(queue) * QUEUE_STRIDE;
+            let (_, available, used_ring) = subject.queue(queue);
+            put_descriptors(&ram, at, &descriptors[half.clone()]);
+            put_available(&ram, available, &heads[half], index);
+            used = used.max(used_ring);
         }
-        ready(&driver, queues as u16);
-        driver.notify_queue(0);
-        driver.notify_queue(1);
+        if early {
+            // A driver that can't wait.
+            subject.notify(0);
+        }
+        subject.ready();
+        for queue in 0..subject.queues {
+            subject.notify(queue);
+        }
         let begin = Instant::now();
         while begin.elapsed() < Duration::from_millis(3)
-            && driver.read(0x14, 1) & NEEDS_RESET == 0
-            && used_index(&ram, USED) != index
+            && subject.status() & NEEDS_RESET == 0
+            && used_index(&ram, used) != index
         {
             std::thread::yield_now();
         }
+        let driver = &subject.driver;
         let begin = Instant::now();
         driver.write(0x14, 1, 0);
         prop_assert_eq!(driver.read(0x14, 1), 0);
@@ -270,7 +418,7 @@ proptest! {
     #[test]
     fn random_register_accesses_neither_panic_nor_hang(
         accesses in vec(
-            (0..13u8, any::<u32>(), 0..4u8, any::<u64>(), prop::bool::weighted(0.7)),
+            (0..21u8, any::<u32>(), 0..4u8, any::<u64>(), prop::bool::weighted(0.7)),
             1..200,
         ),
     ) {
@@ -279,13 +427,16 @@ proptest! {
         let board = Board::new();
         {
             let mut root = lock(&board.root);
-            add(&mut root, Block::new(MemoryImage::new(8, false), "x"), ram.clone()).expect("fits");
+            let kind = Interfaces::default();
+            add(&mut root, Block::new(MemoryImage::new(8, false), "x"), ram.clone(), kind).expect("fits");
             let (console, _) = Console::new(Box::new(std::io::sink()));
-            add(&mut root, console, ram.clone()).expect("fits");
+            add(&mut root, console, ram.clone(), kind).expect("fits");
             let entropy = Entropy::new(Box::new(|bytes| bytes.fill(1)));
-            add(&mut root, entropy, ram.clone()).expect("fits");
+            add(&mut root, entropy, ram.clone(), kind).expect("fits");
             let card = Net::new(FakeNet::new(), Mac::default());
-            add(&mut root, card, ram.clone()).expect("fits");
+            add(&mut root, card, ram.clone(), kind).expect("fits");
+            let (balloon, _) = Balloon::new(Arc::new(Given::default()));
+            add(&mut root, balloon, ram.clone(), kind).expect("fits");
         }
         board.assign();
         let begin = Instant::now();
@@ -304,9 +455,9 @@ proptest! {
 type Access = (u8, u32, u8, u64, bool);
 
 fn perform(board: &Board, (target, offset, size, value, write): Access) {
-    let slot = target % 6;
+    let slot = target % 7;
     let size = 1 << size;
-    if target < 6 {
+    if target < 7 {
         // Ports: whole configuration space, also over the end of double words.
         let at = 1u64 << 31 | u64::from(slot) << 11 | u64::from(offset & 0xfc);
         board.ports.write(0xcf8, 4, at);
@@ -320,6 +471,16 @@ fn perform(board: &Board, (target, offset, size, value, write): Access) {
     }
     // Registers: small values and few bits lead deeper than random ones.
     let value = if value & 1 == 0 { value >> 1 & 0xf } else { value };
+    if target < 14 {
+        let ports = u64::from(board.config_read(slot, 0x10, 4) & 0xfffc);
+        let at = ports + u64::from(offset & 0x1f);
+        if write {
+            board.ports.write(at, size, value);
+        } else {
+            let _ = board.ports.read(at, size);
+        }
+        return;
+    }
     let index = if target & 1 == 0 { 1 } else { 4 };
     let offset = u64::from(offset >> 8 & 0x3) << 12 | u64::from(offset & 0x3f);
     let at = board.bar(slot, index).wrapping_add(offset);
