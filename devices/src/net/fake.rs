@@ -27,6 +27,11 @@ impl FakeNet {
         lock(&self.0).sent.clone()
     }
 
+    /// What was sent since the last time.
+    pub fn take_sent(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut lock(&self.0).sent)
+    }
+
     pub fn waiting(&self) -> usize {
         lock(&self.0).waiting.len()
     }
@@ -51,6 +56,10 @@ impl FakeNet {
 }
 
 impl NetBackend for FakeNet {
+    fn takes_segments(&self) -> bool {
+        true
+    }
+
     fn ready(&self, _: usize) -> bool {
         lock(&self.0).room != Some(0)
     }

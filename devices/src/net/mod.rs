@@ -17,11 +17,17 @@ pub(crate) mod fake;
 
 /// Bytes of a frame without its check sequence: header, a VLAN tag, 1,500 bytes. Cards send nothing longer.
 pub const FRAME_MAX: usize = 14 + 4 + 1500;
+/// The same around an IPv4 packet of the greatest length, for networks that take TCP segments of any size.
+pub const SEGMENT_MAX: usize = 14 + 4 + 65_535;
 /// Two addresses and a type. Cards send nothing shorter.
 pub const FRAME_MIN: usize = 14;
 
 /// What a card is plugged into. Frames have no preamble and no check sequence.
 pub trait NetBackend: Send + Sync {
+    /// Whether it takes frames of up to [`SEGMENT_MAX`] bytes with TCP over IPv4, which it cuts itself if need be.
+    fn takes_segments(&self) -> bool {
+        false
+    }
     /// Whether there is room for so many frames from the card, of which few are asked for at once.
     fn ready(&self, frames: usize) -> bool;
     /// Takes a frame from the card. Without room it is lost.

@@ -3,7 +3,8 @@
 //! Problem: frames go both ways at their own pace, and neither a guest without buffers nor a network
 //! without room may make the other wait or lose its place. Scheme: one worker moves frames between the
 //! queues and a [`NetBackend`]; a frame is taken from either side only when the other can have it, and
-//! whatever changes rings the doorbell. No offloads are offered, so every frame is whole and has its checksum.
+//! whatever changes rings the doorbell. What the driver leaves to the card is the checksum of what it sends
+//! and, where the network takes long TCP segments, cutting them; received frames are whole and have their checksums.
 //! Invariants: frames keep their order; a frame that no buffer can hold is dropped and the buffer given
 //! back empty; a packet without a whole header is malformed. Worker thread.
 //!
@@ -15,7 +16,7 @@ use virtio_bindings::bindings::virtio_net as net;
 use vm_memory::GuestAddressSpace;
 
 use super::{Active, Chain, Doorbell, Events, Malformed, VirtQueue, VirtioDevice, config};
-use crate::net::{FRAME_MAX, FRAME_MIN, Mac, NetBackend};
+use crate::net::{FRAME_MAX, FRAME_MIN, Mac, NetBackend, SEGMENT_MAX};
 
 const QUEUE_SIZE: u16 = 256;
 const RECEIVE: u16 = 0;
@@ -65,7 +66,11 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Net {
     }
 
     fn features(&self) -> u64 {
-        1 << net::VIRTIO_NET_F_MAC | 1 << net::VIRTIO_NET_F_STATUS
+        let segments = u64::from(self.backend.takes_segments());
+        1 << net::VIRTIO_NET_F_MAC
+            | 1 << net::VIRTIO_NET_F_STATUS
+            | 1 << net::VIRTIO_NET_F_CSUM
+            | segments << net::VIRTIO_NET_F_HOST_TSO4
     }
 
     fn queue_sizes(&self) -> &[u16] {
@@ -87,19 +92,25 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Net {
         let mut receive = active.take(RECEIVE.into());
         let mut transmit = active.take(TRANSMIT.into());
         let backend = Arc::clone(&self.backend);
-        let header = if active.has(config::VIRTIO_F_VERSION_1) { HEADER } else { HEADER_LEGACY };
+        let offloads = Offloads {
+            header: if active.has(config::VIRTIO_F_VERSION_1) { HEADER } else { HEADER_LEGACY },
+            checksum: active.has(net::VIRTIO_NET_F_CSUM),
+            segments: active.has(net::VIRTIO_NET_F_HOST_TSO4),
+        };
+        // One byte more than is sent shows that there is more.
+        let mut frame = vec![0; if offloads.segments { SEGMENT_MAX } else { FRAME_MAX } + 1];
         Box::new(move || {
             active.serve(|active, events| {
                 let changed = events.contains(Events::INPUT);
                 if (changed || events.contains(Events::queue(RECEIVE)))
                     && let Some(queue) = &mut receive
                 {
-                    pour_in(active, queue, &*backend, header)?;
+                    pour_in(active, queue, &*backend, offloads.header)?;
                 }
                 if (changed || events.contains(Events::queue(TRANSMIT)))
                     && let Some(queue) = &mut transmit
                 {
-                    pour_out(active, queue, &*backend, header)?;
+                    pour_out(active, queue, &*backend, offloads, &mut frame)?;
                 }
                 Ok(())
             });
@@ -148,15 +159,23 @@ fn pour_in<M: GuestAddressSpace>(
     Ok(())
 }
 
+/// What was negotiated of what is done to packets.
+#[derive(Clone, Copy)]
+struct Offloads {
+    /// Bytes of the header before each packet.
+    header: usize,
+    checksum: bool,
+    segments: bool,
+}
+
 /// Sends what the driver has put into the queue, as long as the network has room.
 fn pour_out<M: GuestAddressSpace>(
     active: &Active<M>,
     queue: &mut VirtQueue<M>,
     backend: &dyn NetBackend,
-    header: usize,
+    offloads: Offloads,
+    frame: &mut [u8],
 ) -> Result<(), Malformed> {
-    // One byte more than is sent shows that there is more.
-    let mut frame = [0; FRAME_MAX + 1];
     loop {
         queue.disable_notification()?;
         while !active.doorbell.stopped() {
@@ -165,7 +184,7 @@ fn pour_out<M: GuestAddressSpace>(
                 return Ok(());
             }
             let Some(mut chain) = queue.pop()? else { break };
-            if let Some(len) = take(&mut chain, header, &mut frame)? {
+            if let Some(len) = take(&mut chain, offloads, frame)? {
                 backend.send(&frame[..len]);
             }
             queue.push_used(&chain, 0)?;
@@ -179,19 +198,56 @@ fn pour_out<M: GuestAddressSpace>(
     }
 }
 
-/// The frame of one packet; `None` if it is none that can be sent.
+/// The frame of one packet, with its checksum; `None` if it is none that can be sent.
 fn take<M: GuestAddressSpace>(
     chain: &mut Chain<M>,
-    header_len: usize,
-    frame: &mut [u8; FRAME_MAX + 1],
+    offloads: Offloads,
+    frame: &mut [u8],
 ) -> Result<Option<usize>, Malformed> {
     let mut header = [0; HEADER];
-    if chain.read(&mut header[..header_len])? < header_len {
+    if chain.read(&mut header[..offloads.header])? < offloads.header {
         return Err(Malformed::Request("a packet's header is cut off"));
     }
     let len = chain.read(frame)?;
-    let [flags, segmentation, ..] = header;
-    // Both need features that are not offered.
-    let plain = flags == 0 && u32::from(segmentation) == net::VIRTIO_NET_HDR_GSO_NONE;
-    Ok((plain && (FRAME_MIN..=FRAME_MAX).contains(&len)).then_some(len))
+    // struct virtio_net_hdr: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset.
+    let [flags, segmentation, _, _, _, _, start_low, start_high, offset_low, offset_high, ..] =
+        header;
+    let len_max = match u32::from(segmentation) {
+        net::VIRTIO_NET_HDR_GSO_NONE => FRAME_MAX,
+        net::VIRTIO_NET_HDR_GSO_TCPV4 if offloads.segments => SEGMENT_MAX,
+        _ => return Ok(None),
+    };
+    if !(FRAME_MIN..=len_max).contains(&len) {
+        return Ok(None);
+    }
+    if u32::from(flags) & net::VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 {
+        let start = usize::from(u16::from_le_bytes([start_low, start_high]));
+        let offset = usize::from(u16::from_le_bytes([offset_low, offset_high]));
+        if !offloads.checksum || !complete_checksum(&mut frame[..len], start, offset) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(len))
+}
+
+/// Puts the Internet checksum of everything from `start` on at `start + offset`, where the driver has put the
+/// pseudo header's. False if that is outside the frame. Source: RFC 1071.
+fn complete_checksum(frame: &mut [u8], start: usize, offset: usize) -> bool {
+    let Some(data) = frame.get_mut(start..) else { return false };
+    let (words, rest) = data.as_chunks::<4>();
+    let mut sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+    let mut last = [0; 4];
+    last[..rest.len()].copy_from_slice(rest);
+    sum += u64::from(u32::from_ne_bytes(last));
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    // The sum of words is the same in either order of bytes. 0 would mean that there is none, to UDP.
+    let value = match !(sum as u16) {
+        0 => 0xffff,
+        value => value,
+    };
+    let Some(field) = data.get_mut(offset..offset + 2) else { return false };
+    field.copy_from_slice(&value.to_ne_bytes());
+    true
 }
