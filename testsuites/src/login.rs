@@ -16,6 +16,7 @@ use crate::Program;
 use crate::debian::{Debian, PATIENCE};
 use crate::disk::{self, Partition, SECTOR, tool};
 use crate::program::xenolith;
+use crate::screen::{ENTER, Seat};
 
 const DISK_BYTES: u64 = 160 << 20;
 const TABLE: &str = "label: dos\nstart=2048, type=83, bootable\n";
@@ -158,5 +159,22 @@ pub fn log_in(program: &mut Program) -> Result<()> {
         program.type_line(password);
         program.wait_for(answer, PATIENCE)?;
     }
+    Ok(())
+}
+
+/// From GRUB's menu on the screen to a shell of root's.
+///
+/// # Errors
+/// Something else comes.
+pub fn log_in_at(seat: &dyn Seat) -> Result<()> {
+    seat.wait_for("GNU GRUB", PATIENCE)?;
+    seat.wait_for(MENU, PATIENCE)?;
+    seat.press(ENTER)?;
+    for (question, answer) in [("vault login:", "root"), ("Password:", PASSWORD), ("~ #", "tty")] {
+        seat.wait_for(question, PATIENCE)?;
+        seat.type_text(answer)?;
+        seat.press(ENTER)?;
+    }
+    seat.wait_for("/dev/tty1", PATIENCE)?;
     Ok(())
 }

@@ -9,14 +9,20 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use xenolith_machine::Config;
+use xenolith_devices::disk::DiskOptions;
+use xenolith_devices::vga::Picture;
+use xenolith_machine::{Config, DiskConfig, NetConfig, NetModel};
 
+use crate::debian::Debian;
 use crate::disk::Scratch;
+use crate::login::{self, Kind};
 use crate::packages;
-use crate::screen::{ENTER, Seat, UP};
+use crate::screen::{ENTER, ESCAPE, SEABIOS, Seat, UP};
 
 /// For one step on a slow or busy host.
 pub const PATIENCE: Duration = Duration::from_secs(300);
+/// iPXE for the e1000, package ipxe-qemu.
+const IPXE: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
 /// Keeps the installer, and the kernel's display drivers, in text mode.
 const TEXT_MODE: &str = "nomodeset vga=normal fb=false";
 
@@ -35,7 +41,18 @@ pub struct Unmodified {
 }
 
 /// All of them.
-pub const GUESTS: [Unmodified; 2] = [
+pub const GUESTS: [Unmodified; 8] = [
+    Unmodified { name: "login-qcow2", config: login_disk, steps: login::log_in_at },
+    Unmodified {
+        name: "memtest86+x64",
+        config: |s| Ok((memtest("memtest86+x64.bin", s)?, None)),
+        steps: full_pass,
+    },
+    Unmodified {
+        name: "memtest86+ia32",
+        config: |s| Ok((memtest("memtest86+ia32.bin", s)?, None)),
+        steps: full_pass,
+    },
     Unmodified {
         name: "installer-amd64",
         config: |s| Ok((installer("amd64", s)?, None)),
@@ -45,6 +62,21 @@ pub const GUESTS: [Unmodified; 2] = [
         name: "installer-i386",
         config: |s| Ok((installer("i386", s)?, None)),
         steps: choose,
+    },
+    Unmodified {
+        name: "pictures-amd64",
+        config: |s| Ok((Config { command_line: "quiet".into(), ..installer("amd64", s)? }, None)),
+        steps: choose_in_pictures,
+    },
+    Unmodified {
+        name: "netboot-amd64",
+        config: |s| Ok((netboot("amd64", s)?, None)),
+        steps: netboot_steps,
+    },
+    Unmodified {
+        name: "netboot-i386",
+        config: |s| Ok((netboot("i386", s)?, None)),
+        steps: netboot_steps,
     },
 ];
 
@@ -58,6 +90,16 @@ pub fn named(name: &str) -> Result<Unmodified> {
         .into_iter()
         .find(|guest| guest.name == name)
         .with_context(|| format!("no {name}: {names}"))
+}
+
+/// GRUB, Debian's kernel and a login on a partitioned qcow2 disk.
+fn login_disk(scratch: &str) -> Result<Ready> {
+    let guest = Debian::get("debian", scratch)?;
+    let files = Scratch::new("login")?;
+    let image = login::make(&guest, files.path(), Kind::Qcow2, "console")?;
+    let options = DiskOptions { format: Some(image.format), ..DiskOptions::default() };
+    let disks = vec![DiskConfig { path: image.path, options, ..DiskConfig::default() }];
+    Ok((Config { firmware: Some(SEABIOS.into()), disks, ..Config::default() }, Some(files)))
 }
 
 /// memtest86+ by its Linux boot protocol.
@@ -79,6 +121,13 @@ pub fn number(screen: &str, label: &str) -> Result<u64> {
     word.parse().with_context(|| format!("{label:?} {word:?}:\n{screen}"))
 }
 
+fn full_pass(seat: &dyn Seat) -> Result<()> {
+    seat.wait_for("Memtest86+", PATIENCE)?;
+    let screen = seat.wait_for("Pass:  1", PATIENCE * 4)?;
+    ensure!(number(&screen, "Errors:")? == 0, "{screen}");
+    Ok(())
+}
+
 fn netboot_files(architecture: &str, scratch: &str) -> Result<PathBuf> {
     let package = packages::get(&format!("debian-installer-12-netboot-{architecture}"), scratch)?;
     Ok(package.join("usr/lib/debian-installer/images/12").join(architecture).join("text"))
@@ -96,6 +145,16 @@ fn installer(architecture: &str, scratch: &str) -> Result<Config> {
     })
 }
 
+/// The installer as it comes: firmware loads its boot loader over the network, by iPXE and TFTP; the loader its kernel.
+fn netboot(architecture: &str, scratch: &str) -> Result<Config> {
+    let mut net =
+        NetConfig { model: NetModel::E1000, rom: Some(IPXE.into()), ..NetConfig::default() };
+    net.settings.tftp = Some(netboot_files(architecture, scratch)?);
+    net.settings.bootfile = Some("pxelinux.0".to_owned());
+    let memory_bytes = INSTALLER_MEMORY_BYTES;
+    Ok(Config { firmware: Some(SEABIOS.into()), net: Some(net), memory_bytes, ..Config::default() })
+}
+
 /// From the first question to the second and the third, in the language that was chosen: the one above English.
 fn choose(seat: &dyn Seat) -> Result<()> {
     let screen = seat.wait_for("Select a language", PATIENCE)?;
@@ -108,4 +167,64 @@ fn choose(seat: &dyn Seat) -> Result<()> {
     seat.press(ENTER)?;
     seat.wait_for("toetsenbord", PATIENCE)?;
     Ok(())
+}
+
+/// How much of a picture has this colour, in hundredths.
+fn share(picture: &Picture, colour: u32) -> usize {
+    let count = picture.pixels.iter().filter(|&&pixel| pixel == colour).count();
+    100 * count / picture.pixels.len().max(1)
+}
+
+/// The line where the bar over a list's chosen entry begins, with the first row of it that no letter reaches.
+fn bar(picture: &Picture) -> Option<usize> {
+    const RED: u32 = 0xaa_0000;
+    const LETTERS: usize = 8 * 8;
+    picture.pixels.chunks_exact(picture.width.max(1)).position(|line| {
+        line.chunk_by(|a, b| a == b).any(|run| run[0] == RED && run.len() >= LETTERS)
+    })
+}
+
+/// The kernel's own display driver has another mode, so there are no characters to read: a large grey window with a
+/// list on blue, whose bar goes up by a line of text; then a small one.
+fn choose_in_pictures(seat: &dyn Seat) -> Result<()> {
+    const BLUE: u32 = 0x00_00aa;
+    const GREY: u32 = 0xaa_aaaa;
+    const LINE: usize = 16;
+    let questions = |picture: &Picture| {
+        (picture.width, picture.height) == (1024, 768) && bar(picture).is_some()
+    };
+    let languages = |picture: &Picture| {
+        questions(picture) && share(picture, GREY) > 70 && share(picture, BLUE) < 10
+    };
+    let picture = seat.wait_for_picture("languages", PATIENCE, &languages)?;
+    let first = bar(&picture).context("a bar")?;
+    seat.press(UP)?;
+    seat.wait_for_picture("bar one line up", PATIENCE, &|picture| {
+        languages(picture) && bar(picture) == first.checked_sub(LINE)
+    })?;
+    seat.press(ENTER)?;
+    seat.wait_for_picture("countries", PATIENCE, &|picture| {
+        questions(picture) && share(picture, BLUE) > 50 && (20..50).contains(&share(picture, GREY))
+    })?;
+    Ok(())
+}
+
+fn netboot_steps(seat: &dyn Seat) -> Result<()> {
+    // Before a guest sets a mode, a display may be as large and dark.
+    seat.wait_for_picture("menu", PATIENCE, &|picture| {
+        (picture.width, picture.height) == (640, 480) && share(picture, 0) < 10
+    })?;
+    seat.press(ESCAPE)?;
+    seat.wait_for("boot:", PATIENCE)?;
+    // Firmware takes 15 keys ahead of who reads them.
+    let mut typed = "boot: ".to_owned();
+    for word in ["install"].into_iter().chain(TEXT_MODE.split(' ')) {
+        seat.type_text(word)?;
+        typed.push_str(word);
+        seat.wait_for(&typed, PATIENCE)?;
+        seat.type_text(" ")?;
+        typed.push(' ');
+    }
+    seat.press(ENTER)?;
+    choose(seat)
 }

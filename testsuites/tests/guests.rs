@@ -47,3 +47,32 @@ fn boots_the_installer_to_its_questions() -> Result<()> {
 fn boots_the_installer_for_32_bits_to_its_questions() -> Result<()> {
     works("installer-i386")
 }
+
+#[test]
+fn boots_the_installer_to_its_questions_in_pictures() -> Result<()> {
+    works("pictures-amd64")
+}
+
+#[test]
+#[ignore = "nightly: slow"]
+fn boots_the_installer_over_the_network() -> Result<()> {
+    works("netboot-amd64")
+}
+
+#[test]
+#[ignore = "nightly: slow"]
+fn boots_the_installer_for_32_bits_over_the_network() -> Result<()> {
+    works("netboot-i386")
+}
+
+#[test]
+#[ignore = "nightly: slow"]
+fn memtest86_makes_a_full_pass() -> Result<()> {
+    works("memtest86+x64")
+}
+
+#[test]
+#[ignore = "nightly: slow"]
+fn memtest86_for_32_bits_makes_a_full_pass() -> Result<()> {
+    works("memtest86+ia32")
+}

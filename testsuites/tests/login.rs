@@ -3,11 +3,13 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use xenolith_machine::{Config, DiskConfig, End};
 use xenolith_testsuites::Program;
 use xenolith_testsuites::debian::{Debian, PATIENCE};
 use xenolith_testsuites::disk::{Scratch, tool};
 use xenolith_testsuites::login::{self, Kind};
 use xenolith_testsuites::program::xenolith;
+use xenolith_testsuites::screen::{ENTER, SEABIOS, Seat, Watched};
 
 fn session(kind: Kind) -> Result<()> {
     let guest = Debian::get("debian", env!("CARGO_TARGET_TMPDIR"))?;
@@ -69,4 +71,20 @@ fn boots_to_a_login_from_a_qcow2_disk() -> Result<()> {
 #[test]
 fn boots_to_a_login_from_a_qcow2_disk_on_a_raw_one() -> Result<()> {
     session(Kind::Backed)
+}
+
+#[test]
+fn boots_to_a_login_on_the_screen() -> Result<()> {
+    let guest = Debian::get("debian-i386", env!("CARGO_TARGET_TMPDIR"))?;
+    let scratch = Scratch::new("login")?;
+    let image = login::make(&guest, scratch.path(), Kind::Qcow2, "console")?;
+    let disks = vec![DiskConfig { path: image.path.clone(), ..DiskConfig::default() }];
+    let config = Config { firmware: Some(SEABIOS.into()), disks, ..Config::default() };
+    let watched = Watched::start(config, Box::new(std::io::sink()))?;
+    login::log_in_at(&watched)?;
+    watched.type_text("poweroff")?;
+    watched.press(ENTER)?;
+    ensure!(watched.end(PATIENCE)? == End::PowerOff);
+    image.checked_partition()?;
+    Ok(())
 }
