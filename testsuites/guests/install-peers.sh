@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the programs that the tests run beside Xenolith, by apt: QEMU as the peer, NASM and gcc for
-# small guests, e2fsprogs, GRUB and xorriso for disk images, iasl and dmidecode for the firmware tables, valgrind to count.
+# small guests, e2fsprogs, debootstrap, GRUB and xorriso for disk images, iasl and dmidecode for the firmware tables, valgrind to count.
 #
 #   testsuites/guests/install-peers.sh           install what is missing
 #   testsuites/guests/install-peers.sh --check   say what is missing, install nothing; status 1 if any
@@ -24,6 +24,8 @@ peers=(
     "xorriso --version|xorriso"
     "test -e /usr/lib/grub/i386-pc/boot.img|grub-pc-bin"
     "dpkg-deb --version|dpkg"
+    "debootstrap --version|debootstrap"
+    "fakeroot --version|fakeroot"
     "busybox true|busybox-static"
     "script --version|bsdutils"
     "xz --version|xz-utils"

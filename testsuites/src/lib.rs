@@ -6,6 +6,7 @@
 pub mod asm;
 pub mod console;
 pub mod debian;
+pub mod debootstrap;
 pub mod disk;
 pub mod dmesg;
 pub mod fuzz;
