@@ -126,6 +126,12 @@ pub trait Env: Send {
     /// Port input of 1, 2 or 4 bytes; unclaimed ports read as ones.
     fn pio_read(&mut self, port: u16, size: u8) -> u32;
     fn pio_write(&mut self, port: u16, size: u8, value: u32);
+    /// The same as port inputs of `size` bytes into `out` one after the other, as many as can be done at once: how many
+    /// bytes were read. None if the port must be asked each time.
+    fn pio_read_many(&mut self, port: u16, size: u8, out: &mut [u8]) -> usize {
+        let _ = (port, size, out);
+        0
+    }
     /// Physical read of 1, 2, 4 or 8 bytes outside RAM; unclaimed addresses read as ones.
     fn mmio_read(&mut self, gpa: Gpa, size: u8) -> u64;
     fn mmio_write(&mut self, gpa: Gpa, size: u8, value: u64);

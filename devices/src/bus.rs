@@ -18,6 +18,12 @@ pub trait BusDevice: Send {
     fn read(&mut self, offset: u64, size: u8) -> u64;
     /// Writes the low `size` bytes of `value`.
     fn write(&mut self, offset: u64, size: u8, value: u64);
+    /// Reads `size` bytes at `offset` again and again, as much of `out` as can be had before anything else
+    /// changes, for a port that a block of data is read from: how many bytes. None if it must be read one by one.
+    fn read_many(&mut self, offset: u64, size: u8, out: &mut [u8]) -> usize {
+        let _ = (offset, size, out);
+        0
+    }
     /// Widest access that the device takes in one piece, in bytes.
     fn width(&self) -> u8 {
         1
@@ -176,6 +182,15 @@ impl Bus {
             done += piece;
         }
         value
+    }
+
+    /// Reads `size` bytes again and again, if the device can do that at once: see [`BusDevice::read_many`].
+    #[must_use]
+    pub fn read_many(&self, address: u64, size: u8, out: &mut [u8]) -> usize {
+        self.with_device(address, |device, offset| {
+            if size <= device.width() { device.read_many(offset, size, out) } else { 0 }
+        })
+        .unwrap_or(0)
     }
 
     /// Writes the low `size` bytes of `value`.

@@ -101,6 +101,10 @@ impl Env for VcpuEnv {
         self.world.buses.ports.write(u64::from(port), size, u64::from(value));
     }
 
+    fn pio_read_many(&mut self, port: u16, size: u8, out: &mut [u8]) -> usize {
+        self.world.buses.ports.read_many(u64::from(port), size, out)
+    }
+
     fn mmio_read(&mut self, gpa: Gpa, size: u8) -> u64 {
         match self.world.router.local_offset(self.world.index, gpa.0) {
             Some(offset) => self.world.router.mmio_read(self.world.index, offset, size),

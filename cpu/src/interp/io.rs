@@ -63,6 +63,12 @@ impl<M: Memory> Interp<M> {
         self.env.pio_read(port, bytes)
     }
 
+    /// Fills the beginning of `out`, as far as comes at once: bytes.
+    pub(super) fn port_in_many(&mut self, port: u16, bytes: u8, out: &mut [u8]) -> usize {
+        self.env.set_retired(self.state.retired);
+        self.env.pio_read_many(port, bytes, out)
+    }
+
     pub(super) fn port_out(&mut self, port: u16, bytes: u8, value: u32) {
         self.env.set_retired(self.state.retired);
         self.env.pio_write(port, bytes, value);

@@ -214,6 +214,30 @@ impl StringOp for Ins {
         advance(vm, RDI, step, i.addr_mask);
         Ok(())
     }
+
+    fn many<M: Memory, W: Width>(vm: &mut Interp<M>, i: &Insn<M>, count: u64) -> u64 {
+        let to = vm.state.gpr[RDI] & i.addr_mask;
+        let Some((dst, gpa, count)) = vm.run_of::<W>(ES, to, i.addr_mask, count, Access::Write)
+        else {
+            return 0;
+        };
+        if Self::may::<M, W>(vm).is_err() {
+            return 0;
+        }
+        // A page at most.
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let wanted = &mut bytes[..(count * W::BYTES) as usize];
+        let port = vm.state.gpr[RDX] as u16;
+        let count = vm.port_in_many(port, W::BYTES as u8, wanted) as u64 / W::BYTES;
+        if count == 0 {
+            return 0;
+        }
+        // SAFETY: `count` elements from `dst`, no more than asked for, lie in their page of RAM; `bytes` has them.
+        unsafe { W::rep_movs(dst, bytes.as_ptr(), count) };
+        vm.stored(gpa);
+        advance(vm, RDI, count * W::BYTES, i.addr_mask);
+        count
+    }
 }
 
 impl StringOp for Outs {

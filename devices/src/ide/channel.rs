@@ -538,6 +538,24 @@ impl<M: GuestAddressSpace> Channel<M> {
         value
     }
 
+    /// The same as [`Self::read_data`] again and again, at most to the end of the block that is offered.
+    fn read_data_many(&mut self, size: usize, out: &mut [u8]) -> usize {
+        let Some(transfer) = &mut self.transfer else { return 0 };
+        let to_host = matches!(transfer.kind, Kind::DiskIn { .. } | Kind::PacketIn { .. });
+        let left = transfer.block_end.saturating_sub(transfer.at).min(out.len());
+        let len = left - left % size;
+        if !to_host || len == 0 {
+            return 0;
+        }
+        let end = transfer.at + len;
+        out[..len].copy_from_slice(&transfer.buffer[transfer.at..end]);
+        transfer.at = end;
+        if end == transfer.block_end {
+            self.block_moved();
+        }
+        len
+    }
+
     fn write_data(&mut self, bytes: &[u8]) {
         let Some(transfer) = &mut self.transfer else { return };
         let to_drive = matches!(transfer.kind, Kind::DiskOut { .. } | Kind::Packet { .. });
@@ -648,6 +666,10 @@ impl<M: GuestAddressSpace + Clone + Send + 'static> BusDevice for CommandBlock<M
     }
     fn write(&mut self, offset: u64, size: u8, value: u64) {
         lock(&self.0.channel).write(offset, size, value);
+    }
+    fn read_many(&mut self, offset: u64, size: u8, out: &mut [u8]) -> usize {
+        let words = offset == DATA && size > 1;
+        if words { lock(&self.0.channel).read_data_many(usize::from(size), out) } else { 0 }
     }
     fn width(&self) -> u8 {
         4

@@ -325,6 +325,21 @@ fn sectors_are_read_and_written_word_by_word() {
         assert_eq!((disk.get(7), disk.irq()), (0x50, false));
         assert!(read == board.disk.at(7, 200));
 
+        // Many words at once, but none of the next block before there is a look at the status.
+        disk.command(0x20, 9, 2);
+        let mut read = vec![0; 3 * 512];
+        for n in 0..2 {
+            assert_eq!(disk.interrupted(), 0x58);
+            read[n * 512..n * 512 + 6].copy_from_slice(&disk.take(6));
+            let rest = &mut read[n * 512 + 6..];
+            assert_eq!(board.ports.read_many(disk.base, 1, rest), 0, "a byte loses the other");
+            assert_eq!(board.ports.read_many(disk.base, 2, rest), 506);
+            assert_eq!(board.ports.read_many(disk.base + 1, 2, rest), 0, "not the data port");
+        }
+        assert_eq!(board.ports.read_many(disk.base, 2, &mut read[1024..]), 0);
+        assert_eq!((disk.get(7), disk.irq()), (0x50, false));
+        assert!(read[..1024] == board.disk.at(9, 2));
+
         // Blocks of eight, by 48-bit addresses; the last block is shorter.
         disk.put(2, 8);
         disk.put(7, 0xc6);
