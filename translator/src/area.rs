@@ -35,6 +35,8 @@ pub const REGIONS: usize = 1 << 16;
 /// Host address of the page that can be read while all others below 4 GiB can't. Code that has guessed a
 /// region reads there, as many pages beside it as the region that it finds is beside the guess.
 pub const PROBE: u32 = 0x8000_0000;
+/// Selectors of 16 bits.
+pub const SELECTORS: usize = 1 << 16;
 /// Addends that one block can keep.
 pub const WINDOWS_MAX: usize = 16;
 /// Numbers of code segments begin with this and are below half as much more: with a RIP added they are no
@@ -219,6 +221,14 @@ pub struct Area {
     pub segments_loaded: u64,
     /// Where code is segmented: what is added to a RIP to look it up in the jump cache.
     pub code_number: u64,
+    /// Where a segment's base is made of its selector: SS was loaded by the instruction before this one, and interrupts
+    /// are held off; CS was loaded, and Rust doesn't know; the base of the
+    /// vectors, and what is added to an offset there to see whether it is beyond their end; NMIs are blocked.
+    pub stack_loaded: u64,
+    pub code_loaded: u64,
+    pub idt_base: u64,
+    pub idt_above: u64,
+    pub nmi_blocked: u64,
     /// The attention word.
     pub attention: *const u32,
     /// PEXT mask of the attention bits that the guest can be stopped for now.
@@ -276,6 +286,9 @@ pub struct Area {
     pub tlb: [Tlb; PRIVILEGES],
     /// Jump caches, one for each privilege.
     pub jumps: [[Jump; JUMP_ENTRIES]; PRIVILEGES],
+    /// Where a segment's base is made of its selector: what [`Self::code_number`] is in code of each selector
+    /// with the limit that CS has; zero where that isn't known.
+    pub code_numbers: [u64; SELECTORS],
     /// The last word of the record: what a poll loads when nothing is the matter.
     pub quiet: [u64; 512],
 }
@@ -737,6 +750,11 @@ pub fn name_of(offset: i32) -> Option<String> {
         selectors,
         segments_loaded,
         code_number,
+        stack_loaded,
+        code_loaded,
+        idt_base,
+        idt_above,
+        nmi_blocked,
         attention,
         attention_mask,
         system_flags,
@@ -769,6 +787,7 @@ pub fn name_of(offset: i32) -> Option<String> {
         exec,
         tlb,
         jumps,
+        code_numbers,
         quiet
     );
     if offset == offset::POLL {
@@ -869,6 +888,12 @@ pub mod offset {
     }
     pub const SEGMENTS_LOADED: i32 = at(offset_of!(Area, segments_loaded));
     pub const CODE_NUMBER: i32 = at(offset_of!(Area, code_number));
+    pub const STACK_LOADED: i32 = at(offset_of!(Area, stack_loaded));
+    pub const CODE_LOADED: i32 = at(offset_of!(Area, code_loaded));
+    pub const IDT_BASE: i32 = at(offset_of!(Area, idt_base));
+    pub const IDT_ABOVE: i32 = at(offset_of!(Area, idt_above));
+    pub const NMI_BLOCKED: i32 = at(offset_of!(Area, nmi_blocked));
+    pub const CODE_NUMBERS: i32 = at(offset_of!(Area, code_numbers));
     #[must_use]
     pub const fn window(n: usize) -> i32 {
         at(offset_of!(Area, windows) + 8 * n)

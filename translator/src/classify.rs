@@ -44,8 +44,7 @@ pub enum Class {
     /// MOV from a segment register; in segmented code also to memory, and PUSH of one.
     StoreSegment,
     PushSegment,
-    /// Where a segment's base is made of its selector: POP of a segment register but SS, MOV to one, LES and
-    /// its like.
+    /// Where a segment's base is made of its selector: POP of a segment register, MOV to one, LES and its like.
     PopSegment,
     LoadSegment,
     LoadPointer,
@@ -68,8 +67,16 @@ pub enum Class {
     ReturnFar,
     /// STAC and CLAC at CPL 0, if they change AC.
     ToggleAc,
-    /// PUSHF, CLI and STI at CPL 0.
+    /// In modes in which a segment's base is made of its selector: far JMP, CALL and RET with an offset of 16
+    /// bits, and in real mode INT and IRET.
+    JumpSegment,
+    CallSegment,
+    ReturnSegment,
+    EnterVector,
+    LeaveVector,
+    /// PUSHF, POPF, CLI and STI at CPL 0.
     PushFlags,
+    PopFlags,
     ClearInterrupts,
     SetInterrupts,
     /// The interpreter does it.
@@ -83,6 +90,19 @@ impl Class {
         matches!(self, Self::Jump | Self::Branch | Self::Call | Self::Count)
     }
 
+    /// It loads CS in a mode in which its base is made of the selector.
+    #[must_use]
+    pub fn changes_segment(self) -> bool {
+        matches!(
+            self,
+            Self::JumpSegment
+                | Self::CallSegment
+                | Self::ReturnSegment
+                | Self::EnterVector
+                | Self::LeaveVector
+        )
+    }
+
     /// Nothing of the block can follow.
     #[must_use]
     pub fn ends_block(self, insn: &Instruction) -> bool {
@@ -91,6 +111,7 @@ impl Class {
                 true
             }
             Self::EnterKernel | Self::LeaveKernel | Self::ReturnFar | Self::ToggleAc => true,
+            _ if self.changes_segment() => true,
             Self::HandOver => insn.flow_control() != FlowControl::Next,
             _ => false,
         }
@@ -120,7 +141,7 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
     if let Some(class) = of_system(insn, mode) {
         return class;
     }
-    if let Some(class) = of_segments(insn, mode) {
+    if let Some(class) = of_transfers(insn, mode).or_else(|| of_segments(insn, mode)) {
         return if memory_fits(insn, mode.bits) { class } else { Class::HandOver };
     }
     if is_string(insn) {
@@ -128,7 +149,8 @@ pub fn classify(insn: &Instruction, mode: Mode) -> Class {
     }
     let class = by_mnemonic(insn);
     let system = matches!(class, Class::PushFlags | Class::ClearInterrupts | Class::SetInterrupts);
-    if system && !mode.ring0 {
+    let pops = class == Class::PopFlags;
+    if (system || pops) && !mode.ring0 || pops && mode.has_ac() {
         return Class::HandOver;
     }
     if class == Class::BitString && !bit_string_fits(insn, mode) {
@@ -180,15 +202,29 @@ fn of_system(insn: &Instruction, mode: Mode) -> Option<Class> {
     }
 }
 
+/// Far transfers that don't read descriptors. What privilege has to say is said in real mode only.
+fn of_transfers(insn: &Instruction, mode: Mode) -> Option<Class> {
+    if mode.loads != Loads::Base {
+        return None;
+    }
+    let real = mode.ring0 && !mode.has_ac();
+    match insn.code() {
+        Code::Jmp_ptr1616 | Code::Jmp_m1616 => Some(Class::JumpSegment),
+        Code::Call_ptr1616 | Code::Call_m1616 => Some(Class::CallSegment),
+        Code::Retfw | Code::Retfw_imm16 => Some(Class::ReturnSegment),
+        Code::Int_imm8 if real => Some(Class::EnterVector),
+        Code::Iretw if real => Some(Class::LeaveVector),
+        _ => None,
+    }
+}
+
 /// Instructions about segment registers that segmented code has inline, and those that only 16- and 32-bit
 /// code has.
 fn of_segments(insn: &Instruction, mode: Mode) -> Option<Class> {
     let is_segment =
         |n: u32| insn.op_kind(n) == OpKind::Register && insn.op_register(n).is_segment_register();
-    // SS holds interrupts off; CS is loaded by no such instruction.
-    let loads = |register: Register| {
-        mode.loads == Loads::Base && !matches!(register, Register::SS | Register::CS)
-    };
+    // CS is loaded by no such instruction. SS holds interrupts off: the plan sees to that.
+    let loads = |register: Register| mode.loads == Loads::Base && register != Register::CS;
     Some(match insn.mnemonic() {
         N::Pusha | N::Pushad => Class::PushAll,
         N::Popa | N::Popad => Class::PopAll,
@@ -203,7 +239,7 @@ fn of_segments(insn: &Instruction, mode: Mode) -> Option<Class> {
         }
         N::Mov if is_segment(1) && mode.fits(insn.memory_segment()) => Class::StoreSegment,
         N::Mov if is_segment(0) && loads(insn.op0_register()) => Class::LoadSegment,
-        N::Les | N::Lds | N::Lfs | N::Lgs
+        N::Les | N::Lds | N::Lfs | N::Lgs | N::Lss
             if mode.loads == Loads::Base && insn.op0_register().size() == 2 =>
         {
             Class::LoadPointer
@@ -302,6 +338,7 @@ fn by_mnemonic(insn: &Instruction) -> Class {
         | N::Prefetcht2
         | N::Prefetchw => Class::Same,
         N::Pushf | N::Pushfd | N::Pushfq => Class::PushFlags,
+        N::Popf | N::Popfd | N::Popfq => Class::PopFlags,
         N::Cli => Class::ClearInterrupts,
         N::Sti => Class::SetInterrupts,
         N::Push => Class::Push,
@@ -355,12 +392,16 @@ fn is_string(insn: &Instruction) -> bool {
         )
 }
 
-/// Index registers of the mode's own width, and no segment's base.
+/// Index registers of the mode's own width, and no segment's base; in segmented code any, but no segment that
+/// expands down.
 fn string_fits(insn: &Instruction, mode: Mode) -> bool {
-    let own = if mode.bits == 64 {
-        [OpKind::MemorySegRSI, OpKind::MemoryESRDI]
-    } else {
-        [OpKind::MemorySegESI, OpKind::MemoryESEDI]
+    let narrow = [OpKind::MemorySegSI, OpKind::MemoryESDI];
+    let own = match mode.bits {
+        64 => [OpKind::MemorySegRSI, OpKind::MemoryESRDI],
+        _ if mode.segmented && (0..insn.op_count()).any(|n| narrow.contains(&insn.op_kind(n))) => {
+            narrow
+        }
+        _ => [OpKind::MemorySegESI, OpKind::MemoryESEDI],
     };
     let indexed = |n: u32| own.contains(&insn.op_kind(n));
     let is_register = |n: u32| insn.op_kind(n) == OpKind::Register;
@@ -369,11 +410,11 @@ fn string_fits(insn: &Instruction, mode: Mode) -> bool {
     let segment = if source { insn.memory_segment() } else { Register::ES };
     let repeated = insn.has_rep_prefix() || insn.has_repne_prefix();
     let loads = matches!(insn.mnemonic(), N::Lodsb | N::Lodsw | N::Lodsd | N::Lodsq);
-    let (direct, once) = (!mode.segmented, !repeated);
-    direct
-        && kinds
-        && (once || !loads)
-        && !matches!(segment, Register::FS | Register::GS)
+    let direct = !matches!(segment, Register::FS | Register::GS);
+    kinds
+        && (!repeated || !loads)
+        && (direct || mode.segmented)
+        && !mode.expands_down
         && (mode.bits == 64 || mode.fits(segment))
 }
 
@@ -412,6 +453,7 @@ fn operands_fit(insn: &Instruction, bits: u8, class: Class) -> bool {
             | Class::Call
             | Class::CallIndirect
             | Class::PushFlags
+            | Class::PopFlags
             | Class::Return
             | Class::Leave => slot_bytes(insn) == 8,
             Class::Count => insn.op0_kind() == OpKind::NearBranch64,

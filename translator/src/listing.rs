@@ -137,7 +137,7 @@ impl Listing<'_> {
             Site::Indirect { rip, .. } => {
                 format!("the jump cache doesn't know the target of the transfer at {rip:x}")
             }
-            Site::Crossed => "the other side's jump cache doesn't know the target".to_owned(),
+            Site::Crossed => "the jump cache there doesn't know the target".to_owned(),
             Site::Poll { rip } => format!("something is in the attention word, at {rip:x}"),
             Site::Guard { rip } => format!("{rip:x}'s page isn't vouched for"),
             Site::HandOver { rip, mnemonic, .. } => {

@@ -55,6 +55,15 @@ pub struct Step {
     pub region: Option<u32>,
 }
 
+impl Step {
+    /// It loads SS as MOV and POP do, in a mode in which that needs no descriptor.
+    #[must_use]
+    pub fn loads_stack(&self) -> bool {
+        matches!(self.class, Class::LoadSegment | Class::PopSegment)
+            && self.insn.op0_register() == Register::SS
+    }
+}
+
 /// A range of addresses that one check is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Window {
@@ -195,10 +204,18 @@ pub fn plan(
         done += insn.len();
         ends = class.ends_block(&insn);
         let uses = uses(&insn, info);
-        let looks_up = !mode.shadow || class == Class::String || (limits.looks_up)(&insn);
+        let whole = class == Class::String || class.changes_segment();
+        let looks_up = !mode.shadow || whole || (limits.looks_up)(&insn);
         steps.push(Step { insn, class, uses, part: None, looks_up, region: None });
     }
-    // STI holds interrupts off for one instruction more: it must not be the last.
+    // A load of SS holds interrupts off for one instruction more, which must be in the block, and plain.
+    for number in 0..steps.len() {
+        let next = steps.get(number + 1).map(|step| step.class);
+        if steps[number].loads_stack() && next != Some(Class::Same) {
+            steps[number].class = Class::HandOver;
+        }
+    }
+    // So does STI: it must not be the last.
     if steps.last().is_some_and(|step| step.class == Class::SetInterrupts) {
         let last = steps.len() - 1;
         steps[last].class = Class::HandOver;
@@ -420,6 +437,7 @@ fn follow(mode: Mode, step: &Step, values: &mut Values) {
         | Class::Pop
         | Class::Leave
         | Class::PushFlags
+        | Class::PopFlags
         | Class::PushSegment
         | Class::PopSegment
         | Class::PushAll
@@ -440,6 +458,7 @@ fn follow(mode: Mode, step: &Step, values: &mut Values) {
             return values.forget(RBP);
         }
         Class::PushFlags => return values.shift(RSP, -slot),
+        Class::PopFlags => return values.shift(RSP, slot),
         Class::HandOver => {
             for register in 0..16 {
                 values.forget(register);

@@ -488,8 +488,8 @@ impl<M: Memory> Interp<M> {
         Ok(())
     }
 
-    /// CS in real mode or virtual-8086 mode.
-    pub(super) fn set_real_cs(&mut self, selector: u16) {
+    /// Loads CS in real mode or virtual-8086 mode.
+    pub fn set_real_cs(&mut self, selector: u16) {
         let v86 = self.state.v86();
         let cs = &mut self.state.seg[sreg::CS];
         if v86 {

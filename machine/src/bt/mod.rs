@@ -603,7 +603,7 @@ impl Bt {
                 Site::Guard { .. } | Site::Crossed => {
                     let rip = match record.site {
                         Site::Guard { rip } => rip,
-                        _ => self.area.rip,
+                        _ => rip_of(self.area.rip),
                     };
                     self.count(0);
                     self.stats.guard_exits += 1;

@@ -11,10 +11,10 @@ use xenolith_codecache::cache::Key;
 use xenolith_cpu::CpuState;
 use xenolith_cpu::PAGE_SIZE;
 use xenolith_cpu::interp::is_canonical;
-use xenolith_cpu::state::sreg;
+use xenolith_cpu::state::{Shadow, sreg};
 use xenolith_translator::area::{Bounds, SEGMENTED_CODE};
 use xenolith_translator::emit::Page;
-use xenolith_translator::mode::Mode;
+use xenolith_translator::mode::{Loads, Mode};
 
 use super::Bt;
 use super::shared::PageKey;
@@ -26,13 +26,15 @@ const CODES: usize = 64;
 #[derive(Debug)]
 pub(super) struct Codes {
     known: [Option<(u64, u32, u64)>; CODES],
+    /// The limit of CS that the area has numbers for, and the selectors that have one there.
+    numbered: (u32, Vec<u16>),
     /// Limits and rights that the area has bounds of, and whether that was in protected mode.
     told: [Option<(u32, u32, bool)>; 6],
 }
 
 impl Default for Codes {
     fn default() -> Self {
-        Self { known: [None; CODES], told: [None; 6] }
+        Self { known: [None; CODES], numbered: Default::default(), told: [None; 6] }
     }
 }
 
@@ -123,7 +125,14 @@ impl Bt {
     pub(super) fn load_segments(&mut self, mode: Mode) {
         let number = self.code_number(mode);
         self.area.code_number = number;
+        if mode.loads == Loads::Base {
+            self.tell_code_number(number);
+        }
         let state = &self.interp.state;
+        // What is beyond the end makes a negative number, as in `Bounds`.
+        self.area.idt_above = (1 << 63) - 1 - u64::from(state.idtr.limit);
+        self.area.idt_base = state.idtr.base;
+        self.area.nmi_blocked = u64::from(state.nmi_blocked);
         let protected = !state.real_or_v86();
         let told = &mut self.codes.told;
         for (register, segment) in state.seg.iter().enumerate() {
@@ -135,13 +144,37 @@ impl Bt {
         }
     }
 
+    /// Tells translated code the number of the present code segment, whose base is made of its selector.
+    fn tell_code_number(&mut self, number: u64) {
+        let cs = &self.interp.state.seg[sreg::CS];
+        let (limit, told) = &mut self.codes.numbered;
+        if std::mem::replace(limit, cs.limit) != cs.limit {
+            for selector in told.drain(..) {
+                self.area.code_numbers[usize::from(selector)] = 0;
+            }
+        }
+        // A base from protected mode may have stayed.
+        if cs.base == u64::from(cs.selector) << 4 {
+            let place = &mut self.area.code_numbers[usize::from(cs.selector)];
+            if std::mem::replace(place, number) == 0 {
+                told.push(cs.selector);
+            }
+        }
+    }
+
     /// Takes over the segment registers that translated code has loaded.
     pub(super) fn unload_segments(&mut self) {
+        if std::mem::take(&mut self.area.stack_loaded) != 0 {
+            self.interp.state.shadow = Shadow::MovSs;
+        }
+        if std::mem::take(&mut self.area.code_loaded) != 0 {
+            self.interp.set_real_cs(self.area.selectors[sreg::CS] as u16);
+        }
         if std::mem::take(&mut self.area.segments_loaded) == 0 {
             return;
         }
         let state = &mut self.interp.state;
-        for register in [sreg::ES, sreg::DS, sreg::FS, sreg::GS] {
+        for register in [sreg::ES, sreg::SS, sreg::DS, sreg::FS, sreg::GS] {
             state.seg[register].selector = self.area.selectors[register] as u16;
             state.seg[register].base = self.area.seg_base[register];
         }

@@ -205,6 +205,7 @@ bits 32
 work_image:
 section .work follows=.text vstart=FLAT_OFFSET
 TABLE   equ 0x4000 + FLAT_OFFSET
+COPY    equ TABLE + 0x100
 WATCHED equ 0x5000 + FLAT_OFFSET
 HITS    equ 0x3000 + FLAT_OFFSET
 LEFTOVER equ TABLE + 0x800
@@ -312,7 +313,7 @@ work:   push rBP
         add ax, bx
 %ifdef SERVICES
         int 0x40
-        call PLACE >> 4:far_service
+        call (PLACE >> 4) - 16:far_service + 256
 %endif
 %ifdef MODE_watched
         test byte [rBP - 8], 63
@@ -369,13 +370,36 @@ service:
         pop ds
         popa
         iret
+; In a segment of its own; it loads the stack's segment anew, and moves words by string instructions.
 far_service:
         push ds
-        push bx
-        xor bx, bx
+        push es
+        pusha
+        pushf
+        mov bx, ss
+        mov ss, bx
+        mov sp, sp
         mov ds, bx
-        mov bx, [0x46c]
-        pop bx
+        mov es, bx
+        mov si, TABLE
+        mov di, COPY
+        mov cx, 16
+        rep movsw
+        mov si, COPY
+        mov cx, 4
+.sum:   mov dx, ax
+        lodsw
+        add ax, dx
+        loop .sum
+        mov di, COPY
+        mov cx, 16
+        repne scasw
+        add ax, cx
+        popf
+        mov bx, sp
+        mov [bx + 14], ax               ; AX of those that are popped
+        popa
+        pop es
         pop ds
         retf
 %endif

@@ -263,7 +263,7 @@ impl Emitter<'_> {
 
     /// Looks for the address in r10 in the jump cache: after it r11 is the slot, to be scaled by 8. Leaves
     /// by `site` if it isn't there. In segmented code the segment's number is part of what is looked for.
-    fn look_up_jump(&mut self, site: Site) {
+    pub(super) fn look_up_jump(&mut self, site: Site) {
         self.look_up_jump_of(self.frame.mode.privilege, site);
     }
 

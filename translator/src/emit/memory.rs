@@ -58,13 +58,16 @@ pub(super) struct Check {
     pub looks_up: bool,
     /// What the address is.
     pub spot: Spot,
+    /// What is accessed are slots of the stack.
+    pub slots: bool,
 }
 
 impl Check {
     /// Of a lone access.
     pub fn one(step: &Step, rip: u64, write: bool, size: u8, start: usize, spot: Spot) -> Self {
         let looks_up = step.looks_up;
-        Self { rip, write, writes: write, size: u16::from(size), align: 0, start, looks_up, spot }
+        let (writes, size) = (write, u16::from(size));
+        Self { rip, write, writes, size, align: 0, start, looks_up, spot, slots: false }
     }
 }
 

@@ -31,6 +31,7 @@ mod integer;
 mod memory;
 mod names;
 mod place;
+mod real;
 mod segment;
 mod stack;
 mod string;
@@ -96,8 +97,8 @@ pub enum Site {
     /// An indirect transfer to `Area::rip` that the jump cache doesn't know. The instruction was at
     /// `rip` and moved RSP by `moved`.
     Indirect { rip: u64, moved: i64 },
-    /// SYSCALL, SYSRET, STAC or CLAC to `Area::rip`, which the other side's jump cache doesn't know. All is done but
-    /// the jump.
+    /// SYSCALL, SYSRET, STAC or CLAC to `Area::rip`, which the other side's jump cache doesn't know, or a far transfer
+    /// in a mode in which the mode stays. All is done but the jump.
     Crossed,
     /// Something is in the attention word; the guest is at `rip`.
     Poll { rip: u64 },
@@ -391,6 +392,9 @@ impl<'a> Emitter<'a> {
             self.region = step.region;
             let (done, live) = (self.uncounted, self.vector_live);
             self.instruction(step, plan)?;
+            if let Some(before) = number.checked_sub(1) {
+                self.hold_off(&plan.steps[before], false);
+            }
             self.uncounted = if self.transfers(step) { 0 } else { self.uncounted + 1 };
             let guest = step.insn.ip().wrapping_sub(self.frame.rip) as u16;
             self.map.push(MapEntry { host, guest, spilled: self.spilled, done, live, enters });
@@ -507,7 +511,13 @@ impl<'a> Emitter<'a> {
             Class::LeaveKernel => self.leave_kernel32(step, next),
             Class::ReturnFar => self.return_far(step, plan, next),
             Class::ToggleAc => self.toggle_ac(step, next),
+            Class::JumpSegment => self.jump_segment(step, next)?,
+            Class::CallSegment => self.call_segment(step, plan, next)?,
+            Class::ReturnSegment => self.return_segment(step, plan, next),
+            Class::EnterVector => self.enter_vector(step, plan, next),
+            Class::LeaveVector => self.leave_vector(step, plan, next),
             Class::PushFlags => self.push_flags(step, plan),
+            Class::PopFlags => self.pop_flags(step, plan, next),
             Class::ClearInterrupts => self.clear_interrupts(),
             Class::SetInterrupts => self.set_interrupts(step, next),
             Class::PushSegment => self.push_segment(step, plan),

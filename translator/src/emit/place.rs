@@ -113,9 +113,8 @@ impl Emitter<'_> {
         let (mode, number) = (self.frame.mode, usize::from(segment));
         let free = mode.loads == Loads::Base && narrow && check.size == 1;
         if !free {
-            // Several slots of a stack wrap around one by one, as a window's accesses do.
-            let several = check.spot == self.stack_spot() && check.size > 8;
-            let above = offset::above(number, check.writes, narrow && (window || several));
+            // Slots of a stack wrap around one by one, as a window's accesses do.
+            let above = offset::above(number, check.writes, narrow && (window || check.slots));
             self.stop_if_negative(b, above, i32::from(check.size) - 1);
         }
         if mode.expands_down {
@@ -131,7 +130,7 @@ impl Emitter<'_> {
     }
 
     /// Faults if a bound plus `b.address` plus `by` is negative.
-    fn stop_if_negative(&mut self, b: Borrowed, bound: i32, by: i32) {
+    pub(super) fn stop_if_negative(&mut self, b: Borrowed, bound: i32, by: i32) {
         let (address, sum) = (b.address, b.addend);
         dynasm!(self.asm ; .arch x64
             ; gs mov Rq(sum), [bound]

@@ -2,9 +2,9 @@
 //!
 //! Problem: real-mode code loads segment registers all the time. Scheme: the area has the selectors; in segmented
 //! code a load in a mode where the base is made of the selector sets selector and base there and says so, and Rust
-//! takes them over when the block is left. Loads of SS hold interrupts off for one instruction and are the
-//! interpreter's, as are loads that read descriptors. Invariant: a window is never open across a load, so no kept
-//! addend is an old base's.
+//! takes them over when the block is left. Loads of SS hold interrupts off for one instruction: the area says so
+//! until that one is done, for Rust to know if it is left there. Loads that read descriptors are the
+//! interpreter's. Invariant: a window is never open across a load, so no kept addend is an old base's.
 
 use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -27,6 +27,7 @@ fn loaded_with_pointer(insn: &Instruction) -> Option<Register> {
         Mnemonic::Lds => Some(Register::DS),
         Mnemonic::Lfs => Some(Register::FS),
         Mnemonic::Lgs => Some(Register::GS),
+        Mnemonic::Lss => Some(Register::SS),
         _ => None,
     }
 }
@@ -57,6 +58,14 @@ impl Emitter<'_> {
         self.stack_load(R10, 0, size, step, plan);
         self.move_stack(i32::from(size));
         self.set_segment(step.insn.op0_register());
+        self.hold_off(step, true);
+    }
+
+    /// After a load of SS, or the instruction behind it: interrupts are held off, or no longer.
+    pub(super) fn hold_off(&mut self, step: &Step, off: bool) {
+        if step.loads_stack() {
+            dynasm!(self.asm ; .arch x64 ; gs mov QWORD [offset::STACK_LOADED], i32::from(off));
+        }
     }
 
     /// MOV from a segment register.
@@ -104,6 +113,7 @@ impl Emitter<'_> {
             self.load_operand(step, R10, 2)?;
         }
         self.set_segment(insn.op0_register());
+        self.hold_off(step, true);
         Ok(())
     }
 

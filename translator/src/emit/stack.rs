@@ -41,6 +41,7 @@ impl Emitter<'_> {
         let start = self.offset();
         self.slot_address(R10, RSP, displacement);
         let check = Check::one(step, rip, write, size, start, self.stack_spot());
+        let check = Check { slots: true, ..check };
         (R10, self.reach(Borrowed::SCRATCH, check, step.part, plan))
     }
 
@@ -197,6 +198,13 @@ impl Emitter<'_> {
 
     /// PUSHF: the host's status flags and the rest from the area. The host's stack takes the flags.
     pub(super) fn push_flags(&mut self, step: &Step, plan: &Plan) {
+        self.load_flags();
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(3)], r10);
+        self.push_value(R11, step, plan);
+    }
+
+    /// Loads RFLAGS into r10.
+    pub(super) fn load_flags(&mut self) {
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(3)], rsp
             ; gs mov rsp, [offset::HOST_RSP]
@@ -210,8 +218,6 @@ impl Emitter<'_> {
             ; lea r10, [r10 + r11]
             ; gs mov r11, [offset::INTERRUPT_FLAG]
             ; lea r10, [r10 + r11]
-            ; gs mov [offset::spill(3)], r10
         );
-        self.push_value(R11, step, plan);
     }
 }

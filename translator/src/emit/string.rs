@@ -5,12 +5,13 @@
 //! the inline TLB has them, the host's own instruction does it, on host addresses: it can't fault, and takes
 //! no longer than a page does. Anything else is the interpreter's, which goes page by page. These accesses
 //! look into the inline TLB also where shadow windows are used, so that index registers hold host addresses
-//! only while nothing can happen. The direction flag is clear in all modes that blocks are made for.
+//! only while nothing can happen. In segmented code all that is touched must also be within the segment, and below
+//! the end of a 16-bit address. The direction flag is clear in all modes that blocks are made for.
 //! Invariants: count and index registers are changed by the host's instruction only; with a count of zero
 //! nothing is looked at. Source: SDM vol. 2, "REP/REPE/REPZ/REPNE/REPNZ".
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
-use iced_x86::{Instruction, Mnemonic as N};
+use iced_x86::{Instruction, Mnemonic as N, OpKind, Register};
 
 use super::memory::{Borrowed, Check};
 use super::place::Spot;
@@ -22,6 +23,22 @@ const RSI: u8 = 6;
 const RDI: u8 = 7;
 /// The spill slot of the source's addend, or of the first value.
 const KEPT: usize = 4;
+/// Those of registers whose upper bits stay, and of the number of elements.
+const OLD_RSI: usize = 1;
+const OLD_RDI: usize = 2;
+const COUNT: i32 = offset::spill(5);
+
+/// The segment that an index register is used with.
+fn segment_of(insn: &Instruction, index: u8) -> u8 {
+    let segment = if index == RSI { insn.memory_segment() } else { Register::ES };
+    segment.number() as u8
+}
+
+/// The index and count registers have 16 bits.
+fn is_narrow(insn: &Instruction) -> bool {
+    let kinds = [OpKind::MemorySegSI, OpKind::MemoryESDI];
+    (0..insn.op_count()).any(|n| kinds.contains(&insn.op_kind(n)))
+}
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Operation {
@@ -96,14 +113,27 @@ impl Emitter<'_> {
     /// Looks up one element at an index register: after it `[r10 + r11]` is the host's.
     fn element(&mut self, step: &Step, index: u8, write: bool, size: u8, start: usize) {
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
-        dynasm!(self.asm ; .arch x64 ; mov Rq(R10), Rq(index));
-        self.check(Borrowed::SCRATCH, Check::one(step, rip, write, size, start, Spot::Linear));
+        let spot = if self.segmented() {
+            let segment = segment_of(&step.insn, index);
+            Spot::Offset { segment, narrow: is_narrow(&step.insn) }
+        } else {
+            Spot::Linear
+        };
+        if is_narrow(&step.insn) {
+            dynasm!(self.asm ; .arch x64 ; movzx Rd(R10), Rw(index));
+        } else {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(R10), Rq(index));
+        }
+        self.check(Borrowed::SCRATCH, Check::one(step, rip, write, size, start, spot));
     }
 
     /// Adds to an index register.
-    fn advance(&mut self, index: u8, by: u8) {
+    fn advance(&mut self, index: u8, by: u8, narrow: bool) {
         let by = i32::from(by);
-        if self.wide() {
+        if narrow {
+            // The bits above stay.
+            dynasm!(self.asm ; .arch x64 ; lea r11d, [Rq(index) + by] ; mov Rw(index), r11w);
+        } else if self.wide() {
             dynasm!(self.asm ; .arch x64 ; lea Rq(index), [Rq(index) + by]);
         } else {
             dynasm!(self.asm ; .arch x64 ; lea Rd(index), [Rq(index) + by]);
@@ -161,11 +191,12 @@ impl Emitter<'_> {
             (Operation::Compare, 4) => dynasm!(self.asm ; .arch x64 ; cmp [r10], r11d),
             (Operation::Compare, _) => dynasm!(self.asm ; .arch x64 ; cmp [r10], r11),
         }
+        let narrow = is_narrow(&step.insn);
         if operation.has_source() {
-            self.advance(RSI, size);
+            self.advance(RSI, size, narrow);
         }
         if operation.has_destination() {
-            self.advance(RDI, size);
+            self.advance(RDI, size, narrow);
         }
     }
 
@@ -198,6 +229,70 @@ impl Emitter<'_> {
         );
     }
 
+    /// The same in segmented code: the number of elements is in the count's spill slot, and what is to be added is
+    /// added to the whole register.
+    fn range_in_segment(
+        &mut self,
+        insn: &Instruction,
+        index: u8,
+        write: bool,
+        size: u8,
+        slow: DynamicLabel,
+    ) {
+        const BEYOND: i32 = offset::spill(6);
+        const LINEAR: i32 = offset::spill(7);
+        let privilege = usize::from(self.frame.mode.privilege);
+        let tag = offset::tlb_tag(privilege, write);
+        let segment = usize::from(segment_of(insn, index));
+        let narrow = is_narrow(insn);
+        let above = offset::above(segment, write, narrow);
+        if narrow {
+            dynasm!(self.asm ; .arch x64 ; movzx r10d, Rw(index));
+        } else {
+            dynasm!(self.asm ; .arch x64 ; mov r10d, Rd(index));
+        }
+        // From the count on, RCX is the bytes.
+        dynasm!(self.asm ; .arch x64 ; gs mov rcx, [COUNT]);
+        match size {
+            1 => {}
+            2 => dynasm!(self.asm ; .arch x64 ; lea rcx, [rcx + rcx]),
+            _ => dynasm!(self.asm ; .arch x64 ; lea rcx, [rcx * 4]),
+        }
+        dynasm!(self.asm ; .arch x64
+            ; gs mov r11, [above]
+            ; lea r11, [r11 + r10 - 1]
+            ; lea r11, [r11 + rcx]
+        );
+        self.gather_sign(R11);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [BEYOND], r11
+            ; gs mov r11, [offset::seg_base(segment)]
+            ; lea r10d, [r10 + r11]
+            ; gs mov [LINEAR], r10
+            ; lea rcx, [rcx + r10 - 1]
+        );
+        self.tlb_index(R11, R10);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov r10, [r11 * 8 + tag]
+            ; lea r10, [r10 + rcx]
+        );
+        // Nothing above the offset of the last byte.
+        self.pick_page(R10, offset::PAGE);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov rcx, [BEYOND]
+            ; lea rcx, [rcx + r10]
+            ; jrcxz >hit
+            ; jmp =>slow
+            ; hit:
+            ; gs mov r10, [LINEAR]
+            ; gs mov r11, [r11 * 8 + offset::tlb_addend(privilege)]
+            ; lea r11, [r11 + r10]
+            ; mov r10, Rq(index)
+            ; not r10
+            ; lea r11, [r11 + r10 + 1]
+        );
+    }
+
     /// Takes r10 or r11, which it destroys, from an index register.
     fn give_back_index(&mut self, index: u8, addend: u8) {
         dynasm!(self.asm ; .arch x64 ; not Rq(addend));
@@ -206,6 +301,16 @@ impl Emitter<'_> {
         } else {
             dynasm!(self.asm ; .arch x64 ; lea Rd(index), [Rq(index) + Rq(addend) + 1]);
         }
+    }
+
+    /// The same for an index register of 16 bits, whose bits above are in a spill slot.
+    fn give_back_narrow(&mut self, index: u8, addend: u8, slot: usize) {
+        dynasm!(self.asm ; .arch x64
+            ; not Rq(addend)
+            ; lea Rq(addend), [Rq(index) + Rq(addend) + 1]
+            ; gs mov Rq(index), [offset::spill(slot)]
+            ; mov Rw(index), Rw(addend)
+        );
     }
 
     fn repeated(&mut self, step: &Step, operation: Operation, size: u8) {
@@ -219,12 +324,30 @@ impl Emitter<'_> {
         let slow = self.asm.new_dynamic_label();
         let done = self.asm.new_dynamic_label();
         let source = operation.has_source();
+        let narrow = is_narrow(insn);
         dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
-        if source {
-            self.range(RSI, false, size, slow);
-            dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(KEPT)], r11);
+        if self.segmented() {
+            if narrow {
+                dynasm!(self.asm ; .arch x64
+                    ; gs mov [offset::spill(OLD_RSI)], rsi
+                    ; gs mov [offset::spill(OLD_RDI)], rdi
+                    ; movzx ecx, cx
+                );
+            }
+            dynasm!(self.asm ; .arch x64 ; gs mov [COUNT], rcx);
+            if source {
+                self.range_in_segment(insn, RSI, false, size, slow);
+                dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(KEPT)], r11);
+            }
+            self.range_in_segment(insn, RDI, operation.writes(), size, slow);
+            dynasm!(self.asm ; .arch x64 ; gs mov rcx, [COUNT]);
+        } else {
+            if source {
+                self.range(RSI, false, size, slow);
+                dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(KEPT)], r11);
+            }
+            self.range(RDI, operation.writes(), size, slow);
         }
-        self.range(RDI, operation.writes(), size, slow);
         if source {
             dynasm!(self.asm ; .arch x64
                 ; gs mov r10, [offset::spill(KEPT)]
@@ -240,19 +363,38 @@ impl Emitter<'_> {
             self.asm.push(REX_W);
         }
         self.asm.push(operation.opcode() - u8::from(size == 1));
-        if source {
-            self.give_back_index(RSI, R10);
+        if narrow {
+            if source {
+                self.give_back_narrow(RSI, R10, OLD_RSI);
+            }
+            self.give_back_narrow(RDI, R11, OLD_RDI);
+            dynasm!(self.asm ; .arch x64
+                ; mov r10d, ecx
+                ; gs mov rcx, [offset::spill(0)]
+                ; mov cx, r10w
+            );
+        } else {
+            if source {
+                self.give_back_index(RSI, R10);
+            }
+            self.give_back_index(RDI, R11);
         }
-        self.give_back_index(RDI, R11);
         dynasm!(self.asm ; .arch x64
             ; jmp =>done
             ; =>slow
             ; gs mov rcx, [offset::spill(0)]
+        );
+        if narrow {
+            dynasm!(self.asm ; .arch x64 ; movzx ecx, cx);
+        }
+        dynasm!(self.asm ; .arch x64
             ; jrcxz >none
             ; jmp >some
             ; none:
+            ; gs mov rcx, [offset::spill(0)]
             ; jmp =>done
             ; some:
+            ; gs mov rcx, [offset::spill(0)]
         );
         // The first elements may only be missing from the inline TLB.
         if source {

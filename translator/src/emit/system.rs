@@ -1,6 +1,6 @@
 //! Sensitive instructions that need no Rust.
 
-use dynasmrt::{DynasmApi, DynasmLabelApi, dynasm};
+use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic};
 use xenolith_cpu::env::{Privilege, attention};
 use xenolith_cpu::state::{Rflags, sreg};
@@ -12,6 +12,7 @@ use super::place::Spot;
 use super::template::Kind;
 use super::{Emitter, R10, R11, RAX, RCX, RDX, Restore, Site, Stub, mask};
 use crate::area::{CROSSED_IN, CROSSED_OUT, Return, SYSRET_LOOKS, offset};
+use crate::classify::slot_bytes;
 use crate::plan::{Plan, Step};
 
 /// The attention bits that matter while interrupts are off.
@@ -23,6 +24,8 @@ const SYSRET_SYSTEM: u64 = Rflags::all()
     .difference(Rflags::RF)
     .difference(Rflags::VM)
     .bits();
+/// RFLAGS's bits that POPF at CPL 0 takes, but for the status flags, IF and those that blocks can't run with.
+const POPF_SYSTEM: i32 = Rflags::IOPL.bits() as i32;
 /// IF's place, from which it is moved to that of [`attention::INTR`].
 const IF_BIT: i8 = Rflags::IF.bits().trailing_zeros() as i8;
 const _: () = assert!(attention::INTR == 1);
@@ -92,7 +95,7 @@ impl Emitter<'_> {
     }
 
     /// The stub of an instruction that the interpreter does if it can't be done here, with RCX spilled.
-    fn hand_over_here(&mut self, step: &Step, next: u64) -> dynasmrt::DynamicLabel {
+    pub(super) fn hand_over_here(&mut self, step: &Step, next: u64) -> dynasmrt::DynamicLabel {
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let site = Site::HandOver {
             rip,
@@ -116,6 +119,67 @@ impl Emitter<'_> {
             ; add al, OVERFLOWS
             ; mov ah, cl
             ; sahf
+        );
+    }
+
+    /// POPF at CPL 0, where it changes nothing that blocks depend on. If an interrupt waits that it lets in, the
+    /// interpreter does it: there may be a CLI before the next poll.
+    pub(super) fn pop_flags(&mut self, step: &Step, plan: &Plan, next: u64) {
+        let out = self.hand_over_here(step, next);
+        let size = slot_bytes(&step.insn);
+        self.stack_load(R10, 0, size, step, plan);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(7)], r10
+            ; gs mov [offset::spill(0)], rcx
+            ; mov r11d, 0
+        );
+        self.check_flags_image(out);
+        let taken = if size == 2 { POPF_SYSTEM } else { POPF_SYSTEM | Rflags::ID.bits() as i32 };
+        self.take_flags_image(taken, taken | Rflags::NT.bits() as i32);
+        self.move_stack(i32::from(size));
+    }
+
+    /// Looks at an image of the flags in r10, with RCX spilled: goes to `out` if blocks can't run with it, if it
+    /// lets in an interrupt that waits, or if r11 isn't zero.
+    pub(super) fn check_flags_image(&mut self, out: DynamicLabel) {
+        self.pick(RCX, R10, offset::IRET_LOOKS);
+        dynasm!(self.asm ; .arch x64 ; lea r11, [r11 + rcx]);
+        self.gather(RCX, R10, Run::INTERRUPT);
+        dynasm!(self.asm ; .arch x64
+            ; jrcxz >masked
+            ; gs mov rcx, [offset::ATTENTION]
+            ; mov ecx, [rcx]
+            ; masked:
+            ; lea rcx, [rcx + r11]
+            ; jrcxz >fits
+            ; jmp =>out
+            ; fits:
+        );
+    }
+
+    /// Takes the flags from the image in spill slot 7: status flags, IF, and of the others those in `taken` in place of
+    /// those in `replaced`. RCX is spilled, and whole after it.
+    pub(super) fn take_flags_image(&mut self, taken: i32, replaced: i32) {
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(1)], rax
+            ; gs mov rcx, [offset::spill(7)]
+            ; mov r10d, ecx
+            ; and r10d, taken
+            ; gs mov r11, [offset::SYSTEM_FLAGS]
+            ; and r11d, !replaced
+            ; or r11d, r10d
+            ; gs mov [offset::SYSTEM_FLAGS], r11
+            ; mov r10d, ecx
+            ; and r10d, Rflags::IF.bits() as i32
+            ; gs mov [offset::INTERRUPT_FLAG], r10
+            ; shr r10d, IF_BIT
+            ; or r10d, UNMASKABLE
+            ; gs mov [offset::ATTENTION_MASK], r10d
+        );
+        self.set_status();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov rax, [offset::spill(1)]
+            ; gs mov rcx, [offset::spill(0)]
         );
     }
 
