@@ -202,14 +202,12 @@ pub struct Area {
     /// PEXT masks: RFLAGS's bits that IRET may not set here, and IF.
     pub iret_looks: u64,
     pub interrupt_bit: u64,
-    /// IA32_LSTAR, and the bits of RFLAGS that SYSCALL leaves.
+    /// Where SYSCALL or SYSENTER leads to, the bits of RFLAGS that SYSCALL leaves, and the stack pointer that SYSENTER
+    /// loads.
     pub lstar: u64,
-    /// The stack pointer that SYSENTER loads.
-    pub sysenter_esp: u64,
     pub syscall_keeps: u64,
-    /// PEXT masks: RFLAGS's bits that SYSRET may not set here, with IF; what isn't zero in addresses that
-    /// SYSRET may not go to here.
-    pub sysret_looks: u64,
+    pub sysenter_esp: u64,
+    /// PEXT mask: what isn't zero in addresses that SYSRET may not go to here.
     pub sysret_upper: u64,
     /// What is added to the host's time stamp counter, and IA32_TSC_AUX.
     pub tsc_base: u64,
@@ -495,7 +493,6 @@ impl AreaBox {
         this.page_and_16 = !0xfff | 15;
         this.page_and_32 = !0xfff | 31;
         this.bit_number = [31, 63];
-        this.sysret_looks = SYSRET_LOOKS.bits();
         this.sysret_upper = !0 << 47;
         this.iret_looks = IRET_LOOKS.bits();
         this.interrupt_bit = Rflags::IF.bits();
@@ -740,9 +737,8 @@ pub fn name_of(offset: i32) -> Option<String> {
         iret_looks,
         interrupt_bit,
         lstar,
-        sysenter_esp,
         syscall_keeps,
-        sysret_looks,
+        sysenter_esp,
         sysret_upper,
         tsc_base,
         tsc_aux,
@@ -863,7 +859,6 @@ pub mod offset {
     pub const LSTAR: i32 = at(offset_of!(Area, lstar));
     pub const SYSENTER_ESP: i32 = at(offset_of!(Area, sysenter_esp));
     pub const SYSCALL_KEEPS: i32 = at(offset_of!(Area, syscall_keeps));
-    pub const SYSRET_LOOKS: i32 = at(offset_of!(Area, sysret_looks));
     pub const SYSRET_UPPER: i32 = at(offset_of!(Area, sysret_upper));
     pub const TSC_BASE: i32 = at(offset_of!(Area, tsc_base));
     pub const TSC_AUX: i32 = at(offset_of!(Area, tsc_aux));

@@ -110,9 +110,8 @@ impl Bt {
         // Under the log's lock: who removes a block from now on looks for it in the jump cache later.
         let removed = self.shared.removed();
         let gone = removed.since(kept.removed).filter(|_| kept.epoch == self.shared.epoch());
-        self.area.bring_back(&kept.tables, |rip| {
-            kept.owner.is_some() && gone.as_ref().is_some_and(|gone| !gone.contains(&rip))
-        });
+        self.area
+            .bring_back(&kept.tables, |rip| gone.as_ref().is_some_and(|gone| !gone.contains(&rip)));
     }
 
     /// Pages of single eras were flushed.

@@ -95,7 +95,7 @@ impl Emitter<'_> {
     }
 
     /// The stub of an instruction that the interpreter does if it can't be done here, with RCX spilled.
-    pub(super) fn hand_over_here(&mut self, step: &Step, next: u64) -> dynasmrt::DynamicLabel {
+    pub(super) fn hand_over_here(&mut self, step: &Step, next: u64) -> DynamicLabel {
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let site = Site::HandOver {
             rip,
@@ -109,6 +109,17 @@ impl Emitter<'_> {
         let (label, site) = (self.asm.new_dynamic_label(), self.site(site));
         self.stubs.push(Stub { label, site, restore: Restore::Rcx });
         label
+    }
+
+    /// Spills RCX, and goes to `out` unless crossing is open.
+    fn spill_if_open(&mut self, out: DynamicLabel) {
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [offset::spill(0)], rcx
+            ; gs mov rcx, [offset::CROSSING_CLOSED]
+            ; jrcxz >open
+            ; jmp =>out
+            ; open:
+        );
     }
 
     /// Sets the status flags to those in RCX, by way of RAX.
@@ -193,12 +204,8 @@ impl Emitter<'_> {
     /// SYSCALL. Rust has seen that FMASK clears IF and all that blocks can't run with.
     pub(super) fn enter_kernel(&mut self, step: &Step, next: u64) {
         let out = self.hand_over_here(step, next);
+        self.spill_if_open(out);
         dynasm!(self.asm ; .arch x64
-            ; gs mov [offset::spill(0)], rcx
-            ; gs mov rcx, [offset::CROSSING_CLOSED]
-            ; jrcxz >open
-            ; jmp =>out
-            ; open:
             ; gs mov [offset::spill(1)], rax
             ; gs mov [offset::spill(3)], rsp
             ; gs mov rsp, [offset::HOST_RSP]
@@ -307,12 +314,8 @@ impl Emitter<'_> {
     /// SYSEXIT to 32-bit code outside long mode.
     pub(super) fn leave_kernel32(&mut self, step: &Step, next: u64) {
         let out = self.hand_over_here(step, next);
+        self.spill_if_open(out);
         dynasm!(self.asm ; .arch x64
-            ; gs mov [offset::spill(0)], rcx
-            ; gs mov rcx, [offset::CROSSING_CLOSED]
-            ; jrcxz >open
-            ; jmp =>out
-            ; open:
             ; gs mov rcx, [offset::spill(0)]
             ; gs or QWORD [offset::CROSSED], CROSSED_OUT as i32
             ; gs mov QWORD [offset::SIDE], Privilege::User as i32
@@ -370,11 +373,9 @@ impl Emitter<'_> {
             ; gs mov [RSP], r10
             ; movzx r10d, WORD [r11 + 32]
             ; gs mov [SS], r10
-            ; gs mov [offset::spill(0)], rcx
-            ; gs mov rcx, [offset::CROSSING_CLOSED]
-            ; jrcxz >open
-            ; jmp =>out
-            ; open:
+        );
+        self.spill_if_open(out);
+        dynasm!(self.asm ; .arch x64
             ; gs mov rcx, [CS]
             ; gs mov r10, [SELECTORS]
             ; lea rcx, [rcx + r10]
@@ -505,12 +506,8 @@ impl Emitter<'_> {
             Mnemonic::Stac => (Rflags::AC.bits() as i32, Privilege::SupervisorAc),
             _ => (-(Rflags::AC.bits() as i32), Privilege::Supervisor),
         };
+        self.spill_if_open(out);
         dynasm!(self.asm ; .arch x64
-            ; gs mov [offset::spill(0)], rcx
-            ; gs mov rcx, [offset::CROSSING_CLOSED]
-            ; jrcxz >open
-            ; jmp =>out
-            ; open:
             ; gs mov rcx, [offset::SYSTEM_FLAGS]
             ; lea rcx, [rcx + by]
             ; gs mov [offset::SYSTEM_FLAGS], rcx
