@@ -88,20 +88,16 @@ impl Bt {
         self.elsewhere.current = now;
         let changed = |flushed: &FlushedPages| flushed.era == era;
         let lives = era != 0 && era != now.0 && soft.era_of_pcid(pcid) == era;
-        let removed = self.shared.removed();
         if lives && !self.interp.mem.flushed_pages.iter().any(changed) {
             if self.elsewhere.kept.len() == KEPT_MAX {
                 self.elsewhere.kept.remove(0);
             }
-            self.elsewhere.kept.push(Kept {
-                era,
-                tables: self.area.put_away(),
-                owner: self.jump_owner[0],
-                removed: removed.count,
-                epoch: self.shared.epoch(),
-            });
+            // What is removed from here on is in the log since then.
+            let (removed, epoch) = (self.shared.removed().count, self.shared.epoch());
+            let tables = self.area.put_away();
+            let owner = self.jump_owner[0];
+            self.elsewhere.kept.push(Kept { era, tables, owner, removed, epoch });
         }
-        drop(removed);
         self.area.flush(false);
         let Some(kept) = self.elsewhere.take(now.0) else { return };
         if let Some(mode) = kept.owner {

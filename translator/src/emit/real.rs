@@ -189,10 +189,9 @@ impl Emitter<'_> {
         dynasm!(self.asm ; .arch x64
             ; gs mov r10, [SELECTOR]
             ; gs mov r11, [NUMBER]
-            ; gs mov [offset::selector(sreg::CS)], r10
-            ; lea r10, [r10 * 8]
-            ; lea r10, [r10 + r10]
-            ; gs mov [offset::seg_base(sreg::CS)], r10
+        );
+        self.store_selector(sreg::CS);
+        dynasm!(self.asm ; .arch x64
             ; gs mov [offset::CODE_NUMBER], r11
             ; gs mov QWORD [offset::CODE_LOADED], 1
         );

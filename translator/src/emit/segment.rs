@@ -130,17 +130,20 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    /// Gives a segment register the selector in r10.
+    /// Gives a segment register but CS the selector in r10.
     fn set_segment(&mut self, register: Register) {
-        let number = register.number();
+        self.store_selector(register.number());
+        dynasm!(self.asm ; .arch x64 ; gs mov QWORD [offset::SEGMENTS_LOADED], 1);
+    }
+
+    /// Stores the selector in r10, which is lost, and the base that is made of it.
+    pub(super) fn store_selector(&mut self, register: usize) {
         dynasm!(self.asm ; .arch x64
-            ; gs mov [offset::selector(number)], r10
-        );
-        // Sixteen times the selector.
-        self.turn(R10, R10, 60);
-        dynasm!(self.asm ; .arch x64
-            ; gs mov [offset::seg_base(number)], r10
-            ; gs mov QWORD [offset::SEGMENTS_LOADED], 1
+            ; gs mov [offset::selector(register)], r10
+            // Sixteen times the selector.
+            ; lea r10, [r10 * 8]
+            ; lea r10, [r10 + r10]
+            ; gs mov [offset::seg_base(register)], r10
         );
     }
 

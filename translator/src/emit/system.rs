@@ -111,6 +111,18 @@ impl Emitter<'_> {
         label
     }
 
+    /// Takes IF, and what it lets in, from the flags in RCX. r10 is lost, and so are the host's flags.
+    fn take_interrupt_flag(&mut self) {
+        dynasm!(self.asm ; .arch x64
+            ; mov r10d, ecx
+            ; and r10d, Rflags::IF.bits() as i32
+            ; gs mov [offset::INTERRUPT_FLAG], r10
+            ; shr r10d, IF_BIT
+            ; or r10d, UNMASKABLE
+            ; gs mov [offset::ATTENTION_MASK], r10d
+        );
+    }
+
     /// Spills RCX, and goes to `out` unless crossing is open.
     fn spill_if_open(&mut self, out: DynamicLabel) {
         dynasm!(self.asm ; .arch x64
@@ -180,13 +192,8 @@ impl Emitter<'_> {
             ; and r11d, !replaced
             ; or r11d, r10d
             ; gs mov [offset::SYSTEM_FLAGS], r11
-            ; mov r10d, ecx
-            ; and r10d, Rflags::IF.bits() as i32
-            ; gs mov [offset::INTERRUPT_FLAG], r10
-            ; shr r10d, IF_BIT
-            ; or r10d, UNMASKABLE
-            ; gs mov [offset::ATTENTION_MASK], r10d
         );
+        self.take_interrupt_flag();
         self.set_status();
         dynasm!(self.asm ; .arch x64
             ; gs mov rax, [offset::spill(1)]
@@ -220,8 +227,9 @@ impl Emitter<'_> {
             ; gs and rax, [offset::SYSCALL_KEEPS]
             ; gs mov [offset::SYSTEM_FLAGS], rax
             ; gs and rcx, [offset::SYSCALL_KEEPS]
-            ; gs mov QWORD [offset::INTERRUPT_FLAG], 0
-            ; gs mov DWORD [offset::ATTENTION_MASK], UNMASKABLE
+        );
+        self.clear_interrupts();
+        dynasm!(self.asm ; .arch x64
             ; gs mov QWORD [offset::CROSSED], CROSSED_IN as i32
             ; gs mov QWORD [offset::SIDE], Privilege::Supervisor as i32
         );
@@ -297,8 +305,9 @@ impl Emitter<'_> {
             ; jmp =>out
             ; open:
             ; gs mov rcx, [offset::spill(0)]
-            ; gs mov QWORD [offset::INTERRUPT_FLAG], 0
-            ; gs mov DWORD [offset::ATTENTION_MASK], UNMASKABLE
+        );
+        self.clear_interrupts();
+        dynasm!(self.asm ; .arch x64
             ; gs mov QWORD [offset::CROSSED], CROSSED_IN as i32
             ; gs mov QWORD [offset::SIDE], Privilege::Supervisor as i32
         );
@@ -459,12 +468,9 @@ impl Emitter<'_> {
             ; and r10d, SYSRET_SYSTEM as i32
             ; or r10d, Rflags::FIXED.bits() as i32
             ; gs mov [offset::SYSTEM_FLAGS], r10
-            ; mov r10d, ecx
-            ; and r10d, Rflags::IF.bits() as i32
-            ; gs mov [offset::INTERRUPT_FLAG], r10
-            ; shr r10d, IF_BIT
-            ; or r10d, UNMASKABLE
-            ; gs mov [offset::ATTENTION_MASK], r10d
+        );
+        self.take_interrupt_flag();
+        dynasm!(self.asm ; .arch x64
             ; gs mov r10, [offset::CROSSED]
             ; and r10d, CROSSED_IN as i32
             ; gs or r10, [r11 + BIT]
