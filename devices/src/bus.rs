@@ -1,9 +1,9 @@
 //! Port and memory-mapped I/O buses: which device answers at which address.
 //!
-//! Problem: vCPUs on several threads reach devices by address. Scheme: one sorted table per bus, built
-//! before the machine runs and then read without a lock; each device sits behind a mutex of its own.
-//! Ranges that move while it runs (PCI base address registers) are in [`MovingRanges`], asked second and
-//! behind a read lock. Invariants: fixed ranges of one bus don't overlap and win over moving ones; an access wider than a device's width reaches it as
+//! Problem: vCPUs on several threads reach devices by address. Scheme: one sorted table per bus, built before the
+//! machine runs and then read without a lock; each device sits behind a mutex of its own. Ranges that move while it
+//! runs (PCI base address registers) are in [`MovingRanges`], asked second and behind a read lock. Invariants: fixed
+//! ranges of one bus don't overlap and win over moving ones; an access wider than a device's width reaches it as
 //! several, lowest address first; nobody's address reads as ones and drops writes. Any thread.
 
 use std::fmt;

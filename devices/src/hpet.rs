@@ -1,15 +1,15 @@
 //! High precision event timer: a 100 MHz counter with three comparators.
 //!
-//! Problem: a counter that guests read often, and interrupts when it equals a comparator. Scheme: the
-//! counter is computed from the clock, and a comparator's matches from the distance that the counter
-//! has gone since they were last computed. With legacy replacement, timers 0 and 1 take ISA lines 0
-//! and 8 from the 8254 and the RTC, whose lines lead through a [`LegacyGate`].
-//! Invariants: a match is at the counter's passing the comparator, so a comparator behind the counter
-//! waits for the wrap, but a periodic timer's is taken for one that the host let come late: time passes between two
-//! accesses of a vCPU whose thread waits for a processor, and a wrap is minutes away. Edges of a periodic timer that a late host missed are made up for, a bounded number of
-//! them, a quarter of a period apart; a periodic timer wakes at most once in [`WAKE_NS_MIN`], however short its
-//! period. Lock order: this device, the gate, the interrupt router. Thread: any, under the device's lock.
-//! Source: IA-PC HPET Specification 1.0a, "Register Overview", "Theory of Operation".
+//! Problem: a counter that guests read often, and interrupts when it equals a comparator. Scheme: the counter is
+//! computed from the clock, and a comparator's matches from the distance that the counter has gone since they were
+//! last computed. With legacy replacement, timers 0 and 1 take ISA lines 0 and 8 from the 8254 and the RTC, whose
+//! lines lead through a [`LegacyGate`]. Invariants: a match is at the counter's passing the comparator, so a
+//! comparator behind the counter waits for the wrap, but a periodic timer's is taken for one that the host let come
+//! late: time passes between two accesses of a vCPU whose thread waits for a processor, and a wrap is minutes away.
+//! Edges of a periodic timer that a late host missed are made up for, a bounded number of them, a quarter of a period
+//! apart; a periodic timer wakes at most once in [`WAKE_NS_MIN`], however short its period. Lock order: this device,
+//! the gate, the interrupt router. Thread: any, under the device's lock. Source: IA-PC HPET Specification 1.0a,
+//! "Register Overview", "Theory of Operation".
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -57,8 +57,8 @@ const TIMER_WRITABLE: u64 =
 const TIMER_CAPABILITIES: u64 = 1 << 4 | 1 << 5 | (ROUTES as u64) << 32;
 const ROUTES: u32 = 0x00ff_0104;
 
-/// Counts by which a busy host may have made a periodic timer's first match late, between the guest's reading the counter
-/// and its writing the comparator: a second's.
+/// Counts by which a busy host may have made a periodic timer's first match late, between the guest's reading the
+/// counter and its writing the comparator: a second's.
 const LATE_MAX: u64 = 1_000_000_000 / TICK_NS;
 
 /// Missed edges that are made up for, as the 8254 does it.

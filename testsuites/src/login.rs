@@ -1,9 +1,10 @@
 //! A disk that a small system starts from, up to a person's login.
 //!
 //! Problem: a machine is of use when one can log in to what its disk has, and when the disk is sound afterwards,
-//! however its image is stored. Scheme: a partitioned disk with GRUB, Debian's kernel and an ext4 root file system, where
-//! busybox is init, getty, login and shell, on the serial line and on the screen; the image is raw, or one of qcow2
-//! made of it. Invariant: GRUB waits for a key, so that nothing depends on time. Source: busybox, "init.c" (inittab).
+//! however its image is stored. Scheme: a partitioned disk with GRUB, Debian's kernel and an ext4 root file system,
+//! where busybox is init, getty, login and shell, on the serial line and on the screen; the image is raw, or one of
+//! qcow2 made of it. Invariant: GRUB waits for a key, so that nothing depends on time. Source: busybox, "init.c"
+//! (inittab).
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};

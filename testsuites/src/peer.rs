@@ -2,9 +2,9 @@
 //!
 //! Problem: what a guest takes to show something means little without another emulator's time for the same. Scheme:
 //! QEMU's own emulator (TCG, never KVM) gets what a [`Config`] of ours says; its monitor, on standard input and
-//! output, saves the display's text memory and its pictures and presses keys. Text memory is read whole, so lines that have
-//! scrolled away may be found as well. Invariant: a [`Qemu`] that is dropped has ended. Source: QEMU, "Human Monitor
-//! Protocol".
+//! output, saves the display's text memory and its pictures and presses keys. Text memory is read whole, so lines
+//! that have scrolled away may be found as well. Invariant: a [`Qemu`] that is dropped has ended. Source: QEMU,
+//! "Human Monitor Protocol".
 
 use std::ffi::OsString;
 use std::fs;

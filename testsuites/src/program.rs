@@ -163,8 +163,8 @@ pub fn xenolith() -> Result<Command> {
     Ok(command)
 }
 
-/// The program of this very build: cargo puts it beside the folder of the tests, and beside our own programs. A run of all tests has
-/// built it; a run of only this package's may find an old one, or none.
+/// The program of this very build: cargo puts it beside the folder of the tests, and beside our own programs. A run
+/// of all tests has built it; a run of only this package's may find an old one, or none.
 fn path() -> Result<PathBuf> {
     if let Some(path) = env::var_os("XENOLITH_PROGRAM") {
         return Ok(path.into());
