@@ -11,6 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use iced_x86::{DecoderOptions, Instruction};
 use xenolith_translator::emit::{Frame, Page, Translator};
+use xenolith_translator::host::Host;
 use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
 
@@ -154,7 +155,7 @@ fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
             page: Page { la: rip - rip % PAGE, id: 1 },
             second: None,
             code_base: 0,
-            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            host: Host::detect(),
         };
         match translator.translate(frame, bytes, &limits)? {
             Some(block) => {

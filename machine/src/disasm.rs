@@ -11,6 +11,7 @@ use iced_x86::{EncodingKind, Instruction};
 use xenolith_cpu::PAGE_SIZE;
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_translator::emit::{Frame, Page, Translator};
+use xenolith_translator::host::Host;
 use xenolith_translator::listing::Listing;
 use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
@@ -138,7 +139,7 @@ pub fn code(
             page,
             second,
             code_base: 0,
-            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+            host: Host::detect(),
         };
         let limits = Limits {
             start: None,

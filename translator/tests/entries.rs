@@ -3,6 +3,7 @@
 use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, edx, rbx, rsi, st0, st1};
 use iced_x86::{DecoderOptions, IcedError, Instruction};
 use xenolith_translator::emit::{Frame, Page, Translator};
+use xenolith_translator::host::Host;
 use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
 
@@ -39,7 +40,7 @@ fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedEr
         page: Page { la: RIP, id: 1 },
         second: None,
         code_base: 0,
-        bmi2: true,
+        host: Host { bmi2: true, ..Host::OLD },
     };
     let limits = Limits {
         start: None,

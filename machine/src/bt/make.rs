@@ -228,7 +228,7 @@ impl Bt {
             page,
             second,
             code_base: at.la.wrapping_sub(at.rip),
-            bmi2: self.shared.options.making.bmi2,
+            host: self.shared.host,
         }
     }
 

@@ -178,7 +178,7 @@ impl Bt {
         }
         let attention = env.attention();
         let tsc_base = env.tsc_base();
-        let bmi2 = shared.options.making.bmi2;
+        let bmi2 = shared.host.bmi2;
         let mut area = AreaBox::new(Arc::as_ptr(&attention).cast(), bmi2).map_err(BtError::Area)?;
         area.exit = shared.exit;
         let make = || Shadow::new(Arc::clone(soft.guest_ram()));

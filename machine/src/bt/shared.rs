@@ -24,6 +24,7 @@ use xenolith_cpu::env::attention;
 use xenolith_mmu::GuestRam;
 use xenolith_translator::area::Area;
 use xenolith_translator::emit::{Site, Template};
+use xenolith_translator::host::Host;
 
 use super::away::Removed;
 use super::common::common;
@@ -156,6 +157,8 @@ pub struct Shared {
     epoch: AtomicU64,
     removed: Mutex<Removed>,
     pub options: Options,
+    /// What code is made for.
+    pub host: Host,
     /// Regions may be guessed.
     pub has_probe: bool,
     pub enter: u64,
@@ -174,9 +177,8 @@ impl Shared {
     ///
     /// # Errors
     /// The host refuses executable memory.
-    pub fn new(ram: Arc<GuestRam>, mut options: Options) -> Result<Arc<Self>, ArenaError> {
-        options.making.bmi2 &= std::arch::is_x86_feature_detected!("bmi2");
-        let has_bmi2 = options.making.bmi2;
+    pub fn new(ram: Arc<GuestRam>, options: Options) -> Result<Arc<Self>, ArenaError> {
+        let host = if options.making.bmi2 { Host::detect() } else { Host::OLD };
         let (mut exit, mut load_vector, mut load_x87) = (0, 0, 0);
         let cache = Cache::new(options.cache_bytes, |base| {
             let common = common(base);
@@ -202,7 +204,8 @@ impl Shared {
             epoch: AtomicU64::new(0),
             removed: Mutex::default(),
             options,
-            has_probe: has_bmi2 && probe::set_up(),
+            host,
+            has_probe: host.bmi2 && probe::set_up(),
         });
         let listener = Arc::downgrade(&shared);
         ram.code().set_listener(Arc::new(move |gpn| {

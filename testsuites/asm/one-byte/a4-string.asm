@@ -23,6 +23,201 @@
 ; out: rcx=0 rsi=0x1013ff8 rdi=DATA+0x8
 ; out-mem: DATA+0x10 = 11 11 11 11 11 11 11 11 22 22 22 22 22 22 22 22
 
+; case: rep-movsb-of-15
+; in: rsi=RO+1 rdi=DATA+3 rcx=15 flags=CF,PF,AF,ZF,SF,OF
+; in-mem: RO = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78
+        rep movsb
+; out: rcx=0 rsi=RO+0x10 rdi=DATA+0x12
+; out-mem: DATA+0x3 = 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a
+
+; case: rep-stosb-of-15
+; in: rax=0x8877665544332211 rdi=DATA+3 rcx=15 flags=CF,PF,AF,ZF,SF,OF
+        rep stosb
+; out: rcx=0 rdi=DATA+0x12
+; out-mem: DATA+0x3 = 11 11 11 11 11 11 11 11 11 11 11 11 11 11 11
+
+; case: rep-movsb-of-16
+; in: rsi=RO+1 rdi=DATA+3 rcx=16 flags=CF,PF,AF,ZF,SF,OF
+; in-mem: RO = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f
+        rep movsb
+; out: rcx=0 rsi=RO+0x11 rdi=DATA+0x13
+; out-mem: DATA+0x3 = 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71
+
+; case: rep-stosb-of-16
+; in: rax=0x8877665544332211 rdi=DATA+3 rcx=16 flags=CF,PF,AF,ZF,SF,OF
+        rep stosb
+; out: rcx=0 rdi=DATA+0x13
+; out-mem: DATA+0x3 = 11 11 11 11 11 11 11 11 11 11 11 11 11 11 11 11
+
+; case: rep-movsw-of-15
+; in: rsi=RO+1 rdi=DATA+3 rcx=15 flags=CF,PF,AF,ZF,SF,OF
+; in-mem: RO = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1
+        rep movsw
+; out: rcx=0 rsi=RO+0x1f rdi=DATA+0x21
+; out-mem: DATA+0x3 = 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71
+; out-mem: DATA+0x13 = 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3
+
+; case: rep-stosw-of-15
+; in: rax=0x8877665544332211 rdi=DATA+3 rcx=15 flags=CF,PF,AF,ZF,SF,OF
+        rep stosw
+; out: rcx=0 rdi=DATA+0x21
+; out-mem: DATA+0x3 = 11 22 11 22 11 22 11 22 11 22 11 22 11 22 11 22
+; out-mem: DATA+0x13 = 11 22 11 22 11 22 11 22 11 22 11 22 11 22
+
+; case: rep-movsw-of-16
+; in: rsi=RO+1 rdi=DATA+3 rcx=16 flags=CF,PF,AF,ZF,SF,OF
+; in-mem: RO = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1 e8 ef
+        rep movsw
+; out: rcx=0 rsi=RO+0x21 rdi=DATA+0x23
+; out-mem: DATA+0x3 = 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71
+; out-mem: DATA+0x13 = 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1
+
+; case: rep-stosw-of-16
+; in: rax=0x8877665544332211 rdi=DATA+3 rcx=16 flags=CF,PF,AF,ZF,SF,OF
+        rep stosw
+; out: rcx=0 rdi=DATA+0x23
+; out-mem: DATA+0x3 = 11 22 11 22 11 22 11 22 11 22 11 22 11 22 11 22
+; out-mem: DATA+0x13 = 11 22 11 22 11 22 11 22 11 22 11 22 11 22 11 22
+
+; case: rep-movsd-of-15
+; in: rsi=RO+1 rdi=DATA+3 rcx=15 flags=CF,PF,AF,ZF,SF,OF
+; in-mem: RO = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1 e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a 51 58 5f 66 6d 74 7b 82 89 90 97 9e a5 ac b3
+        rep movsd
+; out: rcx=0 rsi=RO+0x3d rdi=DATA+0x3f
+; out-mem: DATA+0x3 = 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71
+; out-mem: DATA+0x13 = 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1
+; out-mem: DATA+0x23 = e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a 51
+; out-mem: DATA+0x33 = 58 5f 66 6d 74 7b 82 89 90 97 9e a5
+
+; case: rep-stosd-of-15
+; in: rax=0x8877665544332211 rdi=DATA+3 rcx=15 flags=CF,PF,AF,ZF,SF,OF
+        rep stosd
+; out: rcx=0 rdi=DATA+0x3f
+; out-mem: DATA+0x3 = 11 22 33 44 11 22 33 44 11 22 33 44 11 22 33 44
+; out-mem: DATA+0x13 = 11 22 33 44 11 22 33 44 11 22 33 44 11 22 33 44
+; out-mem: DATA+0x23 = 11 22 33 44 11 22 33 44 11 22 33 44 11 22 33 44
+; out-mem: DATA+0x33 = 11 22 33 44 11 22 33 44 11 22 33 44
+
+; case: rep-movsd-of-16
+; in: rsi=RO+1 rdi=DATA+3 rcx=16 flags=CF,PF,AF,ZF,SF,OF
+; in-mem: RO = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1 e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a 51 58 5f 66 6d 74 7b 82 89 90 97 9e a5 ac b3 ba c1 c8 cf
+        rep movsd
+; out: rcx=0 rsi=RO+0x41 rdi=DATA+0x43
+; out-mem: DATA+0x3 = 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71
+; out-mem: DATA+0x13 = 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1
+; out-mem: DATA+0x23 = e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a 51
+; out-mem: DATA+0x33 = 58 5f 66 6d 74 7b 82 89 90 97 9e a5 ac b3 ba c1
+
+; case: rep-stosd-of-16
+; in: rax=0x8877665544332211 rdi=DATA+3 rcx=16 flags=CF,PF,AF,ZF,SF,OF
+        rep stosd
+; out: rcx=0 rdi=DATA+0x43
+; out-mem: DATA+0x3 = 11 22 33 44 11 22 33 44 11 22 33 44 11 22 33 44
+; out-mem: DATA+0x13 = 11 22 33 44 11 22 33 44 11 22 33 44 11 22 33 44
+; out-mem: DATA+0x23 = 11 22 33 44 11 22 33 44 11 22 33 44 11 22 33 44
+; out-mem: DATA+0x33 = 11 22 33 44 11 22 33 44 11 22 33 44 11 22 33 44
+
+; case: rep-movsq-of-15
+; in: rsi=RO+1 rdi=DATA+3 rcx=15 flags=CF,PF,AF,ZF,SF,OF
+; in-mem: RO = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1 e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a 51 58 5f 66 6d 74 7b 82 89 90 97 9e a5 ac b3 ba c1 c8 cf d6 dd e4 eb f2 f9 00 07 0e 15 1c 23 2a 31 38 3f 46 4d 54 5b 62 69 70 77 7e 85 8c 93 9a a1 a8 af b6 bd c4 cb d2 d9 e0 e7 ee f5 fc 03 0a 11 18 1f 26 2d 34 3b 42 49 50 57
+        rep movsq
+; out: rcx=0 rsi=RO+0x79 rdi=DATA+0x7b
+; out-mem: DATA+0x3 = 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71
+; out-mem: DATA+0x13 = 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1
+; out-mem: DATA+0x23 = e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a 51
+; out-mem: DATA+0x33 = 58 5f 66 6d 74 7b 82 89 90 97 9e a5 ac b3 ba c1
+; out-mem: DATA+0x43 = c8 cf d6 dd e4 eb f2 f9 00 07 0e 15 1c 23 2a 31
+; out-mem: DATA+0x53 = 38 3f 46 4d 54 5b 62 69 70 77 7e 85 8c 93 9a a1
+; out-mem: DATA+0x63 = a8 af b6 bd c4 cb d2 d9 e0 e7 ee f5 fc 03 0a 11
+; out-mem: DATA+0x73 = 18 1f 26 2d 34 3b 42 49
+
+; case: rep-stosq-of-15
+; in: rax=0x8877665544332211 rdi=DATA+3 rcx=15 flags=CF,PF,AF,ZF,SF,OF
+        rep stosq
+; out: rcx=0 rdi=DATA+0x7b
+; out-mem: DATA+0x3 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x13 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x23 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x33 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x43 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x53 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x63 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x73 = 11 22 33 44 55 66 77 88
+
+; case: rep-movsq-of-16
+; in: rsi=RO+1 rdi=DATA+3 rcx=16 flags=CF,PF,AF,ZF,SF,OF
+; in-mem: RO = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1 e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a 51 58 5f 66 6d 74 7b 82 89 90 97 9e a5 ac b3 ba c1 c8 cf d6 dd e4 eb f2 f9 00 07 0e 15 1c 23 2a 31 38 3f 46 4d 54 5b 62 69 70 77 7e 85 8c 93 9a a1 a8 af b6 bd c4 cb d2 d9 e0 e7 ee f5 fc 03 0a 11 18 1f 26 2d 34 3b 42 49 50 57 5e 65 6c 73 7a 81 88 8f
+        rep movsq
+; out: rcx=0 rsi=RO+0x81 rdi=DATA+0x83
+; out-mem: DATA+0x3 = 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71
+; out-mem: DATA+0x13 = 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1
+; out-mem: DATA+0x23 = e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a 51
+; out-mem: DATA+0x33 = 58 5f 66 6d 74 7b 82 89 90 97 9e a5 ac b3 ba c1
+; out-mem: DATA+0x43 = c8 cf d6 dd e4 eb f2 f9 00 07 0e 15 1c 23 2a 31
+; out-mem: DATA+0x53 = 38 3f 46 4d 54 5b 62 69 70 77 7e 85 8c 93 9a a1
+; out-mem: DATA+0x63 = a8 af b6 bd c4 cb d2 d9 e0 e7 ee f5 fc 03 0a 11
+; out-mem: DATA+0x73 = 18 1f 26 2d 34 3b 42 49 50 57 5e 65 6c 73 7a 81
+
+; case: rep-stosq-of-16
+; in: rax=0x8877665544332211 rdi=DATA+3 rcx=16 flags=CF,PF,AF,ZF,SF,OF
+        rep stosq
+; out: rcx=0 rdi=DATA+0x83
+; out-mem: DATA+0x3 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x13 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x23 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x33 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x43 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x53 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x63 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+; out-mem: DATA+0x73 = 11 22 33 44 55 66 77 88 11 22 33 44 55 66 77 88
+
+; case: overlapping-rep-movsw-reads-what-it-wrote
+; in: rsi=DATA rdi=DATA+1 rcx=6 flags=ZF
+; in-mem: DATA = 01 08 0f 16 1d 24 2b 32 39 40 47 4e
+        rep movsw
+; out: rcx=0 rsi=DATA+0xc rdi=DATA+0xd
+; out-mem: DATA+0x1 = 01 08 08 16 16 24 24 32 32 40 40 4e
+
+; case: overlapping-rep-movsd-reads-what-it-wrote
+; in: rsi=DATA rdi=DATA+3 rcx=6 flags=ZF
+; in-mem: DATA = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f 86 8d 94 9b a2
+        rep movsd
+; out: rcx=0 rsi=DATA+0x18 rdi=DATA+0x1b
+; out-mem: DATA+0x3 = 01 08 0f 16 08 0f 16 32 0f 16 32 4e 16 32 4e 6a
+; out-mem: DATA+0x13 = 32 4e 6a 86 4e 6a 86 a2
+
+; case: overlapping-rep-movsq-reads-what-it-wrote
+; in: rsi=DATA rdi=DATA+7 rcx=6 flags=ZF
+; in-mem: DATA = 01 08 0f 16 1d 24 2b 32 39 40 47 4e 55 5c 63 6a 71 78 7f 86 8d 94 9b a2 a9 b0 b7 be c5 cc d3 da e1 e8 ef f6 fd 04 0b 12 19 20 27 2e 35 3c 43 4a
+        rep movsq
+; out: rcx=0 rsi=DATA+0x30 rdi=DATA+0x37
+; out-mem: DATA+0x7 = 01 08 0f 16 1d 24 2b 32 08 0f 16 1d 24 2b 32 6a
+; out-mem: DATA+0x17 = 0f 16 1d 24 2b 32 6a a2 16 1d 24 2b 32 6a a2 da
+; out-mem: DATA+0x27 = 1d 24 2b 32 6a a2 da 12 24 2b 32 6a a2 da 12 4a
+
+; case: rep-movsd-up-to-the-end-of-a-page
+; in: rsi=RO+0xff8 rdi=DATA2-8 rcx=2 flags=SF
+; in-mem: RO+0xff8 = u32:0x11223344,0x55667788
+        rep movsd
+; out: rcx=0 rsi=RO+0x1000 rdi=DATA+0x1000
+; out-mem: DATA+0xff8 = 44 33 22 11 88 77 66 55
+
+; case: rep-movsd-behind-the-end-of-a-page-by-a-byte
+; in: rsi=RO+0xff0 rdi=DATA2-7 rcx=2 flags=SF
+; in-mem: RO+0xff0 = u32:0x11223344,0x55667788
+        rep movsd
+; out: rcx=0 rsi=RO+0xff8 rdi=DATA+0x1001
+; out-mem: DATA+0xff9 = 44 33 22 11 88 77 66 55
+
+; case: few-movsq-fault-in-the-middle
+; in: rsi=RO rdi=ABSENT-20 rcx=4 flags=CF,OF
+; in-mem: RO = u64:1,2,3,4
+.here:  rep movsq
+; fault: #PF(6) at .here
+; out: rcx=2 rsi=RO+0x10 rdi=DATA+0x1ffc cr2=ABSENT
+; out-mem: DATA+0x1fec = 01
+; out-mem: DATA+0x1ff4 = 02
+
 ; case: rep-with-zero-count-does-nothing
 ; in: rsi=ABSENT rdi=ABSENT
         rep movsq
@@ -182,6 +377,21 @@
         rep movsb
 ; out: ecx=0x10000 esi=0x10001 edi=5
 ; out-mem: EXTRA16+0x3 = 11 22
+
+; case: rep-movsw-of-few-keeps-upper-halves
+; mode: real
+; in: esi=0x55550010 edi=0x66660020 ecx=0x77770003 flags=CF,ZF
+; in-mem: DATA16+0x10 = u16:0x1111,0x2222,0x3333
+        rep movsw
+; out: ecx=0x77770000 esi=0x55550016 edi=0x66660026
+; out-mem: EXTRA16+0x20 = 11 11 22 22 33 33
+
+; case: rep-stosd-of-few-keeps-upper-halves
+; mode: pm16
+; in: eax=0x12345678 edi=0x66660020 ecx=0x77770003 flags=CF,ZF
+        rep stosd
+; out: ecx=0x77770000 edi=0x6666002c
+; out-mem: EXTRA16+0x20 = 78 56 34 12 78 56 34 12 78 56 34 12
 
 ; case: rep-stosb-source-override-does-not-move-destination
 ; mode: real

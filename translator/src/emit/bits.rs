@@ -62,7 +62,7 @@ impl Emitter<'_> {
     /// A run of the bits of `of`, as a number.
     pub(super) fn gather(&mut self, into: u8, of: u8, run: Run) {
         let Run { from, count, mask } = run;
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64 ; gs pext Rq(into), Rq(of), [mask]);
             return;
         }
@@ -80,7 +80,7 @@ impl Emitter<'_> {
     /// The bits of `of` that are set in the area's word `mask`, in their order: zero if there are none, a small number
     /// if they are low ones.
     pub(super) fn pick(&mut self, into: u8, of: u8, mask: i32) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64 ; gs pext Rq(into), Rq(of), [mask]);
             return;
         }
@@ -91,7 +91,7 @@ impl Emitter<'_> {
 
     /// `of` turned right by so many bits.
     pub(super) fn turn(&mut self, into: u8, of: u8, by: i8) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64 ; rorx Rq(into), Rq(of), by);
             return;
         }
@@ -102,7 +102,7 @@ impl Emitter<'_> {
 
     /// The number of the region of 4 GiB that the address in `of` lies in; garbage above its 16 bits.
     pub(super) fn region_number(&mut self, into: u8, of: u8) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             self.turn(into, of, 32);
         } else {
             dynasm!(self.asm ; .arch x64 ; gs mov [MOVED], Rq(of) ; gs mov Rd(into), [MOVED + 4]);
@@ -112,7 +112,7 @@ impl Emitter<'_> {
     /// The slot of an address in the inline TLB.
     pub(super) fn tlb_index(&mut self, into: u8, of: u8) {
         const _: () = assert!(crate::area::TLB_ENTRIES == 1 << 16);
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64 ; gs pext Rq(into), Rq(of), [offset::TLB_INDEX]);
             return;
         }
@@ -130,7 +130,7 @@ impl Emitter<'_> {
     /// Zero if all bits of `register` are that are set in the area's word `mask`: a page's number, perhaps with lower
     /// bits. No more than 56 bits are left.
     pub(super) fn pick_page(&mut self, register: u8, mask: i32) {
-        if self.frame.bmi2 || mask != offset::PAGE {
+        if self.frame.host.bmi2 || mask != offset::PAGE {
             return self.pick(register, register, mask);
         }
         dynasm!(self.asm ; .arch x64
@@ -143,9 +143,27 @@ impl Emitter<'_> {
         );
     }
 
+    /// A sixteenth of a number below 2^28.
+    pub(super) fn sixteenth(&mut self, register: u8) {
+        if self.frame.host.bmi2 {
+            dynasm!(self.asm ; .arch x64
+                ; rorx Rq(register), Rq(register), 4
+                ; mov Rd(register), Rd(register)
+            );
+            return;
+        }
+        // Up by 4, and down by 8.
+        dynasm!(self.asm ; .arch x64
+            ; lea Rd(register), [Rq(register) * 8]
+            ; lea Rd(register), [Rq(register) * 2]
+            ; gs mov [MOVED], Rq(register)
+            ; gs mov Rd(register), [MOVED + 1]
+        );
+    }
+
     /// The slot of the address in r10 in the jump cache, in r11.
     pub(super) fn jump_index(&mut self) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64 ; gs pext r11, r10, [offset::JUMP_INDEX]);
         } else {
             dynasm!(self.asm ; .arch x64 ; movzx r11d, r10w);
@@ -154,7 +172,7 @@ impl Emitter<'_> {
 
     /// What of the attention word in r11 matters now: zero or a number below 2^32. r10 is free.
     pub(super) fn pick_attention(&mut self) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64 ; gs pext r11, r11, [offset::ATTENTION_MASK]);
             return;
         }
@@ -167,7 +185,7 @@ impl Emitter<'_> {
 
     /// Zero if the sign is, or else a number below 2^32.
     pub(super) fn gather_sign(&mut self, register: u8) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64 ; gs pext Rq(register), Rq(register), [offset::SIGN]);
             return;
         }
@@ -181,7 +199,7 @@ impl Emitter<'_> {
 
     /// Zero if the bits of `of` under `mask` are `wanted`, which lie under it.
     pub(super) fn differs(&mut self, into: u8, of: u8, mask: u32, wanted: u32) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             let gathered = gathered(wanted, mask) as i32;
             dynasm!(self.asm ; .arch x64
                 ; mov Rd(into), mask as i32
@@ -201,7 +219,7 @@ impl Emitter<'_> {
 
     /// Clears all bits but those set in the area's word `mask`.
     pub(super) fn cut(&mut self, register: u8, mask: i32) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64
                 ; gs pext Rq(register), Rq(register), [mask]
                 ; gs pdep Rq(register), Rq(register), [mask]
@@ -215,7 +233,7 @@ impl Emitter<'_> {
 
     /// Shifts down by a constant, and keeps the sign.
     pub(super) fn shift_down(&mut self, register: u8, by: i8) {
-        if self.frame.bmi2 {
+        if self.frame.host.bmi2 {
             dynasm!(self.asm ; .arch x64
                 ; gs mov [RAX], Rq(register)
                 ; mov Rd(register), by.into()

@@ -47,6 +47,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, R
 use crate::area::WINDOWS_MAX;
 use crate::area::offset;
 use crate::classify::{Class, slot_bytes};
+use crate::host::Host;
 use crate::mode::Mode;
 use crate::plan::{Drafts, Limits, Plan, Step, Uses, is_hint, plan};
 pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
@@ -195,8 +196,7 @@ pub struct Frame {
     pub second: Option<Page>,
     /// The code segment's base, in segmented code.
     pub code_base: u64,
-    /// The host has BMI2.
-    pub bmi2: bool,
+    pub host: Host,
 }
 
 impl Frame {
