@@ -242,6 +242,8 @@ pub struct Area {
     pub vector_wanted: u64,
     /// Set by an exit that saved the vector state.
     pub vector_saved: u64,
+    /// Zero if the upper halves of all vector registers are zero while Rust runs.
+    pub vector_upper: u64,
     /// MXCSR of Rust, and of the guest while Rust runs.
     pub host_mxcsr: u64,
     pub guest_mxcsr: u64,
@@ -759,6 +761,7 @@ pub fn name_of(offset: i32) -> Option<String> {
         vector_idle,
         vector_wanted,
         vector_saved,
+        vector_upper,
         host_mxcsr,
         guest_mxcsr,
         site,
@@ -909,6 +912,7 @@ pub mod offset {
     pub const X87_IDLE: i32 = at(offset_of!(Area, x87_idle));
     pub const X87: i32 = at(offset_of!(Area, x87));
     pub const VECTOR_WANTED: i32 = at(offset_of!(Area, vector_wanted));
+    pub const VECTOR_UPPER: i32 = at(offset_of!(Area, vector_upper));
     pub const VECTOR_SAVED: i32 = at(offset_of!(Area, vector_saved));
     pub const HOST_MXCSR: i32 = at(offset_of!(Area, host_mxcsr));
     pub const PAGE_AND_16: i32 = at(offset_of!(Area, page_and_16));

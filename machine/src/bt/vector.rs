@@ -39,6 +39,8 @@ impl Bt {
             for n in 0..16 {
                 self.area.ymm[n] = vector.ymm(n);
             }
+            let upper = self.area.ymm.iter().any(|ymm| ymm[16..] != [0; 16]);
+            self.area.vector_upper = u64::from(upper);
             self.area.guest_mxcsr = u64::from(vector.mxcsr());
             self.home = Home::Both;
         }
