@@ -28,6 +28,8 @@ pub use away::Away;
 pub const TLB_ENTRIES: usize = 1 << 16;
 /// Entries of the jump cache; a power of two.
 pub const JUMP_ENTRIES: usize = 1 << 18;
+/// Of them those that a page's addresses are indexed to: the low bits are the index.
+const PAGE_JUMPS: usize = 4096;
 /// Entries of the table of pages that may be executed; a power of two.
 pub const EXEC_ENTRIES: usize = 1 << 16;
 /// Regions of 4 GiB that bits 32 to 47 of an address tell apart.
@@ -317,6 +319,11 @@ fn tlb_slot(la: u64) -> usize {
     (la >> 12) as usize & (TLB_ENTRIES - 1)
 }
 
+/// Whether a jump cache's address is of segmented code.
+fn is_segmented(rip: u64) -> bool {
+    rip >> 62 == SEGMENTED_CODE >> 62
+}
+
 fn exec_slot(la: u64) -> usize {
     (la >> 12) as usize & (EXEC_ENTRIES - 1)
 }
@@ -342,72 +349,87 @@ impl Area {
     }
 }
 
-/// Slots that were filled since the last flush. With repetitions; when there are too many, all count as
-/// filled.
-#[derive(Debug, Default)]
+/// Slots that were filled since the last flush.
+#[derive(Debug)]
 struct Filled {
     slots: Vec<u32>,
-    overflow: bool,
+    /// A bit for each slot: it is among them.
+    known: Box<[u64]>,
 }
 
 impl Filled {
-    fn note(&mut self, slot: usize, entries: usize) {
-        if self.slots.len() < entries {
+    fn new(entries: usize) -> Self {
+        Self { slots: Vec::new(), known: vec![0; entries / 64].into() }
+    }
+
+    fn note(&mut self, slot: usize) {
+        let (word, bit) = (slot / 64, 1 << (slot % 64));
+        if self.known[word] & bit == 0 {
+            self.known[word] |= bit;
             self.slots.push(slot as u32);
-        } else {
-            self.overflow = true;
         }
     }
 
-    fn each(&self, entries: usize, mut each: impl FnMut(usize)) {
-        if self.overflow {
-            (0..entries).for_each(each);
-        } else {
-            self.slots.iter().for_each(|&slot| each(slot as usize));
+    fn each(&self, mut each: impl FnMut(usize)) {
+        self.slots.iter().for_each(|&slot| each(slot as usize));
+    }
+
+    /// Those of the 4096 that a page's addresses are indexed to, where `slot` is the first.
+    fn each_of_page(&self, slot: usize, mut each: impl FnMut(usize)) {
+        for (at, word) in self.known[slot / 64..].iter().enumerate().take(PAGE_JUMPS / 64) {
+            let mut left = *word;
+            while left != 0 {
+                each(slot + 64 * at + left.trailing_zeros() as usize);
+                left &= left - 1;
+            }
         }
     }
 
     /// Calls `each` with every filled slot, and forgets them.
-    fn drain(&mut self, entries: usize, mut each: impl FnMut(usize)) {
-        if std::mem::take(&mut self.overflow) {
-            self.slots.clear();
-            (0..entries).for_each(each);
-        } else {
-            for slot in self.slots.drain(..) {
-                each(slot as usize);
-            }
+    fn drain(&mut self, mut each: impl FnMut(usize)) {
+        for slot in self.slots.drain(..) {
+            self.known[slot as usize / 64] = 0;
+            each(slot as usize);
         }
     }
 }
 
 /// Filled slots of one kind of table, by whether their pages are global.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ledger {
     local: Filled,
     global: Filled,
 }
 
 impl Ledger {
-    fn note(&mut self, slot: usize, global: bool, entries: usize) {
-        let filled = if global { &mut self.global } else { &mut self.local };
-        filled.note(slot, entries);
+    fn new(entries: usize) -> Self {
+        Self { local: Filled::new(entries), global: Filled::new(entries) }
     }
 
-    fn each(&self, entries: usize, mut each: impl FnMut(usize)) {
-        self.local.each(entries, &mut each);
-        self.global.each(entries, each);
+    fn note(&mut self, slot: usize, global: bool) {
+        if global { self.global.note(slot) } else { self.local.note(slot) }
     }
 
-    fn drain(&mut self, global_too: bool, entries: usize, mut each: impl FnMut(usize)) {
-        self.local.drain(entries, &mut each);
+    fn each(&self, mut each: impl FnMut(usize)) {
+        self.local.each(&mut each);
+        self.global.each(each);
+    }
+
+    fn each_of_page(&self, slot: usize, mut each: impl FnMut(usize)) {
+        self.local.each_of_page(slot, &mut each);
+        self.global.each_of_page(slot, each);
+    }
+
+    fn drain(&mut self, global_too: bool, mut each: impl FnMut(usize)) {
+        self.local.drain(&mut each);
         if global_too {
-            self.global.drain(entries, each);
+            self.global.drain(each);
         }
     }
 }
 
 /// Which pages the jump caches know, hashed: so many bits that a page of data seldom looks like one of them,
-/// since looking for it takes a walk through all that the caches hold.
+/// since looking for it takes a walk through as many slots as it has bytes.
 #[derive(Debug)]
 struct Pages(Box<[u64; PAGES_WORDS]>);
 
@@ -448,6 +470,8 @@ pub struct AreaBox {
     global_exec: Filled,
     /// Of local and of global pages.
     jump_pages: [Pages; 2],
+    /// Some of them were remembered of segmented code.
+    jumps_segmented: bool,
 }
 
 /// What a poll can reach behind the record.
@@ -483,11 +507,12 @@ impl AreaBox {
             // Zeroes are valid for every field.
             area: span.start().cast(),
             _span: span,
-            tlb: Default::default(),
-            jumps: Default::default(),
+            tlb: [(); PRIVILEGES].map(|()| Ledger::new(TLB_ENTRIES)),
+            jumps: [(); PRIVILEGES].map(|()| Ledger::new(JUMP_ENTRIES)),
             pages: Vec::new(),
-            global_exec: Filled::default(),
+            global_exec: Filled::new(EXEC_ENTRIES),
             jump_pages: Default::default(),
+            jumps_segmented: false,
         };
         this.attention = attention;
         this.tlb_index = (TLB_ENTRIES as u64 - 1) << 12;
@@ -552,13 +577,13 @@ impl AreaBox {
         // SAFETY: mapped while `self` lives; the borrow of the ledgers beside it is of other memory.
         let area = unsafe { self.area.as_mut() };
         for (ledger, table) in self.tlb.iter_mut().zip(&mut area.tlb) {
-            ledger.drain(global_too, TLB_ENTRIES, |slot| {
+            ledger.drain(global_too, |slot| {
                 table.read[slot] = nobody(slot);
                 table.write[slot] = nobody(slot);
             });
         }
         for (ledger, cache) in self.jumps.iter_mut().zip(&area.jumps) {
-            ledger.drain(global_too, JUMP_ENTRIES, |slot| {
+            ledger.drain(global_too, |slot| {
                 cache[slot].minus_rip.store(nowhere(slot), Ordering::Relaxed);
             });
         }
@@ -566,8 +591,9 @@ impl AreaBox {
             area.exec[exec_slot(la)] = 0;
         }
         if global_too {
-            self.global_exec.drain(EXEC_ENTRIES, |slot| area.exec[slot] = 0);
+            self.global_exec.drain(|slot| area.exec[slot] = 0);
         }
+        self.jumps_segmented &= !global_too;
         for pages in &mut self.jump_pages[..1 + usize::from(global_too)] {
             pages.0.fill(0);
         }
@@ -591,15 +617,21 @@ impl AreaBox {
         }
         let first = la >> 12;
         for (ledger, cache) in self.jumps.iter().zip(self.jumps_of_all()) {
-            ledger.each(JUMP_ENTRIES, |slot| {
+            let visit = |slot: usize| {
                 let jump = &cache[slot].minus_rip;
                 let rip = jump.load(Ordering::Relaxed).wrapping_neg();
-                // Of segmented code only the engine knows the linear addresses.
-                let is_segmented = rip >> 62 == SEGMENTED_CODE >> 62;
-                if is_segmented || (rip >> 12).wrapping_sub(first) < count {
+                if is_segmented(rip) || (rip >> 12).wrapping_sub(first) < count {
                     jump.store(nowhere(slot), Ordering::Relaxed);
                 }
-            });
+            };
+            // Of segmented code only the engine knows the linear addresses.
+            if self.jumps_segmented || count as usize >= JUMP_ENTRIES / PAGE_JUMPS {
+                ledger.each(visit);
+            } else {
+                for page in first..first + count {
+                    ledger.each_of_page(self.jump_slot(page << 12), visit);
+                }
+            }
         }
     }
 
@@ -613,7 +645,7 @@ impl AreaBox {
                     table.write[slot] = nobody(slot);
                 }
             };
-            ledger.each(TLB_ENTRIES, &mut visit);
+            ledger.each(&mut visit);
         }
     }
 
@@ -628,9 +660,9 @@ impl AreaBox {
 
     /// Empties the jump cache of one privilege.
     pub fn flush_jumps_of(&mut self, privilege: usize) {
-        let mut ledger = std::mem::take(&mut self.jumps[privilege]);
-        let cache = self.jumps_of_all()[privilege];
-        ledger.drain(true, JUMP_ENTRIES, |slot| {
+        // SAFETY: as in `flush`.
+        let cache = unsafe { &self.area.as_ref().jumps[privilege] };
+        self.jumps[privilege].drain(true, |slot| {
             cache[slot].minus_rip.store(nowhere(slot), Ordering::Relaxed);
         });
     }
@@ -639,7 +671,7 @@ impl AreaBox {
     pub fn fill(&mut self, privilege: usize, la: u64, host: u64, rights: Rights) {
         let page = la & !0xfff;
         let slot = tlb_slot(page);
-        self.tlb[privilege].note(slot, rights.global, TLB_ENTRIES);
+        self.tlb[privilege].note(slot, rights.global);
         let table = &mut self.area_mut().tlb[privilege];
         let addend = host.wrapping_sub(page);
         if table.addend[slot] != addend {
@@ -661,7 +693,8 @@ impl AreaBox {
             return;
         }
         let slot = self.jump_slot(rip);
-        self.jumps[privilege].note(slot, global, JUMP_ENTRIES);
+        self.jumps_segmented |= is_segmented(rip);
+        self.jumps[privilege].note(slot, global);
         self.jump_pages[usize::from(global)].note(la >> 12);
         let jump = &mut self.area_mut().jumps[privilege][slot];
         jump.host = host;
@@ -694,7 +727,7 @@ impl AreaBox {
             return;
         }
         if global {
-            self.global_exec.note(slot, EXEC_ENTRIES);
+            self.global_exec.note(slot);
         } else {
             self.note_page(la & !0xfff, id);
         }

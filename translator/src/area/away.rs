@@ -35,17 +35,14 @@ impl AreaBox {
         let is_there = |&&(la, id): &&(u64, u32)| is_low(la) && self.exec[exec_slot(la)] == id;
         let pages = self.pages.iter().filter(is_there).copied().collect();
         let mut jumps = Vec::new();
-        if !self.jumps[USER].local.overflow {
-            let cache = self.jumps_of_all()[USER];
-            for &slot in &self.jumps[USER].local.slots {
-                let slot = slot as usize;
-                let minus_rip = cache[slot].minus_rip.load(Ordering::Relaxed);
-                let rip = minus_rip.wrapping_neg();
-                if minus_rip != nowhere(slot) && is_low(rip) {
-                    jumps.push((rip, cache[slot].host));
-                }
+        let cache = self.jumps_of_all()[USER];
+        self.jumps[USER].local.each(|slot| {
+            let minus_rip = cache[slot].minus_rip.load(Ordering::Relaxed);
+            let rip = minus_rip.wrapping_neg();
+            if minus_rip != nowhere(slot) && is_low(rip) {
+                jumps.push((rip, cache[slot].host));
             }
-        }
+        });
         Away { pages, jumps }
     }
 
