@@ -47,7 +47,6 @@ fn mode(name: &str) -> Result<Mode> {
         vector,
         x87: true,
         shadow,
-        guesses: false,
         ring0: name == "kernel",
         time: true,
         segmented: false,

@@ -520,6 +520,12 @@ impl<S: Copy> Cache<S> {
         self.blocks[block as usize].key
     }
 
+    /// The guest physical page that a block begins in.
+    #[must_use]
+    pub fn page_of(&self, block: u32) -> u64 {
+        self.blocks[block as usize].sources[0].gpn
+    }
+
     /// What its owner said of a block.
     #[must_use]
     pub fn tag_of(&self, block: u32) -> u64 {
@@ -610,6 +616,30 @@ impl<S: Copy> Cache<S> {
                 dropped(block.key, block.tag);
                 self.counters.outwritten += 1;
                 self.unlink(number);
+            }
+        }
+    }
+
+    /// Drops the blocks of a guest page whose keys `which` chooses; `dropped` is told the key and tag of each.
+    pub fn drop_of_page(
+        &mut self,
+        gpn: u64,
+        which: impl Fn(Key) -> bool,
+        mut dropped: impl FnMut(Key, u64),
+    ) {
+        for segment in 0..SEGMENTS {
+            let Some(mut numbers) = self.segments[segment].by_page.remove(&gpn) else { continue };
+            numbers.retain(|&number| {
+                let block = &self.blocks[number as usize];
+                let chosen = block.live && which(block.key);
+                if chosen {
+                    dropped(block.key, block.tag);
+                    self.unlink(number);
+                }
+                !chosen
+            });
+            if !numbers.is_empty() {
+                self.segments[segment].by_page.insert(gpn, numbers);
             }
         }
     }

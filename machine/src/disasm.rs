@@ -92,7 +92,6 @@ pub fn code(
         vector: if real { 1 } else { 2 },
         x87: true,
         shadow: mmu == Mmu::Shadow && !real,
-        guesses: false,
         ring0: true,
         time: true,
         segmented: real,

@@ -25,8 +25,6 @@ pub struct Mode {
     pub x87: bool,
     /// Memory operands go through shadow windows.
     pub shadow: bool,
-    /// In 64-bit code with shadow windows: regions are guessed ([`crate::guess`]).
-    pub guesses: bool,
     /// CPL 0: CLI and STI may be done.
     pub ring0: bool,
     /// RDTSC is allowed, and the guest's counter is the host's plus a constant.
@@ -96,7 +94,7 @@ impl Mode {
     #[must_use]
     pub fn with_privilege(&self, privilege: Privilege) -> Self {
         let ring0 = privilege != Privilege::User;
-        Self { privilege: privilege as u8, ring0, shadow: false, guesses: false, ..*self }
+        Self { privilege: privilege as u8, ring0, shadow: false, ..*self }
     }
 
     /// The mode as a number below 2^20, another one for each.
@@ -114,8 +112,7 @@ impl Mode {
             | (self.loads as u32) << 12
             | u32::from(self.armed) << 13
             | u32::from(self.x87) << 14
-            | u32::from(self.guesses) << 15
-            | u32::from(self.time) << 16
+            | u32::from(self.time) << 15
     }
 
     /// The mode of a number; bits above 20 don't count.
@@ -128,9 +125,8 @@ impl Mode {
             vector: (number >> 5 & 3) as u8,
             x87: bit(14),
             shadow: bit(7),
-            guesses: bit(15),
             ring0: bit(8),
-            time: bit(16),
+            time: bit(15),
             segmented: bit(9),
             stack16: bit(10),
             expands_down: bit(11),
@@ -185,7 +181,6 @@ impl Mode {
             vector,
             x87,
             shadow: false,
-            guesses: false,
             ring0: state.cpl == 0,
             time: !(state.cr4(Cr4::TSD) && state.cpl != 0 && state.protected()),
             segmented: !flat,
@@ -223,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_number_has_all_of_its_mode() {
-        for number in 0..1 << 17 {
+        for number in 0..1 << 16 {
             let bits = number & 7;
             if matches!(bits, 1 | 2 | 4) {
                 assert_eq!(Mode::numbered(number).number(), number);

@@ -20,7 +20,6 @@ fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedEr
         vector: 2,
         x87: true,
         shadow,
-        guesses: false,
         ring0: false,
         time: true,
         segmented: false,

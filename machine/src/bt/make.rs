@@ -167,7 +167,8 @@ impl Bt {
         let with_windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
         // User code is at home in many address spaces.
         let user = mode.privilege == Privilege::User as u8;
-        let movable = user && with_windows && !mode.segmented;
+        let guesses = self.guesses(mode, key, at.rip);
+        let movable = user && with_windows && !mode.segmented && !guesses;
         let shared = Arc::clone(&self.shared);
         for _ in 0..2 {
             {
@@ -185,7 +186,7 @@ impl Bt {
                 let is_copy = again.is_some();
                 let translation = match again {
                     Some(translation) => translation,
-                    None => self.anew(&frame, code, with_windows, at.limit)?,
+                    None => self.anew(&frame, code, with_windows, guesses, at.limit)?,
                 };
                 if let Some(templates) = &mut templates
                     && !is_copy
@@ -262,9 +263,10 @@ impl Bt {
         frame: &Frame,
         code: &[u8],
         windows: bool,
+        guesses: bool,
         code_limit: u64,
     ) -> Option<Translation> {
-        let (mode, rip) = (frame.mode, frame.rip);
+        let mode = frame.mode;
         // VEX prefixes are undefined in real and virtual-8086 mode (SDM vol. 2, "VEX Prefix").
         let plain_only = self.interp.state.real_or_v86();
         let codes = &self.maker.allowed;
@@ -281,9 +283,6 @@ impl Bt {
             read: &read,
             misleads: &|insn| misled.contains_key(&insn.ip()),
         };
-        // A kernel's pointers lead everywhere: guesses gain nothing there, as measured. Its half is the upper one;
-        // loaders and decompressors run in the lower.
-        let guesses = mode.guesses && rip >> 63 == 0;
         let limits = Limits {
             start: guesses.then_some(&start),
             looks_up: &looks_up,
@@ -297,7 +296,7 @@ impl Bt {
         match self.maker.translator.translate(*frame, code, &limits) {
             Ok(translation) => translation,
             Err(error) => {
-                tracing::warn!("block at {rip:#x} left to the interpreter: {error}");
+                tracing::warn!("block at {:#x} left to the interpreter: {error}", frame.rip);
                 None
             }
         }

@@ -124,6 +124,8 @@ pub struct Bt {
     /// Blocks that do without windows because of them, and when the first tries again.
     without: Vec<Without>,
     next_retry: u64,
+    /// Interrupts that have found pages' code at work in windows, by the keys of their blocks.
+    warm: NumberMap<u64, u32>,
     /// Instructions whose region was guessed wrong.
     misled: NumberMap<u64, ()>,
     /// Blocks count: `remaining` was this at the last entry.
@@ -218,6 +220,7 @@ impl Bt {
             faults: NumberMap::default(),
             without: Vec::new(),
             next_retry: u64::MAX,
+            warm: NumberMap::default(),
             misled: NumberMap::default(),
             entered_with: 0,
             end: u64::MAX,
@@ -619,6 +622,7 @@ impl Bt {
                     self.count(0);
                     self.stats.polls += 1;
                     self.earn_windows(mode, true);
+                    self.warm_page(mode, record.block);
                     self.unload(rip);
                     return None;
                 }

@@ -75,14 +75,17 @@ impl Spot {
     }
 }
 
+/// A key's low bits that tell the blocks of a page and mode apart.
+pub(super) const KEY_OFFSET_BITS: u32 = 12;
+
 /// What the block at `la`, in the page that `id` stands for, is kept under.
 pub(super) fn key(id: u32, mode: Mode, la: u64) -> Key {
-    u64::from(id) << 32 | u64::from(mode.number()) << 12 | la & (PAGE_SIZE - 1)
+    u64::from(id) << 32 | u64::from(mode.number()) << KEY_OFFSET_BITS | la & (PAGE_SIZE - 1)
 }
 
 /// The mode in a key.
 pub(super) fn mode_of(key: Key) -> Mode {
-    Mode::numbered((key >> 12) as u32 & 0xf_ffff)
+    Mode::numbered((key >> KEY_OFFSET_BITS) as u32 & 0xf_ffff)
 }
 
 /// The RIP in a tag.

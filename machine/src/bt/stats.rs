@@ -44,6 +44,8 @@ pub struct Stats {
     /// Those of them that showed a region to be guessed wrong.
     pub misled: u64,
     pub promotions: u64,
+    /// Pages of code made again with guesses.
+    pub warm_pages: u64,
     /// Accesses left to the interpreter because of a segment's limit or rights.
     pub segment_misses: u64,
     /// Guest instructions in all, where blocks count.
@@ -78,6 +80,7 @@ impl Default for Stats {
             window_misses: 0,
             misled: 0,
             promotions: 0,
+            warm_pages: 0,
             segment_misses: 0,
             retired: 0,
             instances: 0,
@@ -113,6 +116,7 @@ impl Stats {
             (&mut self.window_misses, other.window_misses),
             (&mut self.misled, other.misled),
             (&mut self.promotions, other.promotions),
+            (&mut self.warm_pages, other.warm_pages),
             (&mut self.segment_misses, other.segment_misses),
             (&mut self.retired, other.retired),
             (&mut self.instances, other.instances),
@@ -237,6 +241,7 @@ impl fmt::Display for Report {
             ("TLB flushes", stats.flushes),
             ("pages flushed by themselves", stats.page_flushes),
             ("address spaces given windows", stats.promotions),
+            ("code pages made again with guesses", stats.warm_pages),
             ("rounds in modes without blocks", stats.unfit),
             ("rounds at places without a block", stats.unfound),
         ];

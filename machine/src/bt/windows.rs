@@ -24,14 +24,16 @@ use xenolith_translator::mode::Mode;
 
 use super::Bt;
 use super::mmu::{FlushedPages, NotingMmu};
-use super::segments::rip_of;
+use super::segments::{KEY_OFFSET_BITS, rip_of};
 use crate::config::Mmu;
 
 /// Interrupts that must find an address space's user code at work before it gets windows.
 const TICKS_TO_PROMOTE: u32 = 2;
-/// Interrupts that must find it at work in its windows before regions are guessed: that costs a fault for each
-/// guess that is wrong, and blocks that no other address space can have.
-const TICKS_TO_GUESS: u32 = 50;
+/// Interrupts that must find a page's code at work in windows before regions are guessed in it: that costs a fault for
+/// each guess that is wrong, and blocks that no other address can have.
+const TICKS_TO_GUESS: u32 = 4;
+/// Pages that interrupts are counted for.
+const WARM_MAX: usize = 1 << 12;
 /// An address space must have been at work for so many times what filling windows took for others.
 const WORK_PER_COST: u64 = 4;
 /// Exits of the kernel's code, or ticks of the time stamp counter since the first one, before it does.
@@ -69,8 +71,6 @@ pub(super) struct Windows {
     shown: Vec<u16>,
     /// What eras have done to earn windows.
     earned: HashMap<u64, (u32, u64)>,
-    /// The era whose code was last found to be worth guesses.
-    at_work: u64,
     /// Time stamp counts that filling has taken since a space was last made, and that it took for the spaces before, on
     /// average.
     spent: u64,
@@ -80,7 +80,7 @@ pub(super) struct Windows {
 impl Windows {
     pub fn new(shadow: Shadow) -> Self {
         let (shown, earned) = (Vec::new(), HashMap::new());
-        Self { shadow, era: 0, shown, earned, at_work: 0, spent: 0, cost: 0 }
+        Self { shadow, era: 0, shown, earned, spent: 0, cost: 0 }
     }
 
     /// Makes a space for an era.
@@ -159,30 +159,19 @@ impl Bt {
             windows.show(&mut self.area, privilege);
         }
         let shadow = windows.shadow.active_era() == Some(era);
-        let at_work = privilege > 0
-            || windows.at_work == era
-            || self.shared.options.making.mmu == Mmu::Shadow;
-        let guesses = mode.bits == 64 && shadow && at_work;
-        Mode { shadow, guesses: guesses && self.shared.has_probe, ..mode }
+        Mode { shadow, ..mode }
     }
 
     /// An interrupt came while user code ran, or kernel code was left: that earns windows.
     pub(super) fn earn_windows(&mut self, mode: Mode, interrupted: bool) {
         let user = mode.privilege == Privilege::User as u8;
         let never = self.stepping || self.shared.options.making.mmu == Mmu::Soft;
-        if never || mode.guesses || !may_have_windows(mode) || user != interrupted {
+        if never || mode.shadow || !may_have_windows(mode) || user != interrupted {
             return;
         }
         let privilege = usize::from(mode.privilege);
         let era = self.window_era(privilege);
         let windows = &mut self.windows[privilege];
-        if mode.shadow {
-            if user && mode.bits == 64 && windows.earn(era).0 >= TICKS_TO_GUESS {
-                windows.earned.remove(&era);
-                windows.at_work = era;
-            }
-            return;
-        }
         let (count, time) = windows.earn(era);
         let earned = if user {
             count >= TICKS_TO_PROMOTE && time >= WORK_PER_COST * windows.cost
@@ -195,6 +184,49 @@ impl Bt {
             windows.show(&mut self.area, privilege);
             self.stats.promotions += 1;
         }
+    }
+
+    /// An interrupt came in a block of user code: after several, its page's code is made again with guesses.
+    pub(super) fn warm_page(&mut self, mode: Mode, block: u32) {
+        if self.stepping || mode.privilege > 0 || !self.may_guess(mode) {
+            return;
+        }
+        let mut cache = self.shared.cache();
+        if !cache.is_live(block) {
+            return;
+        }
+        let (page, gpn) = (cache.key_of(block) >> KEY_OFFSET_BITS, cache.page_of(block));
+        if self.warm.len() >= WARM_MAX {
+            self.warm.clear();
+        }
+        let ticks = self.warm.entry(page).or_default();
+        *ticks += 1;
+        if *ticks != TICKS_TO_GUESS {
+            return;
+        }
+        let mut gone = Vec::new();
+        let of_page = |key: Key| key >> KEY_OFFSET_BITS == page;
+        cache.drop_of_page(gpn, of_page, |key, tag| gone.push((key, tag)));
+        drop(cache);
+        self.shared.forget_jumps(&gone);
+        self.stats.warm_pages += 1;
+    }
+
+    fn may_guess(&self, mode: Mode) -> bool {
+        mode.shadow && mode.bits == 64 && self.shared.has_probe
+    }
+
+    /// Whether regions are guessed in the block of a key.
+    pub(super) fn guesses(&self, mode: Mode, key: Key, rip: u64) -> bool {
+        let warm = || {
+            let ticks = self.warm.get(&(key >> KEY_OFFSET_BITS));
+            ticks.is_some_and(|&ticks| ticks >= TICKS_TO_GUESS)
+        };
+        // A kernel's pointers lead everywhere: guesses gain nothing there, as measured. Its half is the upper one;
+        // loaders and decompressors run in the lower.
+        self.may_guess(mode)
+            && rip >> 63 == 0
+            && (mode.privilege > 0 || self.shared.options.making.mmu == Mmu::Shadow || warm())
     }
 
     /// Drops from the windows what the guest has flushed.
@@ -261,7 +293,7 @@ impl Bt {
         self.count(at.word >> 32 & 0xff);
         let write = self.area.fault_error & WRITE != 0;
         let address = self.area.fault_address;
-        let misled = mode.guesses && address >> 32 == 0;
+        let misled = self.may_guess(mode) && address >> 32 == 0;
         if misled && self.unguess(mode, pc, &at) {
             self.uncount(at.word >> 32 & 0xff);
             return Ok((at.host, at.word & LIVE != 0));
