@@ -15,13 +15,14 @@
 //! Source: SDM vol. 3, "Handling Self- and Cross-Modifying Code"; memfd_create(2), fcntl(2) on seals.
 
 use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::ffi::c_void;
 use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::LazyLock;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// Alignment of entry points.
 pub const ENTRY_ALIGN: usize = 64;
@@ -29,6 +30,8 @@ pub const ENTRY_ALIGN: usize = 64;
 pub const CAPACITY_BYTES_MAX: usize = 1 << 30;
 
 const PAGE_BYTES: usize = 4096;
+/// Bytes of a large page of the host's.
+const LARGE_BYTES: usize = 2 << 20;
 const INT3: u8 = 0xcc;
 
 /// Why there is no arena.
@@ -42,28 +45,46 @@ pub enum ArenaError {
     Map { bytes: usize, error: std::io::Error },
 }
 
-/// A shared mapping of the whole file, unmapped when dropped.
+/// A shared mapping of the whole file at a multiple of [`LARGE_BYTES`], unmapped when dropped.
 #[derive(Debug)]
 struct View {
     start: NonNull<u8>,
+    bytes: usize,
+    _room: Room,
+}
+
+/// Address space that is given back when dropped, with what is mapped there.
+#[derive(Debug)]
+struct Room {
+    start: *mut c_void,
     bytes: usize,
 }
 
 impl View {
     fn map(file: &OwnedFd, bytes: usize, protection: ProtFlags) -> Result<Self, ArenaError> {
+        let failed = |error: Errno| ArenaError::Map { bytes, error: error.into() };
+        let room_bytes = bytes + LARGE_BYTES;
+        let nothing = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: the kernel picks a free address, so no mapping of anybody's is touched.
         let start =
-            unsafe { mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, file, 0) }
-                .map_err(|error| ArenaError::Map { bytes, error: error.into() })?;
+            unsafe { mmap_anonymous(ptr::null_mut(), room_bytes, ProtFlags::empty(), nothing) }
+                .map_err(failed)?;
+        let room = Room { start, bytes: room_bytes };
+        let before = start.addr().next_multiple_of(LARGE_BYTES) - start.addr();
+        let here = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: within the room, which is ours.
+        let start =
+            unsafe { mmap(start.wrapping_byte_add(before), bytes, protection, here, file, 0) }
+                .map_err(failed)?;
         let start = NonNull::new(start.cast()).expect("the kernel never picks address 0");
-        Ok(Self { start, bytes })
+        Ok(Self { start, bytes, _room: room })
     }
 }
 
-impl Drop for View {
+impl Drop for Room {
     fn drop(&mut self) {
-        // SAFETY: exactly what `map` mapped; whoever kept a pointer into it broke its contract.
-        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+        // SAFETY: exactly what was mapped; whoever kept a pointer into it broke the contract.
+        let unmapped = unsafe { munmap(self.start, self.bytes) };
         debug_assert!(unmapped.is_ok(), "a mapping of ours could not be unmapped");
     }
 }
@@ -79,6 +100,8 @@ pub struct Arena {
     limit: usize,
     /// What lies behind was never used.
     touched: usize,
+    /// Up to where the host was asked for large pages; nothing once it had none.
+    large: Option<usize>,
 }
 
 // SAFETY: the views are ours alone; the pointers handed out are raw, and running them is the
@@ -87,7 +110,7 @@ unsafe impl Send for Arena {}
 
 impl Arena {
     /// An empty arena of at least `capacity_bytes`, rounded up to whole pages. The host's memory is
-    /// taken page by page as code is published.
+    /// taken as code is published.
     ///
     /// # Errors
     /// A size out of range, or the host refuses.
@@ -101,7 +124,7 @@ impl Arena {
         let write = View::map(&file, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
         seal(&file).map_err(|error| ArenaError::Create(error.into()))?;
         let run = View::map(&file, bytes, ProtFlags::READ | ProtFlags::EXEC)?;
-        Ok(Self { write, run, used: 0, limit: bytes, touched: 0 })
+        Ok(Self { write, run, used: 0, limit: bytes, touched: 0, large: Some(0) })
     }
 
     /// Copies finished, position-independent `code` into executable memory and returns its entry
@@ -120,6 +143,9 @@ impl Arena {
             return None;
         }
         let start = self.used;
+        if end > self.touched {
+            self.take_large(end);
+        }
         let padded = self.writable(start, end);
         let (body, padding) = padded.split_at_mut(code.len());
         body.copy_from_slice(code);
@@ -231,6 +257,24 @@ impl Arena {
     #[must_use]
     pub fn capacity_bytes(&self) -> usize {
         self.run.bytes
+    }
+
+    /// Asks for large pages up to `end`: a small one is a fault for each view, and translated code, which is spread
+    /// widely, misses them in the instruction TLB. Without large pages all goes on as before.
+    fn take_large(&mut self, end: usize) {
+        while let Some(first) = self.large
+            && first < end
+            && first + LARGE_BYTES <= self.write.bytes
+        {
+            // The kernel makes a large page only of one that has something.
+            let byte = &mut self.writable(first, first + 1)[0];
+            // SAFETY: a byte of ours, which stays as it is.
+            unsafe { (&raw mut *byte).write_volatile(*byte) };
+            let start = self.write.start.as_ptr().wrapping_add(first);
+            // SAFETY: a range of the writing view; what is in it stays. madvise(2), MADV_COLLAPSE, Linux 6.1.
+            let made = unsafe { libc::madvise(start.cast(), LARGE_BYTES, libc::MADV_COLLAPSE) };
+            self.large = (made == 0).then_some(first + LARGE_BYTES);
+        }
     }
 
     fn writable(&mut self, start: usize, end: usize) -> &mut [u8] {
