@@ -133,11 +133,42 @@ pub struct NewBlock<'a, S> {
     pub sources: &'a [Source],
     pub instructions: u32,
     /// Where each instruction's host code begins, in order, and a word about it.
-    pub map: &'a [(u32, u64)],
+    pub map: &'a [Mapped],
     /// What the owner wants to know of it again.
     pub tag: u64,
     /// Direct jumps whose target's key is known: they lead there as soon as it exists.
     pub links: &'a [NewLink],
+}
+
+/// Where an instruction's host code begins in its block, and a word of its owner's about it. Blocks in their thousands
+/// have one for every instruction, so it is small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapped(u64);
+
+impl Mapped {
+    /// Bits that the word may have.
+    pub const WORD_BITS: u32 = 42;
+
+    /// # Panics
+    /// The word has more bits, or the code would be 4 MiB and longer.
+    #[must_use]
+    pub fn new(host: u32, word: u64) -> Self {
+        assert!(
+            word >> Self::WORD_BITS == 0 && host >> (64 - Self::WORD_BITS) == 0,
+            "a small block"
+        );
+        Self(u64::from(host) << Self::WORD_BITS | word)
+    }
+
+    #[must_use]
+    pub fn host(self) -> usize {
+        (self.0 >> Self::WORD_BITS) as usize
+    }
+
+    #[must_use]
+    pub fn word(self) -> u64 {
+        self.0 & ((1 << Self::WORD_BITS) - 1)
+    }
 }
 
 /// A direct jump of a new block.
@@ -175,7 +206,7 @@ struct Segment {
     blocks: Vec<u32>,
     by_page: NumberMap<u64, Vec<u32>>,
     bytes: Vec<u8>,
-    map: Vec<(u32, u64)>,
+    map: Vec<Mapped>,
 }
 
 /// A place in a block's code.
@@ -200,7 +231,7 @@ pub struct Kept<'a> {
     /// Where in it the exits begin.
     pub exits: u32,
     pub bytes: &'a [u8],
-    pub map: &'a [(u32, u64)],
+    pub map: &'a [Mapped],
     /// Jumps of other blocks, and of its own, that lead to it.
     pub incoming: usize,
     number: u32,
@@ -662,15 +693,10 @@ impl<S: Copy> Cache<S> {
         let number = *segment.blocks.get(after.checked_sub(1)?)?;
         let (block, code) = (&self.blocks[number as usize], code(number));
         let map = &segment.map[block.map_at as usize..][..block.map_len as usize];
-        let after = map.partition_point(|&(host, _)| code + host as usize <= pc);
-        let &(host, word) = map.get(after.checked_sub(1)?)?;
-        Some(Located {
-            block: number,
-            key: block.key,
-            tag: block.tag,
-            host: code + host as usize,
-            word,
-        })
+        let after = map.partition_point(|mapped| code + mapped.host() <= pc);
+        let mapped = map.get(after.checked_sub(1)?)?;
+        let (key, tag) = (block.key, block.tag);
+        Some(Located { block: number, key, tag, host: code + mapped.host(), word: mapped.word() })
     }
 
     /// The instruction behind the one that the code at `pc` is of, if that code still is `block`'s, which is live.
@@ -682,9 +708,9 @@ impl<S: Copy> Cache<S> {
         let start = self.arena.first_entry().addr() + self.common_bytes;
         let segment = &self.segments[(code - start) / self.segment_bytes];
         let map = &segment.map[found.map_at as usize..][..found.map_len as usize];
-        let &(host, word) = map.get(map.partition_point(|&(host, _)| host as usize <= offset))?;
+        let mapped = map.get(map.partition_point(|mapped| mapped.host() <= offset))?;
         let (key, tag) = (found.key, found.tag);
-        Some(Located { block, key, tag, host: code + host as usize, word })
+        Some(Located { block, key, tag, host: code + mapped.host(), word: mapped.word() })
     }
 
     /// Drops one block.

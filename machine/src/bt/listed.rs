@@ -54,7 +54,7 @@ impl Bt {
         text: &mut String,
     ) {
         let map: Vec<(u32, u16)> =
-            kept.map.iter().map(|&(host, word)| (host, word as u16)).collect();
+            kept.map.iter().map(|mapped| (mapped.host() as u32, mapped.word() as u16)).collect();
         let (first_site, sites) = if whole { cache.sites_of(kept) } else { (0, Vec::new()) };
         let shared = &self.shared;
         let names = |address: u64| {

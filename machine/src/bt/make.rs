@@ -11,7 +11,7 @@
 use std::sync::Arc;
 
 use iced_x86::{Code, EncodingKind, Instruction};
-use xenolith_codecache::cache::{Cache, Entries, Key, NewBlock, NewLink, Source};
+use xenolith_codecache::cache::{Cache, Entries, Key, Mapped, NewBlock, NewLink, Source};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Memory, Privilege};
 use xenolith_cpu::{Gpa, PAGE_SIZE, interp};
@@ -36,7 +36,7 @@ pub(super) struct Maker {
     translator: Translator,
     /// By instruction code: the processor has it.
     allowed: Box<[bool]>,
-    map: Vec<(u32, u64)>,
+    map: Vec<Mapped>,
     links: Vec<NewLink>,
     /// RIPs that blocks just copied may go to.
     ahead: Vec<u64>,
@@ -320,7 +320,8 @@ impl Bt {
             let live = if entry.live { windows::LIVE } else { 0 };
             let enters = if entry.enters { windows::ENTERS } else { 0 };
             let done = u64::from(entry.done) << 32;
-            (entry.host, u64::from(entry.guest) | first << 16 | second << 24 | done | live | enters)
+            let word = u64::from(entry.guest) | first << 16 | second << 24 | done | live | enters;
+            Mapped::new(entry.host, word)
         }));
         self.find_links(origin, &translation);
         let both = [one, two.unwrap_or(one)];
