@@ -15,7 +15,7 @@
 
 mod away;
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,7 +28,11 @@ pub use away::Away;
 pub const TLB_ENTRIES: usize = 1 << 16;
 /// Entries of the jump cache; a power of two.
 pub const JUMP_ENTRIES: usize = 1 << 18;
-/// Of them those that a page's addresses are indexed to: the low bits are the index.
+/// Address spaces whose user code's branches can be known at a time, each by a jump cache of its own.
+pub const SPACES: usize = 8;
+/// All jump caches: those of user code, then of the other privileges.
+const JUMP_CACHES: usize = SPACES + PRIVILEGES - 1;
+/// Of a jump cache's entries those that a page's addresses are indexed to: the low bits are the index.
 const PAGE_JUMPS: usize = 4096;
 /// Entries of the table of pages that may be executed; a power of two.
 pub const EXEC_ENTRIES: usize = 1 << 16;
@@ -260,6 +264,8 @@ pub struct Area {
     pub page_and_16: u64,
     pub page_and_32: u64,
     pub jump_index: u64,
+    /// Where the jump cache of the current address space's user code is behind the first, in words of eight bytes.
+    pub user_jumps: u64,
     /// The number of a bit in 32 and in 64.
     pub bit_number: [u64; 2],
     /// The common exit, for the signal handler.
@@ -287,7 +293,7 @@ pub struct Area {
     pub exec: [u32; EXEC_ENTRIES],
     pub tlb: [Tlb; PRIVILEGES],
     /// Jump caches, one for each privilege.
-    pub jumps: [[Jump; JUMP_ENTRIES]; PRIVILEGES],
+    pub jumps: [[Jump; JUMP_ENTRIES]; JUMP_CACHES],
     /// Where a segment's base is made of its selector: what [`Self::code_number`] is in code of each selector
     /// with the limit that CS has; zero where that isn't known.
     pub code_numbers: [u64; SELECTORS],
@@ -315,6 +321,16 @@ fn nowhere(slot: usize) -> u64 {
     if slot == 0 { 1_u64.wrapping_neg() } else { 0 }
 }
 
+/// Which jump cache is that of a privilege, in an address space.
+const fn jump_cache(privilege: usize, space: usize) -> usize {
+    if privilege == 0 { space } else { SPACES - 1 + privilege }
+}
+
+/// See [`Area::user_jumps`].
+fn user_jumps(space: usize) -> u64 {
+    (space * size_of::<[Jump; JUMP_ENTRIES]>() / 8) as u64
+}
+
 fn tlb_slot(la: u64) -> usize {
     (la >> 12) as usize & (TLB_ENTRIES - 1)
 }
@@ -329,12 +345,16 @@ fn exec_slot(la: u64) -> usize {
 }
 
 impl Area {
-    /// Forgets where the block at `rip` is, if the jump cache knows it. Any thread.
+    /// Forgets where the block at `rip` is, if a jump cache of this privilege knows it. Any thread.
     pub fn forget_jump(&self, privilege: usize, rip: u64) {
         let slot = self.jump_slot(rip);
-        let jump = &self.jumps[privilege][slot];
-        if jump.minus_rip.load(Ordering::Relaxed) == rip.wrapping_neg() {
-            jump.minus_rip.store(nowhere(slot), Ordering::Release);
+        let first = jump_cache(privilege, 0);
+        let last = if privilege == 0 { SPACES - 1 } else { first };
+        for cache in &self.jumps[first..=last] {
+            let jump = &cache[slot];
+            if jump.minus_rip.load(Ordering::Relaxed) == rip.wrapping_neg() {
+                jump.minus_rip.store(nowhere(slot), Ordering::Release);
+            }
         }
     }
 
@@ -457,6 +477,42 @@ impl Pages {
     }
 }
 
+/// What a jump cache holds.
+#[derive(Debug)]
+struct Book {
+    slots: Ledger,
+    /// Of local and of global pages.
+    pages: [Pages; 2],
+    /// Some of it is of segmented code, or of the upper half.
+    segmented: bool,
+    high: bool,
+}
+
+impl Default for Book {
+    fn default() -> Self {
+        let slots = Ledger::new(JUMP_ENTRIES);
+        Self { slots, pages: Default::default(), segmented: false, high: false }
+    }
+}
+
+impl Book {
+    fn may_have(&self, page: u64) -> bool {
+        self.pages.iter().any(|pages| pages.may_have(page))
+    }
+
+    /// Empties the cache that this is the book of, or the part of it that isn't of global pages.
+    fn drain(&mut self, global_too: bool, cache: &[Jump; JUMP_ENTRIES]) {
+        self.slots.drain(global_too, |slot| {
+            cache[slot].minus_rip.store(nowhere(slot), Ordering::Relaxed);
+        });
+        self.segmented &= !global_too;
+        self.high &= !global_too;
+        for pages in &mut self.pages[..1 + usize::from(global_too)] {
+            pages.0.fill(0);
+        }
+    }
+}
+
 /// An area in memory of its own, and what is filled in it.
 #[derive(Debug)]
 pub struct AreaBox {
@@ -464,14 +520,12 @@ pub struct AreaBox {
     /// Owns it.
     _span: Span,
     tlb: [Ledger; PRIVILEGES],
-    jumps: [Ledger; PRIVILEGES],
+    books: [Book; JUMP_CACHES],
+    /// Whose user code's jump cache is in use.
+    space: usize,
     /// Executable pages that are not global, and their identifiers.
     pages: Vec<(u64, u32)>,
     global_exec: Filled,
-    /// Of local and of global pages.
-    jump_pages: [Pages; 2],
-    /// Some of them were remembered of segmented code.
-    jumps_segmented: bool,
 }
 
 /// What a poll can reach behind the record.
@@ -508,11 +562,10 @@ impl AreaBox {
             area: span.start().cast(),
             _span: span,
             tlb: [(); PRIVILEGES].map(|()| Ledger::new(TLB_ENTRIES)),
-            jumps: [(); PRIVILEGES].map(|()| Ledger::new(JUMP_ENTRIES)),
+            books: std::array::from_fn(|_| Book::default()),
+            space: 0,
             pages: Vec::new(),
             global_exec: Filled::new(EXEC_ENTRIES),
-            jump_pages: Default::default(),
-            jumps_segmented: false,
         };
         this.attention = attention;
         this.tlb_index = (TLB_ENTRIES as u64 - 1) << 12;
@@ -539,7 +592,7 @@ impl AreaBox {
                 table.write[slot] = nobody(slot);
             }
         }
-        for cache in &this.jumps_of_all() {
+        for cache in &this.jumps {
             cache[0].minus_rip.store(nowhere(0), Ordering::Relaxed);
         }
         Ok(this)
@@ -549,9 +602,8 @@ impl AreaBox {
         self
     }
 
-    fn jumps_of_all(&self) -> [&[Jump; JUMP_ENTRIES]; PRIVILEGES] {
-        let area: &Area = self;
-        [&area.jumps[0], &area.jumps[1], &area.jumps[2]]
+    fn jump_cache(&self, privilege: usize) -> usize {
+        jump_cache(privilege, self.space)
     }
 
     /// Says what is added to addresses of a region.
@@ -572,8 +624,14 @@ impl AreaBox {
         address.wrapping_sub(end as u64) < BEHIND_BYTES as u64
     }
 
-    /// Empties all tables, or those parts that are not of global pages.
-    pub fn flush(&mut self, global_too: bool) {
+    /// Empties all tables, those of other address spaces too.
+    pub fn flush(&mut self) {
+        self.flush_translations(true);
+        self.flush_jumps(0..JUMP_CACHES, true);
+    }
+
+    /// Empties the inline TLB and the table of executable pages, or what of them isn't of global pages.
+    fn flush_translations(&mut self, global_too: bool) {
         // SAFETY: mapped while `self` lives; the borrow of the ledgers beside it is of other memory.
         let area = unsafe { self.area.as_mut() };
         for (ledger, table) in self.tlb.iter_mut().zip(&mut area.tlb) {
@@ -582,28 +640,26 @@ impl AreaBox {
                 table.write[slot] = nobody(slot);
             });
         }
-        for (ledger, cache) in self.jumps.iter_mut().zip(&area.jumps) {
-            ledger.drain(global_too, |slot| {
-                cache[slot].minus_rip.store(nowhere(slot), Ordering::Relaxed);
-            });
-        }
         for (la, _) in self.pages.drain(..) {
             area.exec[exec_slot(la)] = 0;
         }
         if global_too {
             self.global_exec.drain(|slot| area.exec[slot] = 0);
         }
-        self.jumps_segmented &= !global_too;
-        for pages in &mut self.jump_pages[..1 + usize::from(global_too)] {
-            pages.0.fill(0);
+    }
+
+    fn flush_jumps(&mut self, caches: Range<usize>, global_too: bool) {
+        // SAFETY: as in `flush_translations`.
+        let area = unsafe { self.area.as_ref() };
+        for (book, cache) in self.books[caches.clone()].iter_mut().zip(&area.jumps[caches]) {
+            book.drain(global_too, cache);
         }
     }
 
     /// Drops `count` pages, the first of which is at `la`.
     pub fn flush_pages(&mut self, la: u64, count: u64) {
-        let pages = (0..count).map(|n| la.wrapping_add(n << 12));
         let area = self.area_mut();
-        for at in pages.clone() {
+        for at in (0..count).map(|n| la.wrapping_add(n << 12)) {
             let slot = tlb_slot(at);
             for table in &mut area.tlb {
                 table.read[slot] = nobody(slot);
@@ -611,12 +667,13 @@ impl AreaBox {
             }
             area.exec[exec_slot(at)] = 0;
         }
-        let known = |page: u64| self.jump_pages.iter().any(|pages| pages.may_have(page));
-        if !pages.map(|at| at >> 12).any(known) {
-            return;
-        }
         let first = la >> 12;
-        for (ledger, cache) in self.jumps.iter().zip(self.jumps_of_all()) {
+        for privilege in 0..PRIVILEGES {
+            let number = self.jump_cache(privilege);
+            let (book, cache) = (&self.books[number], &self.jumps[number]);
+            if !(first..first + count).any(|page| book.may_have(page)) {
+                continue;
+            }
             let visit = |slot: usize| {
                 let jump = &cache[slot].minus_rip;
                 let rip = jump.load(Ordering::Relaxed).wrapping_neg();
@@ -625,11 +682,11 @@ impl AreaBox {
                 }
             };
             // Of segmented code only the engine knows the linear addresses.
-            if self.jumps_segmented || count as usize >= JUMP_ENTRIES / PAGE_JUMPS {
-                ledger.each(visit);
+            if book.segmented || count as usize >= JUMP_ENTRIES / PAGE_JUMPS {
+                book.slots.each(visit);
             } else {
                 for page in first..first + count {
-                    ledger.each_of_page(self.jump_slot(page << 12), visit);
+                    book.slots.each_of_page(self.jump_slot(page << 12), visit);
                 }
             }
         }
@@ -637,7 +694,7 @@ impl AreaBox {
 
     /// Lets nothing be written inline to the page at `host` any more: it holds code now.
     pub fn forbid_writes(&mut self, host: u64) {
-        // SAFETY: as in `flush`.
+        // SAFETY: as in `flush_translations`.
         let area = unsafe { self.area.as_mut() };
         for (ledger, table) in self.tlb.iter().zip(&mut area.tlb) {
             let mut visit = |slot: usize| {
@@ -660,11 +717,8 @@ impl AreaBox {
 
     /// Empties the jump cache of one privilege.
     pub fn flush_jumps_of(&mut self, privilege: usize) {
-        // SAFETY: as in `flush`.
-        let cache = unsafe { &self.area.as_ref().jumps[privilege] };
-        self.jumps[privilege].drain(true, |slot| {
-            cache[slot].minus_rip.store(nowhere(slot), Ordering::Relaxed);
-        });
+        let cache = self.jump_cache(privilege);
+        self.flush_jumps(cache..cache + 1, true);
     }
 
     /// Lets accesses to the page of `la` go to `host` (the page's first byte): reads, writes or both.
@@ -693,10 +747,13 @@ impl AreaBox {
             return;
         }
         let slot = self.jump_slot(rip);
-        self.jumps_segmented |= is_segmented(rip);
-        self.jumps[privilege].note(slot, global);
-        self.jump_pages[usize::from(global)].note(la >> 12);
-        let jump = &mut self.area_mut().jumps[privilege][slot];
+        let cache = self.jump_cache(privilege);
+        let book = &mut self.books[cache];
+        book.segmented |= is_segmented(rip);
+        book.high |= la >> 47 != 0;
+        book.slots.note(slot, global);
+        book.pages[usize::from(global)].note(la >> 12);
+        let jump = &mut self.area_mut().jumps[cache][slot];
         jump.host = host;
         jump.minus_rip.store(rip.wrapping_neg(), Ordering::Release);
     }
@@ -704,7 +761,7 @@ impl AreaBox {
     /// Where the block at `rip` is, if the jump cache knows it.
     #[must_use]
     pub fn jump(&self, privilege: usize, rip: u64) -> Option<u64> {
-        let jump = &self.jumps_of_all()[privilege][self.jump_slot(rip)];
+        let jump = &self.jumps[self.jump_cache(privilege)][self.jump_slot(rip)];
         (jump.minus_rip.load(Ordering::Acquire) == rip.wrapping_neg()).then_some(jump.host)
     }
 
@@ -804,6 +861,7 @@ pub fn name_of(offset: i32) -> Option<String> {
         page_and_16,
         page_and_32,
         jump_index,
+        user_jumps,
         bit_number,
         exit,
         fault_pc,
@@ -850,7 +908,7 @@ pub fn name_of(offset: i32) -> Option<String> {
 
 /// Offsets of the fields from GS.
 pub mod offset {
-    use super::{Area, Bounds, JUMP_ENTRIES, TLB_ENTRIES};
+    use super::{Area, Bounds, JUMP_ENTRIES, TLB_ENTRIES, jump_cache};
     use std::mem::offset_of;
 
     const fn at(offset: usize) -> i32 {
@@ -940,6 +998,7 @@ pub mod offset {
     pub const EXEC: i32 = at(offset_of!(Area, exec));
     /// The record's last word. A poll loads from here plus eight times the attention.
     pub const POLL: i32 = at(size_of::<Area>() - 8);
+    pub const USER_JUMPS: i32 = at(offset_of!(Area, user_jumps));
     pub const GUEST_MXCSR: i32 = at(offset_of!(Area, guest_mxcsr));
     pub const VECTOR_IDLE: i32 = at(offset_of!(Area, vector_idle));
     pub const X87_IDLE: i32 = at(offset_of!(Area, x87_idle));
@@ -963,7 +1022,8 @@ pub mod offset {
     pub const SIGN: i32 = at(offset_of!(Area, sign));
     #[must_use]
     pub const fn jumps(privilege: usize) -> i32 {
-        at(offset_of!(Area, jumps) + privilege * size_of::<[super::Jump; JUMP_ENTRIES]>())
+        let cache = jump_cache(privilege, 0);
+        at(offset_of!(Area, jumps) + cache * size_of::<[super::Jump; JUMP_ENTRIES]>())
     }
     const TABLE: usize = 8 * TLB_ENTRIES;
     #[must_use]

@@ -58,7 +58,7 @@ impl Bt {
         }
         self.breakpoints = armed;
         self.elsewhere.clear();
-        self.area.flush(true);
+        self.area.flush();
         true
     }
 }

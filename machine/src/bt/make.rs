@@ -297,6 +297,7 @@ impl Bt {
             Ok(translation) => translation,
             Err(error) => {
                 tracing::warn!("block at {:#x} left to the interpreter: {error}", frame.rip);
+                debug_assert!(false, "block at {:#x}: {error}", frame.rip);
                 None
             }
         }

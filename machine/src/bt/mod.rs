@@ -337,7 +337,7 @@ impl Bt {
         if flushed != Flushed::Nothing || many {
             if flushed == Flushed::All || many {
                 self.elsewhere.clear();
-                self.area.flush(true);
+                self.area.flush();
             } else {
                 self.switch_tables();
             }

@@ -26,7 +26,6 @@ use xenolith_translator::area::Area;
 use xenolith_translator::emit::{Site, Template};
 use xenolith_translator::host::Host;
 
-use super::away::Removed;
 use super::common::common;
 use super::probe;
 use super::segments::mode_of;
@@ -155,7 +154,6 @@ pub struct Shared {
     ram: Arc<GuestRam>,
     /// Counts evictions: host addresses of code are good for one epoch.
     epoch: AtomicU64,
-    removed: Mutex<Removed>,
     pub options: Options,
     /// What code is made for.
     pub host: Host,
@@ -202,7 +200,6 @@ impl Shared {
             pausing: Mutex::new(()),
             ram: Arc::clone(&ram),
             epoch: AtomicU64::new(0),
-            removed: Mutex::default(),
             options,
             host,
             has_probe: host.bmi2 && probe::set_up(),
@@ -304,14 +301,8 @@ impl Shared {
         }
     }
 
-    /// The log of removed blocks.
-    pub(super) fn removed(&self) -> MutexGuard<'_, Removed> {
-        lock(&self.removed)
-    }
-
-    /// Makes every vCPU's jump cache forget blocks. A block's tag is what it is looked up by.
+    /// Makes every vCPU's jump caches forget blocks. A block's tag is what it is looked up by.
     pub fn forget_jumps(&self, gone: &[(Key, u64)]) {
-        self.removed().note(gone.iter().map(|&(_, tag)| tag));
         for peer in lock(&self.peers).iter() {
             let area = peer.area.load(Ordering::Acquire) as usize as *const Area;
             // SAFETY: registered, so its area lives; `forget_jump` is for any thread.

@@ -1,61 +1,55 @@
-//! What an address space had in the record's tables, put away while another one is current.
+//! What an address space has in the record's tables, kept while another one is current.
 //!
 //! Problem: the tables of executable pages and of indirect branches know one address space, so each switch to another
-//! empties them, and what a program had there must then be found again, one exit at a time. Scheme: before they are
-//! emptied a copy is made of what is the space's own, and is brought back when the space is current again.
-//! Invariants: only what lies in the lower half, is not global and is no segmented code is put away, so what is done
-//! to other pages doesn't concern the copy; the engine throws a copy away when anything may have changed that it
-//! says. Thread: the vCPU's.
+//! would empty them, and what a program had there must then be found again, one exit at a time; yet two processes may
+//! take turns every few microseconds. Scheme: user code of each space that is kept has a jump cache of its own, and a
+//! switch only says which is in use; of the executable pages a list is kept. Invariants: what is kept is of pages of
+//! the lower half that are not global and of no segmented code, so what is done to other pages doesn't concern it; the
+//! engine drops what it keeps when anything may have changed that it says; a block that is removed is forgotten by all
+//! jump caches ([`super::Area::forget_jump`]). Thread: the vCPU's.
 
-use std::sync::atomic::Ordering;
+use super::{AreaBox, JUMP_CACHES, SPACES, exec_slot};
 
-use super::{AreaBox, exec_slot, nowhere};
-
-/// User code's jump cache.
-const USER: usize = 0;
-
-/// The copy.
-#[derive(Debug, Default)]
+/// An address space that is kept.
+#[derive(Debug)]
 pub struct Away {
+    /// Which jump cache its user code has, below [`SPACES`].
+    pub space: usize,
     /// Linear addresses of executable pages, and their identifiers.
     pages: Vec<(u64, u32)>,
-    /// Addresses that user code was branched to, and of their blocks.
-    jumps: Vec<(u64, u64)>,
-}
-
-/// Whether an address is in the lower half.
-fn is_low(la: u64) -> bool {
-    la >> 47 == 0
 }
 
 impl AreaBox {
-    /// Copies what the tables have of the address space that is being left.
-    #[must_use]
-    pub fn put_away(&self) -> Away {
-        let is_there = |&&(la, id): &&(u64, u32)| is_low(la) && self.exec[exec_slot(la)] == id;
-        let pages = self.pages.iter().filter(is_there).copied().collect();
-        let mut jumps = Vec::new();
-        let cache = self.jumps_of_all()[USER];
-        self.jumps[USER].local.each(|slot| {
-            let minus_rip = cache[slot].minus_rip.load(Ordering::Relaxed);
-            let rip = minus_rip.wrapping_neg();
-            if minus_rip != nowhere(slot) && is_low(rip) {
-                jumps.push((rip, cache[slot].host));
-            }
+    /// Leaves the address space. What is to be given to [`Self::enter_space`] later, if it is to be kept and can be.
+    pub fn leave_space(&mut self, keep: bool) -> Option<Away> {
+        let space = self.space;
+        let book = &self.books[space];
+        let can = !book.segmented && !book.high && book.slots.global.slots.is_empty();
+        let away = (keep && can).then(|| {
+            let is_low = |la: u64| la >> 47 == 0;
+            let is_there = |&&(la, id): &&(u64, u32)| is_low(la) && self.exec[exec_slot(la)] == id;
+            Away { space, pages: self.pages.iter().filter(is_there).copied().collect() }
         });
-        Away { pages, jumps }
+        self.flush_translations(false);
+        self.flush_jumps(SPACES..JUMP_CACHES, false);
+        if away.is_none() {
+            self.flush_jumps(space..space + 1, true);
+        }
+        away
     }
 
-    /// Brings back what was put away. Of the branches those that `may_jump` says are still good.
-    pub fn bring_back(&mut self, away: &Away, may_jump: impl Fn(u64) -> bool) {
-        for &(la, id) in &away.pages {
-            self.vouch(la, id, false);
+    /// Enters an address space that was kept, or one that nothing is known of and that gets the jump cache `space`.
+    ///
+    /// # Panics
+    /// There is no such jump cache.
+    pub fn enter_space(&mut self, space: usize, away: Option<Away>) {
+        if away.is_none() {
+            self.flush_jumps(space..space + 1, true);
         }
-        for &(rip, host) in &away.jumps {
-            if may_jump(rip) {
-                // Such code's addresses are linear ones.
-                self.remember(USER, rip, rip, host, false);
-            }
+        self.space = space;
+        self.area_mut().user_jumps = super::user_jumps(space);
+        for (la, id) in away.into_iter().flat_map(|away| away.pages) {
+            self.vouch(la, id, false);
         }
     }
 }

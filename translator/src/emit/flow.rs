@@ -11,6 +11,8 @@
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
+use xenolith_cpu::env::Privilege;
+
 use super::names::scratch_number;
 use super::template::Kind;
 use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, R11, Restore, Site, Stub, mask};
@@ -279,9 +281,16 @@ impl Emitter<'_> {
         let hit = self.asm.new_dynamic_label();
         let out = self.asm.new_dynamic_label();
         self.jump_index();
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
+        if privilege == Privilege::User as u8 {
+            dynasm!(self.asm ; .arch x64
+                ; gs mov rcx, [offset::USER_JUMPS]
+                ; lea r11, [rcx + r11 * 2]
+            );
+        } else {
+            dynasm!(self.asm ; .arch x64 ; lea r11, [r11 + r11]);
+        }
         dynasm!(self.asm ; .arch x64
-            ; gs mov [offset::spill(0)], rcx
-            ; lea r11, [r11 + r11]
             ; gs mov rcx, [r11 * 8 + jumps]
             ; lea rcx, [rcx + r10]
             ; jrcxz =>hit

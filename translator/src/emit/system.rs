@@ -485,10 +485,17 @@ impl Emitter<'_> {
             ; gs mov rsp, [RSP]
         );
         self.count_instructions(self.uncounted + 1);
-        let vector = self.vector_live;
         dynasm!(self.asm ; .arch x64
             ; gs mov rcx, [RETURN]
             ; jrcxz >inner
+            ; jmp >outer
+            ; inner:
+            ; gs mov rcx, [offset::spill(0)]
+            ; gs mov r10, [RIP]
+        );
+        self.cross(Privilege::Supervisor);
+        dynasm!(self.asm ; .arch x64
+            ; outer:
             ; gs mov rcx, [offset::spill(0)]
         );
         if self.frame.mode.vector > 0 {
@@ -496,13 +503,6 @@ impl Emitter<'_> {
         }
         dynasm!(self.asm ; .arch x64 ; gs mov r10, [RIP]);
         self.cross(Privilege::User);
-        self.vector_live = vector;
-        dynasm!(self.asm ; .arch x64
-            ; inner:
-            ; gs mov rcx, [offset::spill(0)]
-            ; gs mov r10, [RIP]
-        );
-        self.cross(Privilege::Supervisor);
     }
 
     /// STAC or CLAC, where AC isn't what it will be.
