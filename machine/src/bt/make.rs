@@ -233,10 +233,10 @@ impl Bt {
         }
     }
 
-    /// One of the instructions, by their distances from `rip`, faults too often for windows.
+    /// One of the instructions, by their distances from `rip` in its page, faults too often for windows.
     fn has_faulty(&self, rip: u64, mut instructions: impl Iterator<Item = u16>) -> bool {
         let faults = &self.faults;
-        !faults.is_empty()
+        self.faulty_pages.contains_key(&(rip >> 12))
             && instructions.any(|at| windows::faults_often(faults, rip.wrapping_add(u64::from(at))))
     }
 

@@ -121,6 +121,8 @@ pub struct Bt {
     windows: [Windows; 2],
     /// Faults at instructions that windows couldn't help.
     faults: NumberMap<u64, Faults>,
+    /// Pages of RIPs that some of them, often faulting, were in.
+    faulty_pages: NumberMap<u64, ()>,
     /// Blocks that do without windows because of them, and when the first tries again.
     without: Vec<Without>,
     next_retry: u64,
@@ -218,6 +220,7 @@ impl Bt {
             unlucky: HashMap::new(),
             windows,
             faults: NumberMap::default(),
+            faulty_pages: NumberMap::default(),
             without: Vec::new(),
             next_retry: u64::MAX,
             warm: NumberMap::default(),

@@ -495,6 +495,7 @@ impl Bt {
         let rip = self.interp.state.rip;
         if self.faults.len() >= FAULTING_MAX {
             self.faults.clear();
+            self.faulty_pages.clear();
         }
         let faults = self.faults.entry(rip).or_default();
         faults.times += 1;
@@ -504,6 +505,7 @@ impl Bt {
         if faults.times == FAULTS_MAX {
             faults.spells += 1;
         }
+        self.faulty_pages.insert(rip >> 12, ());
         // Other blocks may have the same instruction, so this may not be the first.
         let doubled = (faults.spells - 1).min(DOUBLED_MAX);
         let until = ticks() + (WITHOUT_TICKS << doubled);
