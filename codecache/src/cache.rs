@@ -89,6 +89,8 @@ struct Jump {
     next: u32,
 }
 
+/// So many jumps in lists are no burden, whether their blocks are gone or not.
+const JUMPS_MIN: usize = 1 << 16;
 const NO_JUMP: u32 = u32::MAX;
 
 /// Where a block can be entered.
@@ -336,6 +338,9 @@ pub struct Cache<S> {
     /// Jumps in all lists, and the list of those that are free.
     jumps: Vec<Jump>,
     free_jump: u32,
+    /// How many are in lists, and how many were when those of dropped blocks were last freed.
+    jumps_kept: usize,
+    jumps_needed: usize,
     /// Lists of jumps whose target isn't there, by its key.
     waiting: NumberMap<Key, u32>,
     /// Writes that changed no block of a page, by page.
@@ -372,6 +377,8 @@ impl<S: Copy> Cache<S> {
             by_key: NumberMap::default(),
             jumps: Vec::new(),
             free_jump: NO_JUMP,
+            jumps_kept: 0,
+            jumps_needed: 0,
             waiting: NumberMap::default(),
             spared: NumberMap::default(),
             segments: Default::default(),
@@ -491,6 +498,7 @@ impl<S: Copy> Cache<S> {
     }
 
     fn keep_jump(&mut self, jump: Jump) -> u32 {
+        self.jumps_kept += 1;
         let number = self.free_jump;
         if number == NO_JUMP {
             self.jumps.push(jump);
@@ -501,6 +509,7 @@ impl<S: Copy> Cache<S> {
     }
 
     fn free_jump(&mut self, jump: u32) {
+        self.jumps_kept -= 1;
         self.jumps[jump as usize].next = std::mem::replace(&mut self.free_jump, jump);
     }
 
@@ -762,7 +771,10 @@ impl<S: Copy> Cache<S> {
         segment.bytes.clear();
         segment.map.clear();
         self.segments[number] = segment;
-        self.forget_waiting();
+        if self.jumps_kept > JUMPS_MIN && self.jumps_kept / 2 > self.jumps_needed {
+            self.forget_waiting();
+            self.jumps_needed = self.jumps_kept;
+        }
         self.open_segment(number);
     }
 
