@@ -81,7 +81,10 @@ impl Emitter<'_> {
             ; gs mov r11, [offset::ATTENTION]
             ; mov r11d, [r11]
         );
-        self.pick_attention();
+        // User code that holds interrupts off is rare: it stops at each poll while one is pending, and goes on.
+        if self.frame.mode.privilege != Privilege::User as u8 {
+            self.pick_attention();
+        }
         self.stop_unless_zero(number);
     }
 
