@@ -11,6 +11,7 @@ pub mod disk;
 pub mod dmesg;
 pub mod fuzz;
 pub mod guest;
+pub mod int13;
 pub mod login;
 pub mod modes;
 pub mod multiboot;

@@ -4,9 +4,11 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use xenolith_machine::Attachment;
 use xenolith_testsuites::Program;
 use xenolith_testsuites::debian::{Debian, PATIENCE, QUICK};
 use xenolith_testsuites::disk::{self, Partition, SECTOR, Scratch};
+use xenolith_testsuites::int13::Disk;
 use xenolith_testsuites::program::xenolith;
 
 const DISK_BYTES: u64 = 160 << 20;
@@ -110,6 +112,16 @@ fn debian_boots_by_grub_from_an_old_virtio_disk() -> Result<()> {
     program.type_line("poweroff -f");
     let ended = program.end(PATIENCE)?;
     ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    Ok(())
+}
+
+/// With what the host has in memory and, at first, hasn't.
+#[test]
+fn the_firmware_reads_a_disk_by_each_controller() -> Result<()> {
+    let disk = Disk::new()?;
+    for attachment in [Attachment::Virtio, Attachment::Ide] {
+        ensure!(disk.here(attachment)?.len() == 8);
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@
 //! [`DiskImage`], positioned and shared by reference, so that workers need no lock; [`RawImage`],
 //! [`Qcow2Image`] and [`Snapshot`] are its kinds, and [`open`] finds the one for a file. Invariants: offsets and lengths that a device passes are within [`DiskImage::size`];
 //! what was written before a [`DiskImage::flush`] that succeeded survives our being killed, and the
-//! host's. Called by the devices' workers; may block.
+//! host's. Called by the devices' workers; may block, but for [`DiskImage::read_cached`], which any thread calls.
 
 mod describe;
 mod lock;
@@ -33,6 +33,13 @@ pub trait DiskImage: Send + Sync {
     /// # Errors
     /// The host's.
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()>;
+
+    /// The same, if that needs no waiting: the host has the bytes in memory. If not, says so, and what `data` holds is
+    /// undefined.
+    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
+        let _ = (offset, data);
+        false
+    }
 
     /// Writes all of `data` from byte `offset` on.
     ///
@@ -89,6 +96,15 @@ fn give_back(file: &std::fs::File, offset: u64, len: u64) {
     if let Err(error) = fallocate(file, flags, offset, len) {
         tracing::debug!("space of a disk image can't be given back: {error}");
     }
+}
+
+/// Fills `data` from byte `offset` of `file` on with what the host has in memory. False if that isn't all, or the file
+/// system can't tell.
+fn read_cached(file: &std::fs::File, offset: u64, data: &mut [u8]) -> bool {
+    use rustix::io::{ReadWriteFlags, preadv2};
+    let len = data.len();
+    let done = preadv2(file, &mut [io::IoSliceMut::new(data)], offset, ReadWriteFlags::NOWAIT);
+    done == Ok(len)
 }
 
 /// Refuses what would reach past an image of `size` bytes: a write there could make the file longer.

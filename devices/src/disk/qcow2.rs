@@ -377,6 +377,36 @@ impl Qcow2Image {
         }
     }
 
+    /// Reads a piece of cluster `number`, if its table and its bytes are in memory.
+    fn read_piece_cached(
+        &self,
+        state: &mut State,
+        number: u64,
+        inside: u64,
+        data: &mut [u8],
+    ) -> bool {
+        let (index, _) = self.place(number);
+        let table = state.l1[index as usize] & OFFSET_MASK;
+        if table != 0 && !state.tables.contains_key(&index) {
+            return false;
+        }
+        match self.find(state, number) {
+            Ok((_, Cluster::Plain(start))) => super::read_cached(&self.file, start + inside, data),
+            Ok((_, cluster @ Cluster::Zeroes)) => {
+                self.read_piece(state, number, cluster, inside, data).is_ok()
+            }
+            Ok((_, Cluster::Backing)) => {
+                let offset = (number << self.cluster_bits) + inside;
+                match &self.backing {
+                    Some(backing) => backing.read_cached(offset, data),
+                    None => self.read_backing(offset, data).is_ok(),
+                }
+            }
+            // To decompress a cluster takes as long as to wake somebody.
+            Ok((_, Cluster::Compressed { .. })) | Err(_) => false,
+        }
+    }
+
     /// Writes `data` at `offset` of the file, which may grow by it.
     fn put(&self, state: &mut State, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, offset)?;
@@ -561,6 +591,17 @@ impl DiskImage for Qcow2Image {
             rest = after;
         }
         Ok(())
+    }
+
+    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
+        let Ok(mut state) = self.state.try_lock() else { return false };
+        let mut rest = &mut data[..];
+        super::check_range(self.size, offset, rest.len()).is_ok()
+            && self.pieces(offset, rest.len() as u64).all(|(number, inside, len)| {
+                let (piece, after) = std::mem::take(&mut rest).split_at_mut(len as usize);
+                rest = after;
+                self.read_piece_cached(&mut state, number, inside, piece)
+            })
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {

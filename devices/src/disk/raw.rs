@@ -117,6 +117,11 @@ impl DiskImage for RawImage {
         self.file.read_exact_at(data, offset)
     }
 
+    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
+        super::check_range(self.size, offset, data.len()).is_ok()
+            && super::read_cached(&self.file, offset, data)
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         super::check_range(self.size, offset, data.len())?;
         if self.read_only {

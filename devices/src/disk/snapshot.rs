@@ -82,6 +82,21 @@ impl DiskImage for Snapshot {
         Ok(())
     }
 
+    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
+        let Ok(written) = self.written.try_read() else { return false };
+        let mut rest = &mut data[..];
+        super::check_range(self.size(), offset, rest.len()).is_ok()
+            && Self::pieces(offset, rest.len()).all(|(at, len)| {
+                let (piece, after) = std::mem::take(&mut rest).split_at_mut(len);
+                rest = after;
+                if written.contains(&(at / BLOCK)) {
+                    super::read_cached(&self.file, at, piece)
+                } else {
+                    self.image.read_cached(at, piece)
+                }
+            })
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         super::check_range(self.size(), offset, data.len())?;
         let mut written = self.written.write().unwrap_or_else(PoisonError::into_inner);

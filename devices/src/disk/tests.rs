@@ -77,6 +77,10 @@ fn all(image: &dyn DiskImage) -> Vec<u8> {
     // Pieces that fit neither clusters nor sectors' neighbours.
     for (n, piece) in bytes.chunks_mut(41 * 512).enumerate() {
         image.read_at((n * 41 * 512) as u64, piece).expect("within the image");
+        let mut cached = vec![0xa5; piece.len()];
+        if image.read_cached((n * 41 * 512) as u64, &mut cached) {
+            assert!(cached == piece, "piece {n} is another in memory");
+        }
     }
     bytes
 }
@@ -212,6 +216,48 @@ fn a_snapshot_takes_writes_and_leaves_the_image_alone() {
         assert!(!snapshot.read_only() && all(&*snapshot) == expected);
         assert!(snapshot.write_at(size as u64, &[0]).is_err());
         assert!(fs::read(&path).expect("there") == bytes);
+    }
+}
+
+/// Whether the host's file system says what it has in memory: not all do.
+fn host_tells(path: &Path) -> bool {
+    use rustix::io::{Errno, ReadWriteFlags, preadv2};
+    let file = fs::File::open(path).expect("there");
+    let mut byte = [0];
+    let mut pieces = [std::io::IoSliceMut::new(&mut byte)];
+    preadv2(file, &mut pieces, 0, ReadWriteFlags::NOWAIT) != Err(Errno::OPNOTSUPP)
+}
+
+#[test]
+fn what_the_host_has_in_memory_is_read_without_waiting() {
+    let scratch = Scratch::new("cached");
+    let raw = scratch.file("raw", &contents(5));
+    let qcow2 = scratch.file("qcow2", &by_hand());
+    if !host_tells(&raw) {
+        eprintln!("SKIPPED: the host's file system can't read without waiting");
+        return;
+    }
+    let mut piece = [0; 1024];
+    for (path, options) in [(&raw, TO_READ), (&qcow2, TO_READ), (&raw, SNAPSHOT)] {
+        let image = open(path, options).expect("sound");
+        if path == &qcow2 {
+            assert!(!image.read_cached(512, &mut piece), "its table has to be read");
+        }
+        if options.snapshot {
+            image.write_at(512, &[0x77; 512]).expect("within the disk");
+        }
+        let mut wanted = [0; 1024];
+        image.read_at(512, &mut wanted).expect("within the disk");
+        assert!(image.read_cached(512, &mut piece) && piece == wanted);
+        let size = image.size();
+        assert!(!image.read_cached(size - 512, &mut piece), "over the end");
+        assert!(!image.read_cached(u64::MAX, &mut piece));
+    }
+    // A cluster of zeroes, one that isn't there, and both ways into the next.
+    let image = open(&qcow2, TO_READ).expect("sound");
+    all(&*image);
+    for offset in [2 * CLUSTER, 3 * CLUSTER, CLUSTER - 512, 2 * CLUSTER - 512] {
+        assert!(image.read_cached(offset as u64, &mut piece), "{offset:#x}");
     }
 }
 

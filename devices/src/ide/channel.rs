@@ -328,14 +328,17 @@ impl<M: GuestAddressSpace> Channel<M> {
     pub(super) fn work(&mut self, job: Job) {
         self.number += 1;
         let order = Order { job, table: self.master.table, number: self.number };
-        match &self.desk {
-            Some(desk) => desk.put(order),
+        let outcome = match &self.desk {
+            Some(desk) => match order.job.at_once() {
+                Some(outcome) => outcome,
+                None => return desk.put(order),
+            },
             None => {
                 let cancelled = std::sync::atomic::AtomicBool::new(false);
-                let outcome = order.job.run(&self.memory, order.table, &cancelled);
-                self.complete(order.number, outcome);
+                order.job.run(&self.memory, order.table, &cancelled)
             }
-        }
+        };
+        self.complete(order.number, outcome);
     }
 
     /// Lets the bus master do `job` when it is started; it may be so already. `sector` is where an error is

@@ -23,6 +23,8 @@ const CONTROL: u64 = 0x3f6;
 struct Image {
     bytes: Mutex<Vec<u8>>,
     broken: Mutex<bool>,
+    /// It can be read without waiting.
+    cached: Mutex<bool>,
     flushes: Mutex<usize>,
     discarded: Mutex<Vec<(u64, u64)>>,
     read_only: bool,
@@ -34,6 +36,7 @@ impl Image {
         Arc::new(Self {
             bytes: Mutex::new(bytes.collect()),
             broken: Mutex::default(),
+            cached: Mutex::default(),
             flushes: Mutex::default(),
             discarded: Mutex::default(),
             read_only: false,
@@ -53,6 +56,9 @@ impl DiskImage for Image {
         let from = offset as usize;
         data.copy_from_slice(&lock(&self.bytes)[from..from + data.len()]);
         Ok(())
+    }
+    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
+        *lock(&self.cached) && self.read_at(offset, data).is_ok()
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         if *lock(&self.broken) {
@@ -308,6 +314,31 @@ fn a_disk_tells_its_size_and_serial_number() {
     disc.command(0xa1, 0, 0);
     assert_eq!(disc.interrupted(), 0x58);
     assert_eq!(disc.take(2), 0x85c0u16.to_le_bytes());
+}
+
+#[test]
+fn what_the_host_has_in_memory_is_there_at_once() {
+    let board = Board::new(true);
+    let (disk, disc) = (board.channel(0), board.channel(1));
+    for image in [&board.disk, &board.disc] {
+        *lock(&image.cached) = true;
+    }
+    disk.command(0x20, 7, 200);
+    let mut read = Vec::new();
+    for _ in 0..200 {
+        assert!(disk.irq(), "without waiting");
+        assert_eq!(disk.interrupted(), 0x58);
+        read.extend(disk.take(512));
+    }
+    assert!(read == board.disk.at(7, 200));
+    disc.packet(0, 0xfffe, &[0x28, 0, 0, 0, 0, 3, 0, 0, 2]);
+    assert!(disc.irq(), "without waiting");
+    assert_eq!(disc.interrupted() & 8, 8);
+    assert!(disc.take(2 * 2048) == board.disc.at(4 * 3, 8));
+    // An error is the thread's to tell.
+    *lock(&board.disk.broken) = true;
+    disk.command(0x20, 7, 1);
+    assert_eq!(disk.interrupted() & 1, 1);
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! channel puts one [`Job`] on its [`Desk`]; the thread takes it, works without any lock and tells the outcome.
 //! The bus master's table is walked as data comes. Invariants: at most one job is on a desk; a job that was
 //! cancelled ends soon and [`Desk::wait`] returns only when it has; a table's walk ends after as many entries
-//! as its address counter can count. The channel's thread; or the processor's, where there is none.
+//! as its address counter can count. The channel's thread; or the processor's, where there is none, and for
+//! [`Job::at_once`].
 //!
 //! Source: "Programming Interface for Bus Master IDE Controller, Revision 1.0", §1.2 "Physical Region
 //! Descriptor Table".
@@ -159,6 +160,15 @@ impl<'a, M: GuestAddressSpace> Table<'a, M> {
 }
 
 impl Job {
+    /// Does what needs no waiting: a read of what the host has in memory, which software will move itself. To wake the
+    /// thread takes longer than that.
+    pub(super) fn at_once(&self) -> Option<Outcome> {
+        let Self::Read { image, offset, len } = self else { return None };
+        let mut data = vec![0; *len];
+        let read = image.read_cached(*offset, &mut data);
+        read.then_some(Outcome { end: End::Done, data, table_left: false })
+    }
+
     /// Does it. `table` is the address of the bus master's table.
     pub(super) fn run<M: GuestAddressSpace>(
         self,

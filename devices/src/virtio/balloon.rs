@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Active, Chain, Doorbell, Events, Malformed, VirtQueue, VirtioDevice};
+use super::{Active, Chain, Doorbell, Events, Malformed, Service, VirtQueue, VirtioDevice};
 use crate::clock::lock;
 
 const QUEUE_SIZE: u16 = 128;
@@ -192,13 +192,13 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Balloon {
         &self.shared.doorbell
     }
 
-    fn worker(&mut self, mut active: Active<M>) -> Box<dyn FnOnce() + Send> {
+    fn serve(&mut self, mut active: Active<M>) -> Service {
         let mut inflate = active.take(INFLATE.into());
         let mut deflate = active.take(DEFLATE.into());
         let mut statistics = active.take(STATISTICS.into()).filter(|_| active.has(F_STATS_VQ));
         let memory = Arc::clone(&self.memory);
         let shared = Arc::clone(&self.shared);
-        Box::new(move || {
+        Service::by(move || {
             // The statistics queue's buffer.
             let mut held = None;
             active.serve(|active, events| {

@@ -2,19 +2,24 @@
 //!
 //! Problem: host I/O must not stop vCPUs, and what the guest was told is durable must be. Scheme: one
 //! worker takes requests in order; data goes through a bounce buffer in pieces, since guest memory may
-//! change under us and a request may be 4 GiB. Invariants: a request's sectors are within the image; a
+//! change under us and a request may be 4 GiB. What a driver that polls (firmware) reads is read by its vCPU, if the
+//! host has it in memory: to wake the worker takes longer. Invariants: a request's sectors are within the image; a
 //! flush completes after [`DiskImage::flush`]; if the driver didn't negotiate flushes, every write is
-//! flushed before it completes; the status byte is the last of the writable bytes. Worker thread.
+//! flushed before it completes; the status byte is the last of the writable bytes. Worker thread; the vCPU that
+//! notifies for [`Requests::at_once`].
 //!
 //! Source: VIRTIO 1.2, §5.2 "Block Device".
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::bindings::virtio_blk as blk;
 use vm_memory::GuestAddressSpace;
 
-use super::{Active, Chain, Doorbell, Events, Malformed, VirtQueue, VirtioDevice};
+use super::{
+    Active, Chain, Doorbell, Events, Malformed, Service, Signals, VirtQueue, VirtioDevice,
+};
+use crate::clock::lock;
 use crate::disk::{DiskImage, SECTOR};
 
 const QUEUE_SIZE: u16 = 256;
@@ -103,23 +108,33 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Block {
         &self.doorbell
     }
 
-    fn worker(&mut self, mut active: Active<M>) -> Box<dyn FnOnce() + Send> {
-        let queue = active.take(0);
-        let mut worker = Worker {
+    fn serve(&mut self, mut active: Active<M>) -> Service {
+        let Some(queue) = active.take(0) else { return Service::by(|| ()) };
+        let requests = Requests {
             image: Arc::clone(&self.image),
             serial: self.serial,
             write_through: !active.has(blk::VIRTIO_BLK_F_FLUSH),
             bounce: vec![0; BOUNCE],
         };
-        Box::new(move || {
-            let Some(mut queue): Option<VirtQueue<M>> = queue else { return };
+        let serving = Arc::new(Mutex::new((queue, requests)));
+        let (shared, signals) = (Arc::clone(&serving), Arc::clone(&active.signals));
+        let at_once = move |_| {
+            // If it is held, the worker is at it.
+            let Ok(mut serving) = shared.try_lock() else { return false };
+            let (queue, requests) = &mut *serving;
+            // What is malformed is left to the worker.
+            requests.at_once(queue, &signals).unwrap_or(false)
+        };
+        let worker = move || {
             active.serve(|active, events| {
                 if events.contains(Events::queue(0)) {
-                    active.drain(&mut queue, |chain| worker.request(chain, &active.doorbell))?;
+                    let (queue, requests) = &mut *lock(&serving);
+                    active.drain(queue, |chain| requests.request(chain, &active.doorbell))?;
                 }
                 Ok(())
             });
-        })
+        };
+        Service { worker: Box::new(worker), at_once: Some(Box::new(at_once)) }
     }
 }
 
@@ -148,14 +163,37 @@ fn refused(why: &'static str) -> Failure {
     Failure::Io(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
-struct Worker {
+/// Kind and sector of a request.
+fn header<M: GuestAddressSpace>(chain: &mut Chain<M>) -> Result<(u32, u64), Malformed> {
+    let mut header = [0; 16];
+    if chain.read(&mut header)? < header.len() {
+        return Err(Malformed::Request("a block request's header is cut off"));
+    }
+    let [kind, _reserved, low, high] =
+        std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|j| header[4 * i + j])));
+    Ok((kind, u64::from(high) << 32 | u64::from(low)))
+}
+
+/// Byte offset of `len` bytes from `sector` on, which must be in the image.
+fn place(image: &dyn DiskImage, sector: u64, len: u64) -> Result<u64, Failure> {
+    let start = sector.checked_mul(SECTOR).ok_or_else(|| refused("past the end"))?;
+    if !len.is_multiple_of(SECTOR) {
+        return Err(refused("length is no multiple of a sector"));
+    }
+    match start.checked_add(len) {
+        Some(end) if end <= image.size() => Ok(start),
+        _ => Err(refused("past the end")),
+    }
+}
+
+struct Requests {
     image: Arc<dyn DiskImage>,
     serial: [u8; ID_LEN],
     write_through: bool,
     bounce: Vec<u8>,
 }
 
-impl Worker {
+impl Requests {
     /// Serves one request. Returns the bytes written into the chain.
     fn request<M: GuestAddressSpace>(
         &mut self,
@@ -165,13 +203,7 @@ impl Worker {
         let Some(room) = chain.writable().checked_sub(1) else {
             return Err(Malformed::Request("no room for a block request's status"));
         };
-        let mut header = [0; 16];
-        if chain.read(&mut header)? < header.len() {
-            return Err(Malformed::Request("a block request's header is cut off"));
-        }
-        let [kind, _reserved, low, high] =
-            std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|j| header[4 * i + j])));
-        let sector = u64::from(high) << 32 | u64::from(low);
+        let (kind, sector) = header(chain)?;
         let done = match kind {
             blk::VIRTIO_BLK_T_IN => self.read(chain, sector, room, doorbell),
             blk::VIRTIO_BLK_T_OUT => self.write(chain, sector, doorbell),
@@ -202,16 +234,48 @@ impl Worker {
         Ok(u32::try_from(all).unwrap_or(u32::MAX))
     }
 
-    /// Byte offset of `len` bytes from `sector` on, which must be in the image.
-    fn place(&self, sector: u64, len: u64) -> Result<u64, Failure> {
-        let start = sector.checked_mul(SECTOR).ok_or_else(|| refused("past the end"))?;
-        if !len.is_multiple_of(SECTOR) {
-            return Err(refused("length is no multiple of a sector"));
+    /// Serves the next request of a driver that polls, if that needs no waiting. Says whether nothing is left for the
+    /// worker.
+    fn at_once<M: GuestAddressSpace>(
+        &mut self,
+        queue: &mut VirtQueue<M>,
+        signals: &Signals,
+    ) -> Result<bool, Malformed> {
+        if !queue.driver_polls()? {
+            return Ok(false);
         }
-        match start.checked_add(len) {
-            Some(end) if end <= self.image.size() => Ok(start),
-            _ => Err(refused("past the end")),
+        let position = queue.position();
+        let Ok(Some((chain, written))) = self.take_at_once(queue) else {
+            queue.rewind(position);
+            return Ok(false);
+        };
+        queue.push_used(&chain, written)?;
+        if queue.needs_interrupt()? {
+            signals.queue(queue.index());
         }
+        Ok(!queue.enable_notification()?)
+    }
+
+    /// Takes the next request and does it, if it is a small read of what the host has in memory. Returns it with the
+    /// bytes written into it.
+    fn take_at_once<M: GuestAddressSpace>(
+        &mut self,
+        queue: &mut VirtQueue<M>,
+    ) -> Result<Option<(Chain<M>, u32)>, Malformed> {
+        let Some(mut chain) = queue.pop()? else { return Ok(None) };
+        let room = chain.writable();
+        if !(1..=BOUNCE as u64).contains(&room) {
+            return Ok(None);
+        }
+        let (kind, sector) = header(&mut chain)?;
+        let data = &mut self.bounce[..room as usize - 1];
+        let Ok(start) = place(&*self.image, sector, room - 1) else { return Ok(None) };
+        if kind != blk::VIRTIO_BLK_T_IN || !self.image.read_cached(start, data) {
+            return Ok(None);
+        }
+        chain.write(data)?;
+        chain.write(&[blk::VIRTIO_BLK_S_OK as u8])?;
+        Ok(Some((chain, room as u32)))
     }
 
     fn read<M: GuestAddressSpace>(
@@ -221,7 +285,7 @@ impl Worker {
         len: u64,
         doorbell: &Doorbell,
     ) -> Result<(), Failure> {
-        let start = self.place(sector, len)?;
+        let start = place(&*self.image, sector, len)?;
         let mut done = 0;
         while done < len {
             if doorbell.stopped() {
@@ -242,7 +306,7 @@ impl Worker {
         doorbell: &Doorbell,
     ) -> Result<(), Failure> {
         let len = chain.readable();
-        let start = self.place(sector, len)?;
+        let start = place(&*self.image, sector, len)?;
         if self.image.read_only() {
             return Err(refused("the image is read-only"));
         }
@@ -293,7 +357,7 @@ impl Worker {
                 return Err(refused("the device is being reset"));
             }
             let len = u64::from(count) * SECTOR;
-            let start = self.place(u64::from(high) << 32 | u64::from(low), len)?;
+            let start = place(&*self.image, u64::from(high) << 32 | u64::from(low), len)?;
             if discard {
                 self.image.discard(start, len)?;
             } else {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Active, Chain, Doorbell, Events, Malformed, VirtQueue, VirtioDevice};
+use super::{Active, Chain, Doorbell, Events, Malformed, Service, VirtQueue, VirtioDevice};
 use crate::clock::lock;
 
 const QUEUE_SIZE: u16 = 256;
@@ -163,12 +163,12 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Console {
         &self.shared.doorbell
     }
 
-    fn worker(&mut self, mut active: Active<M>) -> Box<dyn FnOnce() + Send> {
+    fn serve(&mut self, mut active: Active<M>) -> Service {
         let mut receive = active.take(RECEIVE.into());
         let mut transmit = active.take(TRANSMIT.into());
         let shared = Arc::clone(&self.shared);
         let output = Arc::clone(&self.output);
-        Box::new(move || {
+        Service::by(move || {
             active.serve(|active, events| {
                 if events.contains(Events::CONFIG) && active.has(F_SIZE) {
                     active.signals.config_changed();

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use vm_memory::GuestAddressSpace;
 
-use super::{Active, Doorbell, Events, VirtioDevice};
+use super::{Active, Doorbell, Events, Service, VirtioDevice};
 use crate::clock::lock;
 
 const QUEUE_SIZE: u16 = 64;
@@ -70,10 +70,10 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Entropy {
         &self.doorbell
     }
 
-    fn worker(&mut self, mut active: Active<M>) -> Box<dyn FnOnce() + Send> {
+    fn serve(&mut self, mut active: Active<M>) -> Service {
         let queue = active.take(0);
         let source = Arc::clone(&self.source);
-        Box::new(move || {
+        Service::by(move || {
             let Some(mut queue) = queue else { return };
             let mut bytes = [0; FILL_MAX];
             active.serve(|active, events| {

@@ -2,12 +2,13 @@
 //!
 //! Problem: devices that do their work in threads of their own, on rings in guest memory that a
 //! hostile guest fills. Scheme: the transport ([`VirtioPci`]) speaks the registers; when the driver
-//! sets DRIVER_OK it hands the queues to the device's [`VirtioDevice::worker`] and runs that on a
+//! sets DRIVER_OK it hands the queues to [`VirtioDevice::serve`] and runs the worker that it gets on a
 //! thread, which sleeps on a [`Doorbell`] until queues are notified; a reset rings it to stop and
-//! joins it. Invariants: a queue is touched by its worker only; vCPUs never wait for host I/O, except
-//! for the end of a request in flight at reset; a malformed ring stops the device with
-//! DEVICE_NEEDS_RESET and nothing else. Lock order: function, doorbell; workers take only interrupt
-//! locks and their device's own.
+//! joins it. A driver that polls would wait for that thread to wake up, which takes longer than a small request: the
+//! vCPU that notifies serves what needs no waiting itself ([`Service::at_once`]). Invariants: a queue is touched by one
+//! thread at a time; vCPUs never wait for host I/O, except for the end of a request in flight at reset; a malformed
+//! ring stops the device with DEVICE_NEEDS_RESET and nothing else. Lock order: function, doorbell; workers take only
+//! interrupt locks and their device's own.
 //!
 //! Source: OASIS Virtual I/O Device (VIRTIO) Version 1.2, §2 "Basic Facilities", §3 "General
 //! Initialization And Device Operation".
@@ -75,9 +76,32 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     fn reset(&mut self) {}
     /// What wakes the worker.
     fn doorbell(&self) -> &Arc<Doorbell>;
-    /// The driver is ready: the body of the thread that serves its queues. It returns soon after
-    /// [`Doorbell::wait`] says to stop.
-    fn worker(&mut self, active: Active<M>) -> Box<dyn FnOnce() + Send>;
+    /// The driver is ready: what serves its queues until the next reset.
+    fn serve(&mut self, active: Active<M>) -> Service;
+}
+
+/// Serves a queue, by index, as far as that needs no waiting. Says whether nothing is left to do.
+pub type AtOnce = Box<dyn FnMut(u16) -> bool + Send>;
+
+/// What serves a device's queues.
+pub struct Service {
+    /// The body of the thread that does. It returns soon after [`Doorbell::wait`] says to stop.
+    pub worker: Box<dyn FnOnce() + Send>,
+    /// Called by the vCPU that notifies a queue; the worker is woken if something is left.
+    pub at_once: Option<AtOnce>,
+}
+
+impl std::fmt::Debug for Service {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Service").field("at_once", &self.at_once.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Service {
+    /// Everything is done by `worker`.
+    pub fn by(worker: impl FnOnce() + Send + 'static) -> Self {
+        Self { worker: Box::new(worker), at_once: None }
+    }
 }
 
 /// What a worker works with.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use virtio_bindings::bindings::virtio_net as net;
 use vm_memory::GuestAddressSpace;
 
-use super::{Active, Chain, Doorbell, Events, Malformed, VirtQueue, VirtioDevice, config};
+use super::{Active, Chain, Doorbell, Events, Malformed, Service, VirtQueue, VirtioDevice, config};
 use crate::net::{FRAME_MAX, FRAME_MIN, Mac, NetBackend, SEGMENT_MAX};
 
 const QUEUE_SIZE: u16 = 256;
@@ -88,7 +88,7 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Net {
         &self.doorbell
     }
 
-    fn worker(&mut self, mut active: Active<M>) -> Box<dyn FnOnce() + Send> {
+    fn serve(&mut self, mut active: Active<M>) -> Service {
         let mut receive = active.take(RECEIVE.into());
         let mut transmit = active.take(TRANSMIT.into());
         let backend = Arc::clone(&self.backend);
@@ -99,7 +99,7 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Net {
         };
         // One byte more than is sent shows that there is more.
         let mut frame = vec![0; if offloads.segments { SEGMENT_MAX } else { FRAME_MAX } + 1];
-        Box::new(move || {
+        Service::by(move || {
             active.serve(|active, events| {
                 let changed = events.contains(Events::INPUT);
                 if (changed || events.contains(Events::queue(RECEIVE)))

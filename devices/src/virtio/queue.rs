@@ -1,11 +1,11 @@
-//! A split virtqueue as its worker sees it, and the buffers of one request.
+//! A split virtqueue as the device sees it, and the buffers of one request.
 //!
 //! Problem: rings and descriptors are written by a guest that may be broken or hostile, while we read
 //! them. Scheme: `virtio-queue` keeps the rings; each chain is copied out of guest memory once and
 //! checked whole before a device sees it: readable buffers first, all in RAM, ended properly, not
 //! longer than the queue allows. Invariants: a [`Chain`]'s buffers lay in RAM when it was popped, and
 //! every access checks again; there are at most [`DESCRIPTORS_MAX`] of them and 4 GiB in all; anything
-//! else is [`Malformed`]. Owned by the device's worker.
+//! else is [`Malformed`]. One thread at a time.
 //!
 //! Source: VIRTIO 1.2, §2.7 "Split Virtqueues".
 
@@ -153,6 +153,17 @@ impl<M: GuestAddressSpace> VirtQueue<M> {
         Ok(Some(Chain { memory, head, readable: readable.into(), writable: writable.into() }))
     }
 
+    /// Where the next request is taken from.
+    #[must_use]
+    pub fn position(&self) -> u16 {
+        self.queue.next_avail()
+    }
+
+    /// Goes back to `position`, as if what came after it had not been taken. Nothing of that was given back.
+    pub fn rewind(&mut self, position: u16) {
+        self.queue.set_next_avail(position);
+    }
+
     /// Gives a request back, with the number of bytes written to it.
     ///
     /// # Errors
@@ -177,8 +188,22 @@ impl<M: GuestAddressSpace> VirtQueue<M> {
         if self.queue.event_idx_enabled() {
             return Ok(needs);
         }
+        self.no_interrupt().map(|no_interrupt| !no_interrupt)
+    }
+
+    /// Whether the driver looks at the used ring by itself: it wants no interrupts at all.
+    ///
+    /// # Errors
+    /// [`Malformed`] if the available ring can't be read.
+    pub fn driver_polls(&self) -> Result<bool, Malformed> {
+        // With event indices a driver says which request it wants to hear of, not that it wants to hear of none.
+        Ok(!self.queue.event_idx_enabled() && self.no_interrupt()?)
+    }
+
+    fn no_interrupt(&self) -> Result<bool, Malformed> {
+        let memory = self.memory.memory();
         let flags: u16 = memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)?;
-        Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+        Ok(u16::from_le(flags) & VRING_AVAIL_F_NO_INTERRUPT as u16 != 0)
     }
 
     /// Asks for a notification of the next request. True if one came in the meantime.

@@ -31,7 +31,10 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::GuestAddressSpace;
 
 use super::queue::Place;
-use super::{Active, Doorbell, Events, Malformed, RING_FEATURES, Signals, VirtQueue, VirtioDevice};
+use super::{
+    Active, AtOnce, Doorbell, Events, Malformed, RING_FEATURES, Service, Signals, VirtQueue,
+    VirtioDevice,
+};
 use crate::pci::config::{Bar, BarKind, ConfigSpace, Identity};
 use crate::pci::rom::readdress;
 use crate::pci::{Function, Interrupts, PciDevice, PciError, PciRoot, ROM};
@@ -99,6 +102,8 @@ pub struct VirtioPci<M: GuestAddressSpace, D> {
     signals: Arc<Signals>,
     doorbell: Arc<Doorbell>,
     worker: Option<JoinHandle<()>>,
+    /// There is one only while there is a worker.
+    at_once: Option<AtOnce>,
     device_feature_select: u32,
     driver_feature_select: u32,
     driver_features: u64,
@@ -206,6 +211,7 @@ where
             memory,
             signals: Signals::new(Arc::clone(&interrupts), queues.len()),
             worker: None,
+            at_once: None,
             device_feature_select: 0,
             driver_feature_select: 0,
             driver_features: 0,
@@ -358,15 +364,18 @@ where
             });
         }
         self.doorbell.open();
-        let body = self.device.worker(Active {
+        let Service { worker, at_once } = self.device.serve(Active {
             features: self.driver_features,
             queues,
             doorbell: Arc::clone(&self.doorbell),
             signals: Arc::clone(&self.signals),
         });
         let name = format!("virtio-{}", self.device.name());
-        match std::thread::Builder::new().name(name).spawn(body) {
-            Ok(worker) => self.worker = Some(worker),
+        match std::thread::Builder::new().name(name).spawn(worker) {
+            Ok(worker) => {
+                self.worker = Some(worker);
+                self.at_once = at_once;
+            }
             Err(error) => {
                 tracing::error!("no thread for virtio-{}: {error}", self.device.name());
                 self.signals.needs_reset();
@@ -394,6 +403,13 @@ where
             && let Ok(queue) = u16::try_from(queue)
             && usize::from(queue) < self.queues.len()
         {
+            self.ring(queue);
+        }
+    }
+
+    /// Has `queue` served, here or by the worker.
+    fn ring(&mut self, queue: u16) {
+        if !self.at_once.as_mut().is_some_and(|at_once| at_once(queue)) {
             self.doorbell.ring(Events::queue(queue));
         }
     }
@@ -417,6 +433,7 @@ where
 impl<M: GuestAddressSpace, D> VirtioPci<M, D> {
     /// Ends the worker, if there is one.
     fn stop(&mut self) {
+        self.at_once = None;
         self.doorbell.stop();
         if let Some(worker) = self.worker.take()
             && worker.join().is_err()

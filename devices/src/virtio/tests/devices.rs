@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread::{self, ThreadId};
 
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::console::VirtIOConsole;
@@ -14,25 +15,46 @@ use crate::clock::lock;
 use crate::disk::DiskImage;
 use crate::virtio::{Block, Console, Entropy};
 
-/// An image in memory that counts flushes.
+/// An image in memory that counts flushes and notes who reads.
 pub struct MemoryImage {
     bytes: Mutex<Vec<u8>>,
     flushes: AtomicUsize,
     read_only: bool,
+    /// All of it can be read without waiting.
+    cached: bool,
+    /// Who read.
+    readers: Mutex<Vec<ThreadId>>,
 }
 
 impl MemoryImage {
     pub fn new(sectors: usize, read_only: bool) -> Arc<Self> {
         let bytes = (0..sectors * 512).map(|i| (i / 512) as u8).collect();
-        Arc::new(Self { bytes: Mutex::new(bytes), flushes: AtomicUsize::new(0), read_only })
+        Arc::new(Self {
+            bytes: Mutex::new(bytes),
+            flushes: AtomicUsize::new(0),
+            read_only,
+            cached: true,
+            readers: Mutex::default(),
+        })
+    }
+
+    /// One that can't be read without waiting.
+    fn slow(sectors: usize) -> Arc<Self> {
+        let mut image = Arc::into_inner(Self::new(sectors, false)).expect("nobody has it yet");
+        image.cached = false;
+        Arc::new(image)
     }
 }
 
 impl DiskImage for MemoryImage {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        lock(&self.readers).push(thread::current().id());
         let at = offset as usize;
         data.copy_from_slice(&lock(&self.bytes)[at..at + data.len()]);
         Ok(())
+    }
+    fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
+        self.cached && self.read_at(offset, data).is_ok()
     }
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         assert!(!self.read_only, "the device checks first");
@@ -166,6 +188,118 @@ fn without_the_flush_feature_every_write_is_flushed() {
     assert_eq!(RAM.read_obj::<u8>(GuestAddress(request + 528)).expect("in RAM"), 0);
     assert_eq!(lock(&image.bytes)[512..1024], [0x5a; 512]);
     assert_eq!(image.flushes.load(Ordering::SeqCst), 1);
+}
+
+/// A driver that reads sectors one by one, or several with one notification, through rings of its own.
+struct Reader {
+    driver: PciTransport,
+    ring: u64,
+    data: u64,
+    asked: u16,
+}
+
+impl Reader {
+    const EVENT_IDX: u64 = 1 << 29;
+
+    fn new(image: &Arc<MemoryImage>, features: u64, no_interrupt: bool) -> Self {
+        let board = Board::with(Block::new(Arc::clone(image) as _, ""), &RAM);
+        let driver = PciTransport::new(&board);
+        assert!(driver.negotiate(1 << 32 | features));
+        let ring = alloc(3 * 4096);
+        queue(&driver, ring);
+        RAM.write_obj(u16::from(no_interrupt), GuestAddress(ring + 0x1000)).expect("in RAM");
+        driver.write(0x14, 1, 0xf);
+        Self { driver, ring, data: alloc(8 * 1024), asked: 0 }
+    }
+
+    fn notifications_are_off(&self) -> bool {
+        RAM.read_obj::<u16>(GuestAddress(self.ring + 0x2000)).expect("in RAM") & 1 != 0
+    }
+
+    fn used(&self) -> u16 {
+        RAM.read_obj(GuestAddress(self.ring + 0x2002)).expect("in RAM")
+    }
+
+    /// Puts a read of `sector` into the ring: header, 512 bytes, status.
+    fn ask(&mut self, sector: u64) {
+        let slot = self.asked % 5;
+        let request = self.data + 1024 * u64::from(slot);
+        RAM.write_obj(0u32, GuestAddress(request)).expect("in RAM");
+        RAM.write_obj(sector, GuestAddress(request + 8)).expect("in RAM");
+        RAM.write_obj(0xffu8, GuestAddress(request + 528)).expect("in RAM");
+        let head = 3 * slot;
+        let descriptors = [
+            (request, 16u32, 1u16, head + 1),
+            (request + 16, 512, 3, head + 2),
+            (request + 528, 1, 2, 0),
+        ];
+        for ((address, len, flags, next), i) in descriptors.into_iter().zip(u64::from(head)..) {
+            let at = self.ring + 16 * i;
+            RAM.write_obj(address, GuestAddress(at)).expect("in RAM");
+            RAM.write_obj(len, GuestAddress(at + 8)).expect("in RAM");
+            RAM.write_obj(flags, GuestAddress(at + 12)).expect("in RAM");
+            RAM.write_obj(next, GuestAddress(at + 14)).expect("in RAM");
+        }
+        let available = self.ring + 0x1000;
+        let entry = available + 4 + 2 * u64::from(self.asked % 16);
+        RAM.write_obj(head, GuestAddress(entry)).expect("in RAM");
+        self.asked += 1;
+        RAM.write_obj(self.asked, GuestAddress(available + 2)).expect("in RAM");
+    }
+
+    /// First byte and status of the last read.
+    fn answer(&self) -> (u8, u8) {
+        let request = self.data + 1024 * u64::from((self.asked - 1) % 5);
+        let byte = |at| RAM.read_obj::<u8>(GuestAddress(request + at)).expect("in RAM");
+        (byte(16), byte(528))
+    }
+}
+
+#[test]
+fn a_driver_that_polls_has_what_the_host_has_in_memory_at_once() {
+    let image = MemoryImage::new(64, false);
+    let mut reader = Reader::new(&image, 0, true);
+    // As soon as the worker, which looks at the queue when it starts, is done with that.
+    eventually("forty reads without waiting", || {
+        (0..40).all(|sector| {
+            reader.ask(sector);
+            reader.driver.notify_queue(0);
+            let at_once = reader.used() == reader.asked && !reader.notifications_are_off();
+            eventually("an answer", || reader.used() == reader.asked);
+            assert_eq!(reader.answer(), (sector as u8, 0));
+            at_once && lock(&image.readers).last() == Some(&thread::current().id())
+        })
+    });
+    // Of two the worker does the rest. An error is told by it too.
+    reader.ask(41);
+    reader.ask(42);
+    reader.driver.notify_queue(0);
+    eventually("both", || reader.used() == reader.asked);
+    assert_eq!(reader.answer(), (42, 0));
+    reader.ask(64);
+    reader.driver.notify_queue(0);
+    eventually("an answer", || reader.used() == reader.asked);
+    assert_eq!(reader.answer().1, 1, "past the end");
+}
+
+#[test]
+fn all_others_are_served_by_the_worker() {
+    for (image, features, no_interrupt) in [
+        (MemoryImage::slow(64), 0, true),
+        (MemoryImage::new(64, false), 0, false),
+        // With event indices the flag means nothing.
+        (MemoryImage::new(64, false), Reader::EVENT_IDX, true),
+    ] {
+        let mut reader = Reader::new(&image, features, no_interrupt);
+        for sector in 0..10 {
+            reader.ask(sector);
+            reader.driver.notify_queue(0);
+            eventually("an answer", || reader.used() == reader.asked);
+            assert_eq!(reader.answer(), (sector as u8, 0));
+        }
+        assert!(lock(&image.readers).iter().all(|&who| who != thread::current().id()));
+        assert_eq!(lock(&image.readers).len(), 10);
+    }
 }
 
 /// Sets up queue 0 with 16 entries in three pages.

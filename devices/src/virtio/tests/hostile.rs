@@ -58,6 +58,11 @@ fn put_descriptors(ram: &Ram, at: u64, descriptors: &[Descriptor]) {
     }
 }
 
+/// Sets the available ring's flag for no interrupts.
+fn put_no_interrupt(ram: &Ram, at: u64, polls: bool) {
+    ram.write_obj(u16::from(polls), GuestAddress(at)).expect("in RAM");
+}
+
 fn put_available(ram: &Ram, at: u64, heads: &[u16], index: u16) {
     for (i, &head) in heads.iter().enumerate() {
         ram.write_obj(head, GuestAddress(at + 4 + 2 * i as u64)).expect("in RAM");
@@ -69,14 +74,15 @@ fn used_index(ram: &Ram, at: u64) -> u16 {
     ram.read_obj(GuestAddress(at + 2)).expect("in RAM")
 }
 
+const EVENT_IDX: u64 = 1 << 29;
 /// Both ring features, and the balloon's statistics queue.
-const FEATURES: u64 = 1 << 29 | 1 << 28 | 1 << 1;
+const FEATURES: u64 = EVENT_IDX | 1 << 28 | 1 << 1;
 
-/// A driver at DRIVER_OK with `queues` queues and what is offered of [`FEATURES`].
-fn ready(driver: &PciTransport, queues: u16) {
+/// A driver at DRIVER_OK with `queues` queues and what is offered of `features`.
+fn ready(driver: &PciTransport, queues: u16, features: u64) {
     driver.write(0x00, 4, 0);
     let offered = driver.read(0x04, 4);
-    assert!(driver.negotiate(1 << 32 | offered & FEATURES));
+    assert!(driver.negotiate(1 << 32 | offered & features));
     for queue in 0..queues {
         let shift = u64::from(queue) * QUEUE_STRIDE;
         driver.write(0x16, 2, u64::from(queue));
@@ -95,13 +101,13 @@ fn ports_of(board: &Board) -> u64 {
 }
 
 /// [`ready`] by such a driver.
-fn ready_by_ports(board: &Board, queues: u16) {
+fn ready_by_ports(board: &Board, queues: u16, features: u64) {
     let ports = ports_of(board);
     let write = |offset, size, value| board.ports.write(ports + offset, size, value);
     for status in [0, 1, 3] {
         write(0x12, 1, status);
     }
-    write(0x04, 4, FEATURES);
+    write(0x04, 4, features);
     for queue in 0..queues {
         write(0x0e, 2, u64::from(queue));
         write(0x08, 4, (DESCRIPTORS + u64::from(queue) * QUEUE_STRIDE) >> 12);
@@ -114,14 +120,16 @@ struct Subject {
     board: Arc<Board>,
     driver: PciTransport,
     by_ports: bool,
+    /// The driver wants no interrupts.
+    polls: bool,
     queues: u16,
 }
 
 impl Subject {
-    fn new(kind: u8, by_ports: bool, ram: &Ram) -> Self {
+    fn new(kind: u8, by_ports: bool, polls: bool, ram: &Ram) -> Self {
         let board = board_with(kind, ram);
         let driver = PciTransport::new(&board);
-        Self { board, driver, by_ports, queues: QUEUES[usize::from(kind)] }
+        Self { board, driver, by_ports, polls, queues: QUEUES[usize::from(kind)] }
     }
 
     /// Size of a queue and where it has available and used ring.
@@ -138,10 +146,11 @@ impl Subject {
     }
 
     fn ready(&self) {
+        let features = if self.polls { FEATURES & !EVENT_IDX } else { FEATURES };
         if self.by_ports {
-            ready_by_ports(&self.board, self.queues);
+            ready_by_ports(&self.board, self.queues, features);
         } else {
-            ready(&self.driver, self.queues);
+            ready(&self.driver, self.queues, features);
         }
     }
 
@@ -193,15 +202,20 @@ fn every_queue_of_every_device_refuses_malformed_chains_by_both_interfaces() {
     put_descriptors(&ram, DATA + 0x3000, &[(DATA, 16, NEXT, 1), (DATA, 16, NEXT, 0)]);
     let panics = worker_panics();
     for (kind, queues) in (0..).zip(QUEUES) {
-        for (queue, by_ports) in (0..queues).flat_map(|queue| [(queue, false), (queue, true)]) {
-            let subject = Subject::new(kind, by_ports, &ram);
+        for (queue, by_ports, polls) in (0..queues).flat_map(|queue| {
+            [(queue, false, false), (queue, false, true), (queue, true, false), (queue, true, true)]
+        }) {
+            let subject = Subject::new(kind, by_ports, polls, &ram);
             let (size, available, used) = subject.queue(queue);
             for (what, descriptors, head, index) in malformed(size) {
-                let name = format!("device {kind}, queue {queue}, by ports {by_ports}: {what}");
+                let name = format!(
+                    "device {kind}, queue {queue}, by ports {by_ports}, polls {polls}: {what}"
+                );
                 ram.write_slice(&[0; 0xc000], GuestAddress(RAM_START)).expect("in RAM");
                 let shift = u64::from(queue) * QUEUE_STRIDE;
                 put_descriptors(&ram, DESCRIPTORS + shift, &descriptors);
                 put_available(&ram, available, &[head], index);
+                put_no_interrupt(&ram, available, polls);
                 subject.ready();
                 subject.notify(queue);
                 eventually(&name, || subject.status() & NEEDS_RESET != 0);
@@ -256,7 +270,7 @@ fn a_malformed_ring_needs_a_reset_and_works_after_it() {
         ram.write_slice(&[0; 0x3000], GuestAddress(RAM_START)).expect("in RAM");
         put_descriptors(&ram, DESCRIPTORS, descriptors);
         put_available(&ram, AVAILABLE, &[head], index);
-        ready(&driver, 1);
+        ready(&driver, 1, FEATURES);
         driver.notify_queue(0);
         eventually(what, || driver.read(0x14, 1) & NEEDS_RESET != 0);
         assert_eq!(used_index(&ram, USED), 0, "{what}: nothing is given back");
@@ -264,7 +278,7 @@ fn a_malformed_ring_needs_a_reset_and_works_after_it() {
         ram.write_slice(&[0; 0x3000], GuestAddress(RAM_START)).expect("in RAM");
         put_descriptors(&ram, DESCRIPTORS, &READ);
         put_available(&ram, AVAILABLE, &[0], 1);
-        ready(&driver, 1);
+        ready(&driver, 1, FEATURES);
         driver.notify_queue(0);
         eventually("a request after the reset", || used_index(&ram, USED) == 1);
         assert_eq!(driver.read(0x14, 1), 0xf);
@@ -311,7 +325,7 @@ fn a_reset_ends_a_huge_request_early() {
         (0..ENTRIES).map(|i| (DATA, 60 << 20, if i < 15 { NEXT } else { 0 }, i + 1)).collect();
     put_descriptors(&ram, DESCRIPTORS + QUEUE_STRIDE, &descriptors);
     put_available(&ram, AVAILABLE + QUEUE_STRIDE, &[0; ENTRIES as usize], ENTRIES);
-    ready(&driver, 2);
+    ready(&driver, 2, FEATURES);
     driver.notify_queue(1);
     std::thread::sleep(Duration::from_millis(5));
     let begin = Instant::now();
@@ -372,6 +386,7 @@ proptest! {
     fn random_rings_neither_panic_nor_hang(
         kind in 0..5u8,
         by_ports in any::<bool>(),
+        polls in any::<bool>(),
         early in any::<bool>(),
         descriptors in vec(descriptor(), 48),
         heads in vec(0..17u16, 48),
@@ -380,7 +395,7 @@ proptest! {
     ) {
         let panics = worker_panics();
         let ram = new_ram();
-        let subject = Subject::new(kind, by_ports, &ram);
+        let subject = Subject::new(kind, by_ports, polls, &ram);
         ram.write_slice(&headers, GuestAddress(DATA)).expect("in RAM");
         let mut used = 0;
         for queue in 0..subject.queues {
@@ -389,6 +404,7 @@ proptest! {
             let (_, available, used_ring) = subject.queue(queue);
             put_descriptors(&ram, at, &descriptors[half.clone()]);
             put_available(&ram, available, &heads[half], index);
+            put_no_interrupt(&ram, available, polls);
             used = used.max(used_ring);
         }
         if early {

@@ -21,7 +21,7 @@
 use vm_memory::GuestAddressSpace;
 
 use super::{DRIVER_OK, FEATURES_OK, Place, RING_FEATURES, STATUS_DRIVER_BITS, VirtioPci, cut};
-use crate::virtio::{Events, VirtioDevice};
+use crate::virtio::VirtioDevice;
 
 pub(super) const BAR: u8 = 0;
 /// VIRTIO_F_ANY_LAYOUT: requests may be cut into buffers anywhere. (§6.3; no feature of 1.x.)
@@ -157,7 +157,7 @@ where
             self.start_or_break(false);
         }
         if self.worker.is_some() {
-            self.doorbell.ring(Events::queue(queue));
+            self.ring(queue);
         }
     }
 }
