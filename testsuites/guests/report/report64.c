@@ -1024,14 +1024,39 @@ static int comes(volatile u32 *word, u32 value, u32 left)
     return left != 0;
 }
 
+static volatile u32 *map_apic(void)
+{
+    s1[32] = 0xfee00000 | P | W | 0x10;
+    invlpg(SOUND + 0x20000);
+    return (volatile u32 *)(SOUND + 0x20000);
+}
+
+/* User code with an interrupt pending: held off it goes on, let in it is interrupted. */
+static void held_off(void)
+{
+    volatile u32 *apic = map_apic();
+    u64 flags;
+    PROGRAM(0xb9, 0x00, 0x40, 0, 0,                     /* mov ecx, 0x4000 */
+            0xff, 0xc9, 0x75, 0xfc,                     /* dec ecx; jnz */
+            0xcd, 0x81);
+    apic[0xf0 / 4] = 0x1ff;
+    text("held off:");
+    for (flags = 0; flags <= 0x200; flags += 0x200) {
+        put(' ');
+        apic[0x300 / 4] = 0x44090;                      /* to itself */
+        outcome(attempt(3, 0, 0, flags | 0x3000));
+        word("at", event.rip - USER_CODE);
+    }
+    apic[0xb0 / 4] = 0;
+    put('\n');
+}
+
 static void cross_modifying(void)
 {
-    volatile u32 *apic = (volatile u32 *)(SOUND + 0x20000);
+    volatile u32 *apic = map_apic();
     u8 *to = (u8 *)ALIAS + CROSSED;
     static const u8 returns_number[] = { 0xb8, 0, 0, 0, 0, 0xc3 };
     u32 n, seen = 0, right = 0;
-    s1[32] = 0xfee00000 | P | W | 0x10;
-    invlpg(SOUND + 0x20000);
     memset(code[0], 0xcc, 4096);
     copy(to, returns_number, sizeof returns_number);
     copy((void *)0x9000, ap_start, (u32)(ap_end - ap_start));
@@ -1090,6 +1115,7 @@ int main(void)
     changing_code();
     spaces();
     page_ends();
+    held_off();
     cross_modifying();
     text("end\n");
     return 0;
