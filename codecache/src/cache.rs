@@ -5,18 +5,20 @@
 //! bound. Scheme: one map by key, lists for each guest page; a block remembers the jumps that were
 //! pointed at it, and invalidation points them back at their exit stubs. A direct jump whose target isn't
 //! there waits for it by key. A page that was written to keeps the blocks whose bytes are still the
-//! same, until it has been written to so often that it looks like data with code left over from an earlier use: then
-//! all go, so that writes need not be looked at any more, and what is in use after all comes back.
+//! same, which are compared only if the write was to a line that some block has bytes in; until it has been written
+//! to so often that it looks like data with code left over from an earlier use: then all go, so that writes need not be
+//! looked at any more, and what is in use after all comes back.
 //! The arena is a ring of segments: when the last one is full, the oldest is emptied and filled
 //! anew, so what is in use comes back at the price of translating it again, and what isn't is gone.
 //!
-//! Invariants: the map holds live blocks only; every patched jump into a live block is in its
-//! list; a site's number leads to its record until its segment is emptied, which the owner does only
-//! while nobody runs or will go on in the segment. One cache serves all vCPUs, behind a lock; records
-//! of sites are read without it. What a site means is the translator's: this crate only keeps it.
+//! Invariants: the map holds live blocks only; all their bytes are in lines that are noted for their pages; every
+//! patched jump into a live block is in its list; a site's number leads to its record until its segment is emptied,
+//! which the owner does only while nobody runs or will go on in the segment. One cache serves all vCPUs, behind a
+//! lock; records of sites are read without it. What a site means is the translator's: this crate only keeps it.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -32,8 +34,12 @@ const SEGMENT_SITES: usize = CHUNK_SITES * CHUNKS_PER_SEGMENT;
 const CHUNKS: usize = SEGMENTS * CHUNKS_PER_SEGMENT;
 /// Blocks over whose pages a block extends at most.
 const PAGES_MAX: usize = 2;
-/// Writes to a page beside its blocks before these are dropped. That many take longer than to translate a page again.
-const SPARED_MAX: u32 = 1024;
+/// Writes to a page beside its blocks before these are dropped, the first time: that many take longer than to translate
+/// a page again. Where blocks come back it is twice as many each time, up to as many as a person wouldn't notice.
+const SPARED_MAX: u32 = 1 << 10;
+const SPARED_MAX_LAST: u32 = 1 << 16;
+/// A page has 64 lines.
+const LINE_BITS: u16 = 6;
 
 /// What a block was made for. The owner packs what it likes into it, without loss.
 pub type Key = u64;
@@ -117,6 +123,31 @@ pub struct Source {
     pub gpn: u64,
     pub offset: u16,
     pub len: u16,
+}
+
+impl Source {
+    fn lines(self) -> u64 {
+        lines(self.offset..self.offset + self.len)
+    }
+}
+
+/// The lines of a page that have some of its bytes.
+fn lines(bytes: Range<u16>) -> u64 {
+    if bytes.is_empty() {
+        return 0;
+    }
+    let (first, last) = (bytes.start >> LINE_BITS, (bytes.end - 1) >> LINE_BITS);
+    u64::MAX << first & u64::MAX >> (63 - last)
+}
+
+/// What is known of a guest page.
+#[derive(Clone, Copy, Debug)]
+struct Page {
+    /// Where it has bytes of blocks, and maybe some lines more.
+    lines: u64,
+    /// Writes that changed no block, and how many there may be.
+    spared: u32,
+    spared_max: u32,
 }
 
 /// A block to be kept.
@@ -343,8 +374,8 @@ pub struct Cache<S> {
     jumps_needed: usize,
     /// Lists of jumps whose target isn't there, by its key.
     waiting: NumberMap<Key, u32>,
-    /// Writes that changed no block of a page, by page.
-    spared: NumberMap<u64, u32>,
+    /// Guest pages that have blocks, or had some that were dropped for many writes beside them.
+    pages: NumberMap<u64, Page>,
     segments: [Segment; SEGMENTS],
     current: usize,
     next_site: u32,
@@ -380,7 +411,7 @@ impl<S: Copy> Cache<S> {
             jumps_kept: 0,
             jumps_needed: 0,
             waiting: NumberMap::default(),
-            spared: NumberMap::default(),
+            pages: NumberMap::default(),
             segments: Default::default(),
             current: 0,
             next_site: 0,
@@ -462,6 +493,8 @@ impl<S: Copy> Cache<S> {
         segment.blocks.push(number);
         for source in new.sources {
             segment.by_page.entry(source.gpn).or_default().push(number);
+            let fresh = Page { lines: 0, spared: 0, spared_max: SPARED_MAX };
+            self.pages.entry(source.gpn).or_insert(fresh).lines |= source.lines();
         }
         segment.bytes.extend_from_slice(new.bytes);
         segment.map.extend_from_slice(new.map);
@@ -597,19 +630,24 @@ impl<S: Copy> Cache<S> {
     /// Whether a guest page has blocks.
     #[must_use]
     pub fn has_page(&self, gpn: u64) -> bool {
-        self.segments.iter().any(|segment| segment.by_page.contains_key(&gpn))
+        self.pages.get(&gpn).is_some_and(|page| page.lines != 0)
     }
 
-    /// A page was written to: drops the blocks whose bytes have changed, or all when many writes have changed none.
-    /// `read` gives the page's present bytes. `dropped` is told the key and tag of each.
+    /// Bytes of a page were written to: drops the blocks whose bytes have changed, or all when many writes have changed
+    /// none. `read` gives the page's present bytes. `dropped` is told the key and tag of each.
     pub fn page_written(
         &mut self,
         gpn: u64,
+        written: Range<u16>,
         read: impl Fn(Source, &mut [u8]),
         mut dropped: impl FnMut(Key, u64),
     ) {
+        let Some(page) = self.pages.get_mut(&gpn).filter(|page| page.lines != 0) else { return };
+        if page.lines & lines(written) == 0 {
+            return self.spare(gpn, dropped);
+        }
         let mut now = Vec::new();
-        let mut spared = false;
+        let mut left = 0;
         for segment in 0..SEGMENTS {
             let Some(mut numbers) = self.segments[segment].by_page.remove(&gpn) else { continue };
             numbers.retain(|&number| {
@@ -627,6 +665,8 @@ impl<S: Copy> Cache<S> {
                 }
                 let bytes = &self.segments[segment].bytes[block.bytes_at as usize..];
                 if now[..] == bytes[..len] {
+                    let sources = block.sources.iter().filter(|source| source.gpn == gpn);
+                    left |= sources.fold(0, |lines, source| lines | source.lines());
                     return true;
                 }
                 dropped(block.key, block.tag);
@@ -635,27 +675,37 @@ impl<S: Copy> Cache<S> {
                 false
             });
             if !numbers.is_empty() {
-                spared = true;
                 self.segments[segment].by_page.insert(gpn, numbers);
             }
         }
-        if !spared {
-            self.spared.remove(&gpn);
+        if left == 0 {
+            self.pages.remove(&gpn);
             return;
         }
+        if let Some(page) = self.pages.get_mut(&gpn) {
+            page.lines = left;
+        }
+        self.spare(gpn, dropped);
+    }
+
+    /// A page was written to beside blocks: after many times they go.
+    fn spare(&mut self, gpn: u64, mut dropped: impl FnMut(Key, u64)) {
         self.counters.spared += 1;
-        let times = self.spared.entry(gpn).or_default();
-        *times += 1;
-        if *times < SPARED_MAX {
+        let Some(page) = self.pages.get_mut(&gpn) else { return };
+        page.spared += 1;
+        if page.spared < page.spared_max {
             return;
         }
-        self.spared.remove(&gpn);
+        let spared_max = (2 * page.spared_max).min(SPARED_MAX_LAST);
+        *page = Page { lines: 0, spared: 0, spared_max };
         for segment in 0..SEGMENTS {
             for number in self.segments[segment].by_page.remove(&gpn).unwrap_or_default() {
                 let block = &self.blocks[number as usize];
-                dropped(block.key, block.tag);
-                self.counters.outwritten += 1;
-                self.unlink(number);
+                if block.live {
+                    dropped(block.key, block.tag);
+                    self.counters.outwritten += 1;
+                    self.unlink(number);
+                }
             }
         }
     }
@@ -767,7 +817,11 @@ impl<S: Copy> Cache<S> {
             self.blocks[number as usize].serial = 0;
         }
         self.free.append(&mut segment.blocks);
-        segment.by_page.clear();
+        for (gpn, _) in segment.by_page.drain() {
+            if !self.segments.iter().any(|other| other.by_page.contains_key(&gpn)) {
+                self.pages.remove(&gpn);
+            }
+        }
         segment.bytes.clear();
         segment.map.clear();
         self.segments[number] = segment;
@@ -865,3 +919,6 @@ impl<S: Copy> Cache<S> {
         self.by_key.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

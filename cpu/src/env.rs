@@ -68,9 +68,9 @@ pub trait Memory {
     /// Host address of `len` bytes of RAM at `gpa`, if they are RAM and contiguous.
     fn ram(&self, gpa: Gpa, len: usize) -> Option<*mut u8>;
 
-    /// To be called after a store to RAM at `gpa` (one call for each page touched). If the page is
-    /// watched its code version changes, and the answer is true.
-    fn stored(&mut self, gpa: Gpa) -> bool;
+    /// To be called after a store of `len` bytes to RAM at `gpa`, all in one page. If the page is watched its code
+    /// version changes, and the answer is true.
+    fn stored(&mut self, gpa: Gpa, len: u64) -> bool;
 
     /// Starts watching the page of `gpa` for stores and returns its code version, never 0. The
     /// version changes with every store to the page by anybody (vCPUs, DMA).

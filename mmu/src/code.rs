@@ -29,21 +29,26 @@
 //! 2^30 stores to that page. Any thread. Source: SDM vol. 3, "Memory Ordering" and "Handling Self-
 //! and Cross-Modifying Code"; membarrier(2).
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
 use crate::ram::Layout;
+use xenolith_cpu::Gpa;
 
+const PAGE_BITS: u32 = 12;
+const PAGE_BYTES: u16 = 1 << PAGE_BITS;
 const COLD: u32 = 1 << 31;
 const ARMING: u32 = 1 << 30;
 const VERSION: u32 = ARMING - 1;
 /// A page goes cold when its version reaches a multiple of this, unless it is watched again.
 const COLD_AFTER_STORES: u32 = 64;
 
-/// Who is told of stores to watched pages, after each and by the thread that stored.
-pub type Listener = dyn Fn(u64) + Send + Sync;
+/// Who is told of stores to watched pages, after each and by the thread that stored: the guest page, and which of its
+/// bytes may have changed.
+pub type Listener = dyn Fn(u64, Range<u16>) + Send + Sync;
 
 /// The version words of all RAM, shared by vCPUs and devices.
 pub struct CodeMap {
@@ -55,8 +60,8 @@ pub struct CodeMap {
     /// Ranges of the RAM file that devices stored to, while somebody wants to know.
     device_stores: Mutex<Option<Vec<(u64, u64)>>>,
     logs_stores: AtomicBool,
-    /// Is told the guest page of each store that changed a version.
-    listener: Mutex<Option<Arc<Listener>>>,
+    /// Is told of each store that changed a version.
+    listener: RwLock<Option<Arc<Listener>>>,
     /// No membarrier on this host: the storer's side has to fence.
     storers_fence: bool,
 }
@@ -80,7 +85,7 @@ impl CodeMap {
             arming: Mutex::new(()),
             device_stores: Mutex::default(),
             logs_stores: AtomicBool::new(false),
-            listener: Mutex::default(),
+            listener: RwLock::default(),
             storers_fence: !register_membarrier(),
         }
     }
@@ -128,6 +133,13 @@ impl CodeMap {
     /// To be called after a store to a page, by whoever stored. True if the version has changed.
     #[inline(always)]
     pub fn stored(&self, gpn: u64) -> bool {
+        self.stored_bytes(Gpa(gpn << PAGE_BITS), u64::from(PAGE_BYTES))
+    }
+
+    /// The same after a store of `len` bytes at `gpa`, which lie in one page.
+    #[inline(always)]
+    pub fn stored_bytes(&self, gpa: Gpa, len: u64) -> bool {
+        let gpn = gpa.gpn();
         compiler_fence(Ordering::SeqCst);
         let Some(word) = self.word(gpn) else { return false };
         if self.storers_fence {
@@ -136,23 +148,24 @@ impl CodeMap {
         let value = word.load(Ordering::Relaxed);
         let watched = is_watched(value);
         if watched {
-            self.changed(word, gpn);
+            let first = gpa.0 as u16 & (PAGE_BYTES - 1);
+            self.changed(word, gpn, first..first.saturating_add(len as u16).min(PAGE_BYTES));
         }
         watched
     }
 
     /// Replaces whoever is told of stores to watched pages.
     pub fn set_listener(&self, listener: Arc<Listener>) {
-        *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        *self.listener.write().unwrap_or_else(PoisonError::into_inner) = Some(listener);
     }
 
     /// Moves the version of a watched page on, and tells.
     #[cold]
-    fn changed(&self, word: &AtomicU32, gpn: u64) {
-        bump(word);
-        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(listener) = listener {
-            listener(gpn);
+    fn changed(&self, word: &AtomicU32, gpn: u64, bytes: Range<u16>) {
+        // While it is cold stores are not told: whoever watches it again by this one must look at all bytes.
+        let bytes = if bump(word) { 0..PAGE_BYTES } else { bytes };
+        if let Some(listener) = &*self.listener.read().unwrap_or_else(PoisonError::into_inner) {
+            listener(gpn, bytes);
         }
     }
 
@@ -201,7 +214,11 @@ impl CodeMap {
         let end = last.saturating_add(1).clamp(first, self.words.len());
         for (word, page) in self.words[first..end].iter().zip(first as u64..) {
             if is_watched(word.load(Ordering::Relaxed)) {
-                self.changed(word, self.layout.guest_page(page));
+                let in_page = |at: u64| {
+                    at.saturating_sub(page << PAGE_BITS).min(u64::from(PAGE_BYTES)) as u16
+                };
+                let bytes = in_page(offset)..in_page(offset.saturating_add(len));
+                self.changed(word, self.layout.guest_page(page), bytes);
             }
         }
     }
@@ -219,17 +236,18 @@ fn is_watched(value: u32) -> bool {
     value.wrapping_sub(1) < COLD - 1
 }
 
-fn bump(word: &AtomicU32) {
-    // Fails only for a word that has gone cold meanwhile: nothing holds its version.
-    let _ = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |value| {
-        if value == 0 || value & COLD != 0 {
-            return None;
-        }
-        let next = ((value + 1) & VERSION).max(1);
-        // A word being armed has a watcher by definition.
-        let cold = value & ARMING == 0 && next.is_multiple_of(COLD_AFTER_STORES);
-        Some(next | (value & ARMING) | if cold { COLD } else { 0 })
+/// Moves a version on. True if the page has gone cold by that.
+fn bump(word: &AtomicU32) -> bool {
+    let next = |value: u32| ((value + 1) & VERSION).max(1);
+    // A word being armed has a watcher by definition.
+    let goes_cold =
+        |value: u32| value & ARMING == 0 && next(value).is_multiple_of(COLD_AFTER_STORES);
+    let moved = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |value| {
+        let cold = if goes_cold(value) { COLD } else { 0 };
+        (value != 0 && value & COLD == 0).then(|| next(value) | (value & ARMING) | cold)
     });
+    // Fails only for a word that has gone cold meanwhile: nothing holds its version.
+    moved.is_ok_and(goes_cold)
 }
 
 fn register_membarrier() -> bool {
@@ -312,6 +330,48 @@ mod tests {
 
     fn map() -> CodeMap {
         CodeMap::new(Layout::of(64 << 20))
+    }
+
+    #[test]
+    fn who_listens_is_told_which_bytes() {
+        let map = map();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&told);
+        map.set_listener(Arc::new(move |gpn, bytes| log.lock().unwrap().push((gpn, bytes))));
+        for gpn in [5, 6, 7] {
+            map.watch(gpn);
+        }
+        map.stored_bytes(Gpa(0x4ffe), 2);
+        map.stored_bytes(Gpa(0x5ffc), 4);
+        map.stored_bytes(Gpa(0x6010), 1);
+        map.stored(7);
+        map.stored_file_range(0x5ff0, 0x1020);
+        let whole = 0..0x1000;
+        let expected = [
+            (5, 0xffc..0x1000),
+            (6, 0x10..0x11),
+            (7, whole.clone()),
+            (5, 0xff0..0x1000),
+            (6, whole),
+            (7, 0..0x10),
+        ];
+        assert_eq!(*told.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn a_page_that_goes_cold_is_looked_at_as_a_whole() {
+        let map = map();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&told);
+        map.set_listener(Arc::new(move |_, bytes| log.lock().unwrap().push(bytes)));
+        map.watch(5);
+        while map.version(5) != 0 {
+            map.stored_bytes(Gpa(0x5000), 8);
+        }
+        let told = told.lock().unwrap();
+        let (last, others) = told.split_last().expect("some stores");
+        assert_eq!(*last, 0..0x1000, "others may have stored meanwhile, untold");
+        assert!(others.iter().all(|bytes| *bytes == (0..8)) && !others.is_empty());
     }
 
     #[test]

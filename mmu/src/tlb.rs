@@ -407,8 +407,8 @@ impl Memory for SoftMmu {
     }
 
     #[inline(always)]
-    fn stored(&mut self, gpa: Gpa) -> bool {
-        self.ram.code().stored(gpa.gpn())
+    fn stored(&mut self, gpa: Gpa, len: u64) -> bool {
+        self.ram.code().stored_bytes(gpa, len)
     }
 
     fn watch_code(&mut self, gpa: Gpa) -> u32 {

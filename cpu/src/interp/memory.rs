@@ -178,7 +178,7 @@ impl<M: Memory> Interp<M> {
             Ok(Place::Ram { hva, gpa }) => {
                 // SAFETY: the access stays in the page that `hva` lies in.
                 unsafe { W::store(hva, value) };
-                self.stored(gpa);
+                self.stored(gpa, W::BYTES);
                 Ok(())
             }
             Ok(Place::Device { gpa }) => {
@@ -224,7 +224,7 @@ impl<M: Memory> Interp<M> {
                     // SAFETY: as above.
                     unsafe { W::store(hva, new) };
                 }
-                self.stored(gpa);
+                self.stored(gpa, W::BYTES);
                 Ok(old)
             }
             Ok(Place::Device { gpa }) => {
@@ -266,7 +266,7 @@ impl<M: Memory> Interp<M> {
             Ok(Place::Ram { hva, gpa }) => {
                 // SAFETY: 16 aligned bytes don't leave the page that `hva` lies in.
                 let held = unsafe { super::integer::compare_exchange_16(hva, old, new) };
-                self.stored(gpa);
+                self.stored(gpa, 16);
                 Ok(held)
             }
             Ok(Place::Device { gpa }) => {
@@ -359,8 +359,8 @@ impl<M: Memory> Interp<M> {
 
     /// Tells the MMU of a finished store, and leaves the block when it may have changed its code.
     #[inline(always)]
-    pub(super) fn stored(&mut self, gpa: Gpa) {
-        if self.mem.stored(gpa) {
+    pub(super) fn stored(&mut self, gpa: Gpa, len: u64) {
+        if self.mem.stored(gpa, len) {
             self.leave = true;
         }
     }
@@ -450,7 +450,7 @@ impl<M: Memory> Path<'_, M> {
                 Ok(Place::Ram { hva, gpa }) => {
                     // SAFETY: `n` bytes from `hva` lie in its page.
                     unsafe { copy_out(part, hva) };
-                    *self.leave |= self.mem.stored(gpa);
+                    *self.leave |= self.mem.stored(gpa, n as u64);
                 }
                 Ok(Place::Device { gpa }) => {
                     for (at, from, size) in device_pieces(gpa, n) {

@@ -127,7 +127,7 @@ impl StringOp for Movs {
         // SAFETY: `count` elements at both ends lie in their pages of RAM. Overlap repeats elements as
         // the guest's own instruction would.
         unsafe { W::rep_movs(dst, src, count) };
-        vm.stored(gpa);
+        vm.stored(gpa, count * W::BYTES);
         advance(vm, RSI, count * W::BYTES, mask);
         advance(vm, RDI, count * W::BYTES, mask);
         count
@@ -154,7 +154,7 @@ impl StringOp for Stos {
         let value = W::get(&vm.state, RAX as u8);
         // SAFETY: `count` elements from `dst` lie in their page of RAM.
         unsafe { W::rep_stos(dst, value, count) };
-        vm.stored(gpa);
+        vm.stored(gpa, count * W::BYTES);
         advance(vm, RDI, count * W::BYTES, mask);
         count
     }
@@ -234,7 +234,7 @@ impl StringOp for Ins {
         }
         // SAFETY: `count` elements from `dst`, no more than asked for, lie in their page of RAM; `bytes` has them.
         unsafe { W::rep_movs(dst, bytes.as_ptr(), count) };
-        vm.stored(gpa);
+        vm.stored(gpa, count * W::BYTES);
         advance(vm, RDI, count * W::BYTES, i.addr_mask);
         count
     }

@@ -98,8 +98,8 @@ impl Memory for NotingMmu {
         self.soft.ram(gpa, len)
     }
     #[inline(always)]
-    fn stored(&mut self, gpa: Gpa) -> bool {
-        let watched = self.soft.stored(gpa);
+    fn stored(&mut self, gpa: Gpa, len: u64) -> bool {
+        let watched = self.soft.stored(gpa, len);
         self.stored_to_code |= watched;
         watched
     }

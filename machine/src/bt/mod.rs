@@ -40,6 +40,7 @@ use xenolith_cpu::vector::is_vector;
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
 use xenolith_translator::area::{Area, AreaBox, Rights};
+use xenolith_translator::classify::{Class, classify};
 use xenolith_translator::emit::{Page, Site};
 use xenolith_translator::mode::Mode;
 
@@ -83,6 +84,8 @@ struct KnownInsn {
     insn: Prepared<NotingMmu>,
     /// It reads or writes vector state.
     vector: bool,
+    /// It changes general registers, status flags and memory only.
+    plain: bool,
 }
 
 /// See the module's head.
@@ -299,18 +302,20 @@ impl Bt {
         }
     }
 
-    /// Lets the interpreter do the instruction that the site just left by stands for.
-    fn do_one(&mut self, epoch: u64) -> Option<Exit> {
+    /// Lets the interpreter do the instruction that the site just left by stands for, in a block of `mode`. True if
+    /// nothing but general registers, status flags and memory can have changed.
+    fn do_one(&mut self, epoch: u64, mode: Mode) -> Result<bool, Exit> {
         let site = self.area.site as u32;
         let slot = &mut self.prepared_insns[site as usize % PREPARED];
         if slot.as_ref().is_none_or(|known| known.site != site || known.epoch != epoch) {
             *slot = self.interp.prepare().map(|insn| {
                 let vector = is_vector(insn.instruction());
-                KnownInsn { site, epoch, insn, vector }
+                let plain = classify(insn.instruction(), mode) == Class::Same;
+                KnownInsn { site, epoch, insn, vector, plain }
             });
         }
         let Some(vector) = slot.as_ref().map(|known| known.vector) else {
-            return self.interpret(1, true);
+            return self.interpret(1, true).map_or(Ok(false), Err);
         };
         if vector {
             self.bring_home();
@@ -318,8 +323,15 @@ impl Bt {
         let known = self.prepared_insns[site as usize % PREPARED].as_ref().expect("just looked at");
         let retired = self.interp.state.retired;
         let done = self.interp.run_prepared(&known.insn);
-        self.stats.interpreted += self.interp.state.retired - retired;
-        if done { None } else { self.interpret(1, vector) }
+        let plain = known.plain;
+        let retired = self.interp.state.retired - retired;
+        self.stats.interpreted += retired;
+        // An exception that was delivered isn't counted.
+        if done {
+            Ok(plain && retired == 1)
+        } else {
+            self.interpret(1, vector).map_or(Ok(false), Err)
+        }
     }
 
     /// Acts on what the interpreter and other vCPUs want forgotten. True if there was anything.
@@ -526,7 +538,7 @@ impl Bt {
                         if let Some(exit) = self.interpret(1, true) {
                             return Some(exit);
                         }
-                        (target, live) = self.behind(at.block, at.host, mode, epoch)?;
+                        (target, live) = self.behind(at.block, at.host, mode, false, epoch)?;
                         continue;
                     }
                 }
@@ -557,11 +569,12 @@ impl Bt {
                     self.stats.misses_across += u64::from(ea + size > PAGE_SIZE);
                     self.note_unlucky(&record, ea + size > PAGE_SIZE || wraps);
                     self.unload(rip);
-                    if let Some(exit) = self.do_one(epoch) {
-                        return Some(exit);
-                    }
+                    let plain = match self.do_one(epoch, mode) {
+                        Ok(plain) => plain,
+                        Err(exit) => return Some(exit),
+                    };
                     let resume = record.code + resume as usize;
-                    (target, live) = self.behind(record.block, resume, mode, epoch)?;
+                    (target, live) = self.behind(record.block, resume, mode, plain, epoch)?;
                     continue;
                 }
                 Site::Chain { target: rip, patch, link } => {
@@ -651,7 +664,7 @@ impl Bt {
                     }
                     self.unload(rip);
                     let retired = self.interp.state.retired;
-                    if let Some(exit) = self.do_one(epoch) {
+                    if let Err(exit) = self.do_one(epoch, mode) {
                         return Some(exit);
                     }
                     if mnemonic == Mnemonic::Iretq
@@ -684,8 +697,15 @@ impl Bt {
 
     /// Makes ready to go on in `block` behind the instruction at `pc`, which the interpreter has done: where, and
     /// whether the vector registers must be loaded there. Nothing if the guest is elsewhere, or something is to be
-    /// seen to first.
-    fn behind(&mut self, block: u32, pc: usize, mode: Mode, epoch: u64) -> Option<(usize, bool)> {
+    /// seen to first. `plain`: what [`Self::do_one`] said, so that the mode is the same, and all else in the area.
+    fn behind(
+        &mut self,
+        block: u32,
+        pc: usize,
+        mode: Mode,
+        plain: bool,
+        epoch: u64,
+    ) -> Option<(usize, bool)> {
         let mem = &self.interp.mem;
         // All else that is to be settled may concern addends that the block keeps.
         let only_stored = mem.stored_to_code
@@ -693,7 +713,7 @@ impl Bt {
             && mem.flushed_pages.is_empty()
             && mem.newly_watched.is_empty();
         let settled = !self.settle() || only_stored;
-        if !settled || self.is_over_or_wanted() || self.mode() != Some(mode) {
+        if !settled || self.is_over_or_wanted() || !plain && self.mode() != Some(mode) {
             return None;
         }
         let next = {
@@ -708,7 +728,11 @@ impl Bt {
             return None;
         }
         self.uncount(next.word >> 32 & 0xff);
-        self.load(mode);
+        if plain {
+            self.load_general();
+        } else {
+            self.load(mode);
+        }
         Some((next.host, next.word & windows::LIVE != 0))
     }
 
@@ -809,12 +833,8 @@ impl Bt {
         }
         self.ready_crossing(mode);
         self.area.attention_mask = self.deliverable();
+        self.load_general();
         let state = &self.interp.state;
-        let (status, interrupt) = (Rflags::STATUS.bits(), Rflags::IF.bits());
-        self.area.gpr = state.gpr;
-        self.area.flags = state.rflags & status | Rflags::FIXED.bits();
-        self.area.system_flags = state.rflags & !(status | interrupt);
-        self.area.interrupt_flag = state.rflags & interrupt;
         for register in [sreg::FS, sreg::GS] {
             self.area.seg_base[register] = state.seg[register].base;
         }
@@ -822,6 +842,16 @@ impl Bt {
         self.area.control = [state.cr0, 0, state.cr2, state.cr3, state.cr4];
         self.area.tsc_base = self.tsc_base.unwrap_or(0).wrapping_add(state.msr.tsc_offset);
         self.area.tsc_aux = state.msr.tsc_aux;
+    }
+
+    /// General registers and flags from the state to the area.
+    fn load_general(&mut self) {
+        let state = &self.interp.state;
+        let (status, interrupt) = (Rflags::STATUS.bits(), Rflags::IF.bits());
+        self.area.gpr = state.gpr;
+        self.area.flags = state.rflags & status | Rflags::FIXED.bits();
+        self.area.system_flags = state.rflags & !(status | interrupt);
+        self.area.interrupt_flag = state.rflags & interrupt;
     }
 
     /// Registers from the area to the state.

@@ -12,6 +12,7 @@
 //! Any thread.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -205,9 +206,9 @@ impl Shared {
             has_probe: host.bmi2 && probe::set_up(),
         });
         let listener = Arc::downgrade(&shared);
-        ram.code().set_listener(Arc::new(move |gpn| {
+        ram.code().set_listener(Arc::new(move |gpn, bytes| {
             if let Some(shared) = listener.upgrade() {
-                shared.page_written(gpn);
+                shared.page_written(gpn, bytes);
             }
         }));
         Ok(shared)
@@ -273,18 +274,19 @@ impl Shared {
         lock(&self.peers).retain(|other| !Arc::ptr_eq(other, peer));
     }
 
-    /// To be called after a store to a page that was watched: stale blocks go.
-    pub fn page_written(&self, gpn: u64) {
+    /// To be called after a store to bytes of a page that was watched: stale blocks go.
+    pub fn page_written(&self, gpn: u64, bytes: Range<u16>) {
         let mut gone: Vec<(Key, u64)> = Vec::new();
         {
             let mut cache = self.cache();
             if !cache.has_page(gpn) {
                 return;
             }
-            // What is kept must be told of the next store too: watched first, read then.
+            // What is kept must be told of the next store too: watched first, read then. A store by which the page went
+            // cold is one to all of its bytes, so others that weren't told meanwhile are found too.
             self.ram.code().watch(gpn);
             let read = |source: Source, out: &mut [u8]| self.read(source, out);
-            cache.page_written(gpn, read, |key, tag| gone.push((key, tag)));
+            cache.page_written(gpn, bytes, read, |key, tag| gone.push((key, tag)));
         }
         if !gone.is_empty() {
             self.forget_jumps(&gone);

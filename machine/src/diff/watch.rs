@@ -79,12 +79,12 @@ impl Memory for Watched {
         self.soft.ram(gpa, len)
     }
     #[inline(always)]
-    fn stored(&mut self, gpa: Gpa) -> bool {
+    fn stored(&mut self, gpa: Gpa, len: u64) -> bool {
         let gpn = gpa.gpn();
         if self.stored.last() != Some(&gpn) {
             self.stored.push(gpn);
         }
-        self.soft.stored(gpa)
+        self.soft.stored(gpa, len)
     }
     fn watch_code(&mut self, gpa: Gpa) -> u32 {
         self.soft.watch_code(gpa)

@@ -415,8 +415,8 @@ fn code_is_watched_through_the_trait() {
     let mut rig = Rig::new();
     let version = rig.mmu.watch_code(Gpa(0x5123));
     assert_eq!(rig.mmu.code_version(Gpa(0x5fff)), version);
-    assert!(!rig.mmu.stored(Gpa(0x6000)));
-    assert!(rig.mmu.stored(Gpa(0x5000)));
+    assert!(!rig.mmu.stored(Gpa(0x6000), 1));
+    assert!(rig.mmu.stored(Gpa(0x5000), 1));
     assert_ne!(rig.mmu.code_version(Gpa(0x5000)), version);
     assert_ne!(rig.mmu.watch_code(Gpa(0xfee0_0000)), rig.mmu.code_version(Gpa(0xfee0_0000)));
 }

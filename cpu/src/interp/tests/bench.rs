@@ -126,7 +126,7 @@ impl Memory for Ram {
     fn ram(&self, _: Gpa, _: usize) -> Option<*mut u8> {
         None
     }
-    fn stored(&mut self, gpa: Gpa) -> bool {
+    fn stored(&mut self, gpa: Gpa, _: u64) -> bool {
         let version = &mut self.versions[gpa.gpn() as usize];
         *version += u32::from(*version != 0);
         *version != 0
