@@ -34,7 +34,11 @@ pub fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ConfigError> {
     disks
         .iter()
         .map(|disk| {
-            disk::open(&disk.path, disk.options).map_err(|error| ConfigError::Disk {
+            let opened = match disk.attachment {
+                Attachment::Cdrom => disk::open_disc(&disk.path, disk.options.format),
+                _ => disk::open(&disk.path, disk.options),
+            };
+            opened.map_err(|error| ConfigError::Disk {
                 option: disk.option(),
                 path: disk.path.clone(),
                 reason: error.to_string(),

@@ -18,13 +18,16 @@ mod tests;
 use std::io;
 
 pub use describe::{Info, describe};
-pub use open::{DiskOptions, Format, open};
+pub use open::{DiskOptions, Format, open, open_disc};
 pub use qcow2::{Backing, Qcow2Image, create as create_qcow2};
 pub use raw::{DiskError, RawImage};
 pub use snapshot::Snapshot;
 
 /// Bytes of a sector, the unit of sizes and requests.
 pub const SECTOR: u64 = 512;
+
+/// Bytes of a sector of a disc (CD, DVD).
+pub const DISC_SECTOR: u64 = 2048;
 
 /// A disk's contents.
 pub trait DiskImage: Send + Sync {

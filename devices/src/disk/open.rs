@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::qcow2::{Backing, MAGIC};
-use super::raw::open_locked;
+use super::raw::{Tail, open_locked};
 use super::{DiskError, DiskImage, Qcow2Image, RawImage, Snapshot};
 
 /// Backing images below an image.
@@ -65,7 +65,7 @@ pub struct DiskOptions {
 /// See [`DiskError`].
 pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
     let to_read = options.read_only || options.snapshot;
-    let image = open_layer(path, to_read, options.format, &[])?;
+    let image = open_layer(path, to_read, options.format, Tail::Left, &[])?;
     if options.read_only || !options.snapshot {
         return Ok(image);
     }
@@ -76,17 +76,27 @@ pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, Dis
     }
 }
 
+/// Opens the image of a disc, to be read. A raw one that ends inside a sector goes on with zeroes to the sector's end,
+/// as it would on a disc that is written from it.
+///
+/// # Errors
+/// See [`DiskError`].
+pub fn open_disc(path: &Path, format: Option<Format>) -> Result<Arc<dyn DiskImage>, DiskError> {
+    open_layer(path, true, format, Tail::Filled, &[])
+}
+
 /// Opens one file, on which those `above` build, and what it builds on.
 fn open_layer(
     path: &Path,
     read_only: bool,
     format: Option<Format>,
+    tail: Tail,
     above: &[Identity],
 ) -> Result<Arc<dyn DiskImage>, DiskError> {
     let told = |source| DiskError::Open { path: path.to_owned(), source };
     let file = open_locked(path, read_only)?;
     if format.map_or_else(|| find_format(&file), Ok).map_err(told)? == Format::Raw {
-        return Ok(Arc::new(RawImage::new(file, path, read_only)?));
+        return Ok(Arc::new(RawImage::new(file, path, read_only, tail)?));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let layers = [above, &[identity(&file.metadata().map_err(told)?)]].concat();
@@ -132,6 +142,6 @@ fn open_backing(backing: &Backing, above: &[Identity]) -> io::Result<Arc<dyn Dis
             known => known,
         },
     };
-    open_layer(&backing.path, true, format, above)
+    open_layer(&backing.path, true, format, Tail::Left, above)
         .map_err(|error| io::Error::other(format!("its backing file: {error}")))
 }

@@ -2,8 +2,9 @@
 //!
 //! Problem: a wrong path must be told in one line, before anything is read or written.
 //! Scheme: the file's kind is looked at, then it is opened and locked. Invariants: the lock is kept until the
-//! image is dropped; the size is fixed at opening; a tail shorter than a sector
-//! is out of the guest's reach, and said so. Any thread; positioned reads and writes share the file.
+//! image is dropped; the size is fixed at opening; a tail shorter than a sector is out of the guest's
+//! reach, and said so, but a disc's last sector is filled up with zeroes. Any thread; positioned reads and writes share
+//! the file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -11,7 +12,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use super::lock::lock;
-use super::{DiskImage, SECTOR};
+use super::{DISC_SECTOR, DiskImage, SECTOR};
 
 /// Why an image can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -30,13 +31,24 @@ pub enum DiskError {
     Snapshot { path: PathBuf, folder: PathBuf, source: io::Error },
 }
 
+/// What becomes of bytes at the end of the file that aren't a whole sector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tail {
+    /// The guest doesn't see them.
+    Left,
+    /// They begin the last sector of a disc, of [`DISC_SECTOR`] bytes, which goes on with zeroes. To be read only.
+    Filled,
+}
+
 /// A file or block device used as it is.
 #[derive(Debug)]
 pub struct RawImage {
     file: File,
+    /// Of the file.
+    bytes: u64,
+    /// Of the disk.
     size: u64,
     read_only: bool,
-    tail: u64,
     /// A regular file, whose space can be given back.
     is_file: bool,
 }
@@ -47,34 +59,43 @@ impl RawImage {
     /// # Errors
     /// See [`DiskError`].
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
-        Self::new(open_locked(path, read_only)?, path, read_only)
+        Self::new(open_locked(path, read_only)?, path, read_only, Tail::Left)
     }
 
     /// The image in `file`, which is locked and was opened by the name `path`.
-    pub(super) fn new(mut file: File, path: &Path, read_only: bool) -> Result<Self, DiskError> {
+    pub(super) fn new(
+        mut file: File,
+        path: &Path,
+        read_only: bool,
+        tail: Tail,
+    ) -> Result<Self, DiskError> {
         // Unlike the metadata's length, this is right for block devices too.
         let bytes = file
             .seek(SeekFrom::End(0))
             .map_err(|source| DiskError::Open { path: path.to_owned(), source })?;
-        let tail = bytes % SECTOR;
-        let size = bytes - tail;
+        let size = match tail {
+            Tail::Left => bytes - bytes % SECTOR,
+            Tail::Filled => bytes.next_multiple_of(DISC_SECTOR),
+        };
         if size == 0 {
             return Err(DiskError::TooSmall { path: path.to_owned(), bytes });
         }
-        if tail != 0 {
+        if size < bytes {
             tracing::warn!(
                 "disk image {}: {bytes} bytes is no multiple of 512; the guest sees the first {size}",
                 path.display()
             );
         }
         let is_file = file.metadata().is_ok_and(|found| found.is_file());
-        Ok(Self { file, size, read_only, tail, is_file })
+        Ok(Self { file, bytes, size, read_only, is_file })
     }
 
-    /// Bytes at the end of the file that the guest doesn't see, fewer than a sector.
-    #[must_use]
-    pub fn tail(&self) -> u64 {
-        self.tail
+    /// The part of `data` at `offset` that the file has; the rest becomes zeroes.
+    fn there<'a>(&self, offset: u64, data: &'a mut [u8]) -> &'a mut [u8] {
+        let len = self.bytes.saturating_sub(offset).min(data.len() as u64);
+        let (data, beyond) = data.split_at_mut(len as usize);
+        beyond.fill(0);
+        data
     }
 }
 
@@ -114,12 +135,12 @@ pub(super) fn open_locked(path: &Path, read_only: bool) -> Result<File, DiskErro
 impl DiskImage for RawImage {
     fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
         super::check_range(self.size, offset, data.len())?;
-        self.file.read_exact_at(data, offset)
+        self.file.read_exact_at(self.there(offset, data), offset)
     }
 
     fn read_cached(&self, offset: u64, data: &mut [u8]) -> bool {
         super::check_range(self.size, offset, data.len()).is_ok()
-            && super::read_cached(&self.file, offset, data)
+            && super::read_cached(&self.file, offset, self.there(offset, data))
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -211,7 +232,7 @@ mod tests {
     fn the_tail_below_a_sector_is_out_of_reach() {
         let scratch = Scratch::new("tail", &[7; 1500]);
         let image = RawImage::open(&scratch.0, false).expect("opens");
-        assert_eq!((image.size(), image.tail()), (1024, 476));
+        assert_eq!(image.size(), 1024);
         assert!(image.write_at(1024, &[0]).is_err());
         assert!(image.read_at(1000, &mut [0; 25]).is_err());
         assert!(image.read_at(u64::MAX, &mut [0; 2]).is_err());
@@ -220,6 +241,29 @@ mod tests {
         let bytes = std::fs::read(&scratch.0).expect("readable");
         assert!(bytes[..1024].iter().all(|&byte| byte == 0));
         assert_eq!(bytes[1024..], [7; 476]);
+    }
+
+    #[test]
+    fn the_last_sector_of_a_disc_is_filled_up() {
+        for (bytes, size) in [(1, 2048), (1500, 2048), (2048, 2048), (2560, 4096), (5000, 6144)] {
+            let scratch = Scratch::new("disc", &vec![7; bytes]);
+            let disc = super::super::open_disc(&scratch.0, None).expect("opens");
+            assert_eq!((disc.size(), disc.read_only()), (size, true));
+            let mut wanted = vec![7; bytes];
+            wanted.resize(size as usize, 0);
+            let mut read = vec![0xa5; size as usize];
+            disc.read_at(0, &mut read).expect("all of it");
+            assert!(read == wanted, "{bytes}");
+            read.fill(0xa5);
+            assert!(!disc.read_cached(0, &mut read) || read == wanted, "{bytes}, in memory");
+            disc.read_at(size - 1, &mut read[..1]).expect("the last byte");
+            assert!(disc.read_at(size - 1, &mut [0; 2]).is_err());
+        }
+        let scratch = Scratch::new("disc", &[]);
+        assert!(matches!(
+            super::super::open_disc(&scratch.0, None),
+            Err(DiskError::TooSmall { bytes: 0, .. })
+        ));
     }
 
     #[test]

@@ -16,10 +16,8 @@ use super::ata::transfer_mode;
 use super::channel::{Channel, Fitted, Kind, Registers, Transfer, Unit, error, reason, status};
 use super::identify::{self, DmaMode};
 use super::worker::{End, Job, Outcome, Source};
-use crate::disk::DiskImage;
+use crate::disk::{DISC_SECTOR as SECTOR, DiskImage};
 
-/// Bytes of a sector of data.
-const SECTOR: u64 = 2048;
 const PACKET_BYTES: usize = 12;
 /// Bytes in the buffer of programmed transfers.
 const CHUNK: u64 = 32 * SECTOR;
