@@ -69,6 +69,26 @@ fn boots_debian_to_a_usable_shell() {
     assert!(is_cooked(&session.settings()));
 }
 
+/// The kernel's last console is where one types; what others write to the virtio console isn't shown.
+#[test]
+fn the_virtio_console_is_heard_only_where_the_guest_has_its_console() {
+    let mut session = boot("debian", &["--append", "console=hvc0"]);
+    session.press(b"tty; echo $((6*7))\r");
+    session.wait_for_text(b"\n/dev/hvc0\r\n42");
+    // What the two write may come between each other's letters, but not all the time.
+    session.press(b"for n in 1 2 3 4; do echo on the 'line' >/dev/ttyS0; done\r");
+    session.wait_for_text(b"on the line");
+    session.press(b"poweroff\r");
+    assert_eq!(session.wait_for_end().code(), Some(0), "{}", session.screen());
+
+    let mut session = boot("debian", &[]);
+    session.press(b"echo n''owhere >/dev/hvc0; echo h''ere\r");
+    session.wait_for_text(b"\nhere");
+    session.press(b"poweroff\r");
+    assert_eq!(session.wait_for_end().code(), Some(0), "{}", session.screen());
+    assert!(!session.screen().contains("nowhere"), "{}", session.screen());
+}
+
 #[test]
 fn boots_debian_i386_to_a_usable_shell() {
     let mut session = boot("debian-i386", &["--no-reboot"]);

@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -256,12 +256,16 @@ impl Board {
         if let Some(path) = &config.debug_output {
             wiring.debug_ports(path)?;
         }
-        let output = || {
-            SerialOutput::new(Box::new(sink.clone()))
-                .map_err(|error| host("start the console's thread")(error.into()))
+        let output = |shown: bool| {
+            let to: Box<dyn Write + Send> =
+                if shown { Box::new(sink.clone()) } else { Box::new(io::sink()) };
+            SerialOutput::new(to).map_err(|error| host("start the console's thread")(error.into()))
         };
-        // The serial port's and virtio-console's.
-        let outputs = [output()?, output()?];
+        // The serial port's and virtio-console's. A system that doesn't have its console on the latter still puts
+        // things there, such as a second question for a login.
+        let console_is_virtio =
+            matches!(start, Start::Kernel(_)) && is_on_virtio(&config.command_line);
+        let outputs = [output(true)?, output(console_is_virtio)?];
         let serial = wiring.serial(&outputs[0]).map_err(overlap)?;
         let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
         let card = match (&config.net, network) {
@@ -340,8 +344,7 @@ impl Board {
             console,
             screen: Parts::new(display.map(|display| display.vga), legacy.i8042),
             inspected,
-            console_is_virtio: matches!(start, Start::Kernel(_))
-                && is_on_virtio(&config.command_line),
+            console_is_virtio,
         })
     }
 

@@ -9,7 +9,8 @@ use clap::Args;
 pub struct ConsoleFlags {
     /// The guest's first serial line (COM1, ttyS0): stdio (standard input and output; a terminal is
     /// lent to the guest), file:PATH (written there, nothing is read), or none [default: stdio; none
-    /// with --display terminal]
+    /// with --display terminal]. With console=hvc0 as the kernel's last console the virtio console is
+    /// there too, and has the input
     #[arg(long, value_name = "WHERE", help_heading = "Console", value_parser = parse_serial)]
     pub serial: Option<Serial>,
 
