@@ -260,7 +260,12 @@ fn files_in_drives() {
         (files.name("orphan"), "gone: No such file"),
     ] {
         let before = files.content();
-        for option in ["--disk", "--cdrom", "--floppy"] {
+        // What is on a disc may be shorter than a sector.
+        let options: &[_] = match part {
+            "511 bytes" => &["--disk", "--floppy"],
+            _ => &["--disk", "--cdrom", "--floppy"],
+        };
+        for &option in options {
             names(&["run", option, &file], &[option, &file, part]);
         }
         // Behind one that is sound, with a kernel, to write or not.
