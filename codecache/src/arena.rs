@@ -143,9 +143,7 @@ impl Arena {
             return None;
         }
         let start = self.used;
-        if end > self.touched {
-            self.take_large(end);
-        }
+        self.take_large(end);
         let padded = self.writable(start, end);
         let (body, padding) = padded.split_at_mut(code.len());
         body.copy_from_slice(code);

@@ -698,16 +698,16 @@ impl<S: Copy> Cache<S> {
         }
         let spared_max = (2 * page.spared_max).min(SPARED_MAX_LAST);
         *page = Page { lines: 0, spared: 0, spared_max };
-        for segment in 0..SEGMENTS {
-            for number in self.segments[segment].by_page.remove(&gpn).unwrap_or_default() {
-                let block = &self.blocks[number as usize];
-                if block.live {
-                    dropped(block.key, block.tag);
-                    self.counters.outwritten += 1;
-                    self.unlink(number);
-                }
-            }
-        }
+        let mut count = 0;
+        self.drop_of_page(
+            gpn,
+            |_| true,
+            |key, tag| {
+                dropped(key, tag);
+                count += 1;
+            },
+        );
+        self.counters.outwritten += count;
     }
 
     /// Drops the blocks of a guest page whose keys `which` chooses; `dropped` is told the key and tag of each.
@@ -721,7 +721,10 @@ impl<S: Copy> Cache<S> {
             let Some(mut numbers) = self.segments[segment].by_page.remove(&gpn) else { continue };
             numbers.retain(|&number| {
                 let block = &self.blocks[number as usize];
-                let chosen = block.live && which(block.key);
+                if !block.live {
+                    return false;
+                }
+                let chosen = which(block.key);
                 if chosen {
                     dropped(block.key, block.tag);
                     self.unlink(number);
