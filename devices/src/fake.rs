@@ -34,9 +34,12 @@ impl Clock for FakeClock {
     }
 }
 
+/// More edges at once are recorded as so many.
+const EDGES_MAX: u64 = 100;
+
 /// Records line levels as they change.
 #[derive(Default)]
-pub struct FakeIrqs(Mutex<Vec<(u32, bool)>>);
+pub struct FakeIrqs(Mutex<Vec<(u32, bool)>>, Mutex<Vec<u32>>);
 
 impl FakeIrqs {
     pub fn new() -> Arc<Self> {
@@ -48,6 +51,10 @@ impl FakeIrqs {
     /// The last level that `gsi` was set to.
     pub fn level(&self, gsi: u32) -> bool {
         lock(&self.0).iter().rev().find(|change| change.0 == gsi).is_some_and(|change| change.1)
+    }
+    /// How often `gsi` was told that it is owed nothing.
+    pub fn forgotten(&self, gsi: u32) -> usize {
+        lock(&self.1).iter().filter(|&&forgotten| forgotten == gsi).count()
     }
     /// How often `gsi` has risen.
     pub fn edges(&self, gsi: u32) -> usize {
@@ -65,6 +72,14 @@ impl FakeIrqs {
 impl IrqSink for FakeIrqs {
     fn set_level(&self, gsi: u32, level: bool) {
         lock(&self.0).push((gsi, level));
+    }
+    fn edges(&self, gsi: u32, count: u64) {
+        for _ in 0..count.min(EDGES_MAX) {
+            lock(&self.0).extend([(gsi, false), (gsi, true)]);
+        }
+    }
+    fn forget_edges(&self, gsi: u32) {
+        lock(&self.1).push(gsi);
     }
     fn message(&self, _: u64, _: u32) {}
 }

@@ -6,8 +6,8 @@
 //! lines lead through a [`LegacyGate`]. Invariants: a match is at the counter's passing the comparator, so a
 //! comparator behind the counter waits for the wrap, but a periodic timer's is taken for one that the host let come
 //! late: time passes between two accesses of a vCPU whose thread waits for a processor, and a wrap is minutes away.
-//! Edges of a periodic timer that a late host missed are made up for, a bounded number of them, a quarter of a period
-//! apart; a periodic timer wakes at most once in [`WAKE_NS_MIN`], however short its period. Lock order: this device,
+//! Every edge of a periodic timer is an interrupt, also those that a late host missed ([`IrqSink::edges`]); a periodic
+//! timer wakes at most once in [`WAKE_NS_MIN`], however short its period. Lock order: this device,
 //! the gate, the interrupt router. Thread: any, under the device's lock. Source: IA-PC HPET Specification 1.0a,
 //! "Register Overview", "Theory of Operation".
 
@@ -61,9 +61,6 @@ const ROUTES: u32 = 0x00ff_0104;
 /// counter and its writing the comparator: a second's.
 const LATE_MAX: u64 = 1_000_000_000 / TICK_NS;
 
-/// Missed edges that are made up for, as the 8254 does it.
-const BACKLOG_MAX: u64 = 16;
-
 /// Stands between the devices that legacy replacement cuts off, the 8254 and the RTC, and the
 /// interrupt router. Levels set while it is closed are passed on when it opens.
 pub struct LegacyGate {
@@ -98,6 +95,9 @@ impl LegacyGate {
             return;
         }
         state.closed = closed;
+        if closed {
+            LEGACY_LINES.into_iter().for_each(|gsi| self.sink.forget_edges(gsi));
+        }
         for (gsi, level) in LEGACY_LINES.into_iter().zip(state.levels) {
             if level {
                 self.sink.set_level(gsi, !closed);
@@ -118,6 +118,24 @@ impl IrqSink for LegacyGate {
         }
     }
 
+    fn edges(&self, gsi: u32, count: u64) {
+        let Some(line) = LEGACY_LINES.iter().position(|&line| line == gsi) else {
+            return self.sink.edges(gsi, count);
+        };
+        let mut state = lock(&self.state);
+        state.levels[line] |= count > 0;
+        if !state.closed {
+            self.sink.edges(gsi, count);
+        }
+    }
+
+    fn forget_edges(&self, gsi: u32) {
+        let state = lock(&self.state);
+        if !state.closed || !LEGACY_LINES.contains(&gsi) {
+            self.sink.forget_edges(gsi);
+        }
+    }
+
     fn message(&self, address: u64, data: u32) {
         self.sink.message(address, data);
     }
@@ -134,24 +152,12 @@ struct Comparator {
     first: Option<u64>,
     /// The line that this timer holds up, level-triggered.
     asserted: Option<u32>,
-    /// Matches that are yet to be delivered, and when the last was.
-    backlog: u64,
-    delivered_ns: u64,
 }
 
 impl Comparator {
     fn new() -> Self {
         let (value, asserted) = (u64::MAX, None);
-        Self {
-            config: 0,
-            value,
-            period: 0,
-            seen: 0,
-            first: None,
-            asserted,
-            backlog: 0,
-            delivered_ns: 0,
-        }
+        Self { config: 0, value, period: 0, seen: 0, first: None, asserted }
     }
 
     fn periodic(&self) -> bool {
@@ -194,11 +200,6 @@ impl Comparator {
         }
     }
 
-    /// Nanoseconds between two edges that are made up for.
-    fn gap_ns(&self) -> u64 {
-        (self.period.saturating_mul(TICK_NS) / 4).max(WAKE_NS_MIN)
-    }
-
     /// How many matches there were on the counter's way to `counter`.
     fn advance(&mut self, counter: u64) -> u64 {
         let gone = counter.wrapping_sub(self.seen);
@@ -214,23 +215,6 @@ impl Comparator {
         let value = self.value.wrapping_add(periods.wrapping_mul(self.period));
         self.value = value & self.mask();
         periods
-    }
-
-    /// Moves to `counter`; true if a match is to be delivered now.
-    fn is_due(&mut self, counter: u64, now_ns: u64) -> bool {
-        let matches = self.advance(counter);
-        // A level stays up, and what no interrupt comes of isn't owed.
-        let is_owed =
-            self.periodic() && self.config & (TIMER_LEVEL | TIMER_INTERRUPT) == TIMER_INTERRUPT;
-        self.backlog =
-            self.backlog.saturating_add(matches).min(if is_owed { BACKLOG_MAX } else { 1 });
-        let is_time = now_ns.saturating_sub(self.delivered_ns) >= self.gap_ns();
-        if self.backlog == 0 || matches == 0 && !is_time {
-            return false;
-        }
-        self.backlog -= 1;
-        self.delivered_ns = now_ns;
-        true
     }
 }
 
@@ -361,8 +345,9 @@ impl Hpet {
         let counter = self.counter_at(now_ns);
         let mut wake: Option<u64> = None;
         for n in 0..TIMERS {
-            if self.comparators[n].is_due(counter, now_ns) {
-                self.fire(n);
+            let matches = self.comparators[n].advance(counter);
+            if matches > 0 {
+                self.fire(n, matches);
             }
             let comparator = &self.comparators[n];
             if comparator.config & (TIMER_INTERRUPT | TIMER_LEVEL) == 0 {
@@ -374,9 +359,6 @@ impl Hpet {
                 Some(ns) if comparator.periodic() => ns.saturating_add(WAKE_NS_MIN),
                 _ => 0,
             };
-            let owed = (comparator.backlog > 0)
-                .then(|| comparator.delivered_ns.saturating_add(comparator.gap_ns()));
-            let due = [due, owed].into_iter().flatten().min();
             if let Some(due) = due.map(|ns| ns.max(earliest)) {
                 wake = Some(wake.map_or(due, |wake| wake.min(due)));
             }
@@ -384,7 +366,8 @@ impl Hpet {
         self.timer.arm(wake);
     }
 
-    fn fire(&mut self, n: usize) {
+    /// Timer `n` has matched so many times.
+    fn fire(&mut self, n: usize, matches: u64) {
         let config = self.comparators[n].config;
         if config & TIMER_LEVEL != 0 {
             self.status |= 1 << n;
@@ -392,8 +375,21 @@ impl Hpet {
         } else if config & TIMER_INTERRUPT != 0
             && let Some(gsi) = self.line(n)
         {
-            self.sink.set_level(gsi, true);
+            if self.comparators[n].periodic() {
+                self.sink.edges(gsi, matches);
+            } else {
+                self.sink.set_level(gsi, true);
+            }
             self.sink.set_level(gsi, false);
+        }
+    }
+
+    /// Timer `n` is programmed anew: what was missed before doesn't come any more.
+    fn forget_edges(&self, n: usize) {
+        if self.comparators[n].config & TIMER_LEVEL == 0
+            && let Some(gsi) = self.line(n)
+        {
+            self.sink.forget_edges(gsi);
         }
     }
 
@@ -425,6 +421,9 @@ impl Hpet {
     /// Writes the bits `lanes` of timer `n`'s register `register`.
     fn write_timer(&mut self, n: usize, register: u64, value: u64, lanes: u64, now_ns: u64) {
         let counter = self.counter_at(now_ns);
+        if matches!(register, REG_TIMER_CONFIG | REG_TIMER_COMPARATOR) {
+            self.forget_edges(n);
+        }
         let comparator = &mut self.comparators[n];
         match register {
             REG_TIMER_CONFIG => {
@@ -435,7 +434,6 @@ impl Hpet {
                     config = (config & !TIMER_ROUTE) | (comparator.config & TIMER_ROUTE);
                 }
                 comparator.config = config;
-                comparator.backlog = 0;
                 let mask = comparator.mask();
                 comparator.value &= mask;
                 comparator.period &= mask;
@@ -446,7 +444,6 @@ impl Hpet {
             }
             REG_TIMER_COMPARATOR => {
                 let mask = comparator.mask();
-                comparator.backlog = 0;
                 // "Increased by the value that was last written to the register."
                 let period = merge(comparator.period, value, lanes) & mask;
                 if !comparator.periodic() || comparator.config & TIMER_SET_VALUE != 0 {

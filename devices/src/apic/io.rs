@@ -9,6 +9,7 @@
 //! Source: Intel 82093AA data sheet (290566), "Registers"; ICH9 data sheet, "EOI Register".
 
 use super::{Delivery, Destination, IO_APIC_PINS, Message, describe_entry, describe_set};
+use crate::irq::Acceptance;
 
 const PINS: usize = IO_APIC_PINS as usize;
 
@@ -30,8 +31,8 @@ const ENTRY_MASKED: u64 = 1 << 16;
 /// Vector to mask, without delivery status and remote IRR; and the destination.
 const ENTRY_WRITABLE: u64 = 0xff00_0000_0001_afff;
 
-/// Sends a message; whether a local APIC accepted it.
-pub(super) type Deliver<'a> = &'a dyn Fn(&Message) -> bool;
+/// Sends a message; what the local APICs made of it.
+pub(super) type Deliver<'a> = &'a dyn Fn(&Message) -> Acceptance;
 
 #[derive(Clone, Debug)]
 pub(super) struct IoApic {
@@ -83,7 +84,17 @@ impl IoApic {
         }
     }
 
-    fn send(&self, pin: usize, deliver: Deliver<'_>) -> bool {
+    /// `pin` rises, and is high afterwards.
+    pub(super) fn edge(&mut self, pin: usize, deliver: Deliver<'_>) -> Acceptance {
+        self.pins |= 1 << pin;
+        match self.entries[pin] & (ENTRY_LEVEL | ENTRY_MASKED) {
+            0 => self.send(pin, deliver),
+            ENTRY_LEVEL if self.service_level(pin, deliver) => Acceptance::Accepted,
+            _ => Acceptance::Refused,
+        }
+    }
+
+    fn send(&self, pin: usize, deliver: Deliver<'_>) -> Acceptance {
         let entry = self.entries[pin];
         let [vector, control, .., destination] = entry.to_le_bytes();
         deliver(&Message {
@@ -94,18 +105,21 @@ impl IoApic {
         })
     }
 
-    /// Sends a level-triggered interrupt if it is due.
-    fn service_level(&mut self, pin: usize, deliver: Deliver<'_>) {
+    /// Sends a level-triggered interrupt if it is due; whether a local APIC took it.
+    fn service_level(&mut self, pin: usize, deliver: Deliver<'_>) -> bool {
         let entry = self.entries[pin];
         let asserted = self.pins & 1 << pin != 0;
         let open = entry & (ENTRY_MASKED | ENTRY_REMOTE_IRR) == 0;
-        if asserted && open && entry & ENTRY_LEVEL != 0 && self.send(pin, deliver) {
-            let [_, control, ..] = entry.to_le_bytes();
-            let delivery = Delivery::of(u32::from(control) << 8);
-            if matches!(delivery, Delivery::Fixed | Delivery::LowestPriority) {
-                self.entries[pin] |= ENTRY_REMOTE_IRR;
-            }
+        let is_due = asserted && open && entry & ENTRY_LEVEL != 0;
+        if !is_due || self.send(pin, deliver) == Acceptance::Refused {
+            return false;
         }
+        let [_, control, ..] = entry.to_le_bytes();
+        let delivery = Delivery::of(u32::from(control) << 8);
+        if matches!(delivery, Delivery::Fixed | Delivery::LowestPriority) {
+            self.entries[pin] |= ENTRY_REMOTE_IRR;
+        }
+        true
     }
 
     /// An EOI message for `vector`.

@@ -20,7 +20,7 @@ use super::router::ApicFeatures;
 use super::timer::{LvtTimer, Mode};
 use super::{Delivery, Destination, Effect, LOCAL_APIC_BASE, Message, Refused};
 use crate::clock::{Clock, Timed, Timer, WAKE_NS_MIN};
-use crate::irq::CpuSignals;
+use crate::irq::{Acceptance, CpuSignals};
 
 pub(super) const MSR_APIC_BASE: u32 = 0x1b;
 pub(super) const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -364,10 +364,15 @@ impl Local {
         Some(u16::from(self.ppr().max(self.irr.highest().unwrap_or(0) & 0xf0)) + 1)
     }
 
-    /// Takes a message; whether it was accepted.
-    pub(super) fn accept(&mut self, delivery: Delivery, vector: u8, level_triggered: bool) -> bool {
+    /// Takes a message, if it does.
+    pub(super) fn accept(
+        &mut self,
+        delivery: Delivery,
+        vector: u8,
+        level_triggered: bool,
+    ) -> Acceptance {
         if !self.enabled() {
-            return false;
+            return Acceptance::Refused;
         }
         match delivery {
             Delivery::Fixed | Delivery::LowestPriority => {
@@ -383,22 +388,23 @@ impl Local {
                 self.update();
             }
             // There is no system-management mode.
-            Delivery::Smi | Delivery::Reserved => return false,
+            Delivery::Smi | Delivery::Reserved => return Acceptance::Refused,
         }
-        true
+        Acceptance::Accepted
     }
 
-    fn accept_vector(&mut self, vector: u8, level_triggered: bool) -> bool {
+    fn accept_vector(&mut self, vector: u8, level_triggered: bool) -> Acceptance {
         if self.svr & SVR_ENABLE == 0 {
-            return false;
+            return Acceptance::Refused;
         }
         if vector < 16 {
             self.error(ESR_RECEIVE_VECTOR);
-            return false;
+            return Acceptance::Refused;
         }
+        let is_pending = self.irr.get(vector);
         self.irr.set(vector, true);
         self.tmr.set(vector, level_triggered);
-        true
+        if is_pending { Acceptance::Merged } else { Acceptance::Accepted }
     }
 
     fn error(&mut self, bit: u32) {
@@ -451,7 +457,7 @@ impl Local {
         let lvt = self.lvt[LINT0 + pin];
         let fixed = Delivery::of(lvt) == Delivery::Fixed && lvt & LVT_LEVEL != 0;
         let due = fixed && self.lint[pin] && lvt & (LVT_MASKED | LVT_REMOTE_IRR) == 0;
-        if due && self.accept_vector(lvt.to_le_bytes()[0], true) {
+        if due && self.accept_vector(lvt.to_le_bytes()[0], true) != Acceptance::Refused {
             self.lvt[LINT0 + pin] |= LVT_REMOTE_IRR;
         }
     }

@@ -4,7 +4,8 @@
 //! Problem: device threads, the timer thread and vCPUs in parallel reach controllers that talk to each
 //! other both ways. Scheme: messages go down, 8259A pair to I/O APIC to local APIC, under the locks in
 //! that order; what goes up (EOI to the I/O APIC, INTA to the 8259A) or across (inter-processor
-//! interrupts) starts after the local APIC's lock is released. Wiring: ISA lines 0-15 reach the
+//! interrupts) starts after the local APIC's lock is released. Edges that fall together with one that is still pending,
+//! because their processor's thread waits for one of the host, are owed: an INTA lets the next one in. Wiring: ISA lines 0-15 reach the
 //! 8259A and the I/O APIC pin of the same number, but line 0 reaches pin 2; GSI 2 is that pin alone;
 //! GSI 16-23 only the I/O APIC; the 8259A's INTR goes to LINT0 of processor 0 and to pin 0.
 //! Invariants: never two local APICs' locks at once; LINT0 and pin 0 follow the 8259A under its lock.
@@ -13,6 +14,7 @@
 //! Interrupts", "Lowest Priority Delivery Mode".
 
 use std::fmt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::io::IoApic;
@@ -22,7 +24,7 @@ use super::{
 };
 use crate::bus::{Bus, BusDevice, Overlap};
 use crate::clock::{Clock, TimerQueue, lock};
-use crate::irq::{CpuSignals, IrqSink};
+use crate::irq::{Acceptance, CpuSignals, IrqSink};
 use crate::legacy::pic::Pic;
 
 /// What the processors' CPUID says about their local APICs.
@@ -48,6 +50,9 @@ impl ApicFeatures {
     }
 }
 
+/// Edges of one line that are made up for at most; more than a few ticks would be a storm after a host's sleep.
+const OWED_MAX: u8 = 16;
+
 struct Cpu {
     local: Arc<Mutex<Local>>,
     view: Arc<View>,
@@ -57,24 +62,24 @@ struct Cpu {
 struct Locals(Vec<Cpu>);
 
 impl Locals {
-    /// Delivers a message; whether anybody accepted it.
-    fn deliver(&self, message: &Message) -> bool {
+    /// Delivers a message; what he who liked it best made of it.
+    fn deliver(&self, message: &Message) -> Acceptance {
         if message.delivery == Delivery::LowestPriority {
             return self.deliver_lowest(message);
         }
-        let mut accepted = false;
+        let mut best = Acceptance::Refused;
         self.for_each(message.destination, |index| {
-            accepted |= self.accept(index, message);
+            best = best.max(self.accept(index, message));
         });
-        accepted
+        best
     }
 
-    fn accept(&self, index: usize, message: &Message) -> bool {
+    fn accept(&self, index: usize, message: &Message) -> Acceptance {
         lock(&self.0[index].local).accept(message.delivery, message.vector, message.level_triggered)
     }
 
     /// To the one processor, of those named, with the least urgent work; the first such.
-    fn deliver_lowest(&self, message: &Message) -> bool {
+    fn deliver_lowest(&self, message: &Message) -> Acceptance {
         let mut best: Option<(u16, usize)> = None;
         self.for_each(message.destination, |index| {
             if let Some(priority) = lock(&self.0[index].local).arbitration(message.vector)
@@ -83,7 +88,7 @@ impl Locals {
                 best = Some((priority, index));
             }
         });
-        best.is_some_and(|(_, index)| self.accept(index, message))
+        best.map_or(Acceptance::Refused, |(_, index)| self.accept(index, message))
     }
 
     fn for_each(&self, destination: Destination, mut act: impl FnMut(usize)) {
@@ -113,6 +118,20 @@ struct Io {
     apic: IoApic,
     isa_0: bool,
     gsi_2: bool,
+    /// Edges that each GSI is owed.
+    owed: [u8; IO_APIC_PINS as usize],
+}
+
+impl Io {
+    /// Line `gsi` has this level; the pin that it leads to.
+    fn set(&mut self, gsi: u32, level: bool) -> usize {
+        match gsi {
+            0 => self.isa_0 = level,
+            2 => self.gsi_2 = level,
+            _ => return usize::try_from(gsi).unwrap_or(2),
+        }
+        2
+    }
 }
 
 /// All interrupt controllers. Processor `n` has APIC ID `n`; processor 0 is the boot processor.
@@ -121,6 +140,8 @@ pub struct InterruptRouter {
     pic: Mutex<Pic>,
     io: Mutex<Io>,
     locals: Locals,
+    /// The GSIs that are owed edges, a bit each: changes with [`Io::owed`].
+    owing: AtomicU32,
 }
 
 impl fmt::Debug for InterruptRouter {
@@ -154,8 +175,14 @@ impl InterruptRouter {
             .collect();
         Arc::new(Self {
             pic: Mutex::new(Pic::new()),
-            io: Mutex::new(Io { apic: IoApic::new(), isa_0: false, gsi_2: false }),
+            io: Mutex::new(Io {
+                apic: IoApic::new(),
+                isa_0: false,
+                gsi_2: false,
+                owed: [0; IO_APIC_PINS as usize],
+            }),
             locals: Locals(cpus),
+            owing: AtomicU32::new(0),
         })
     }
 
@@ -179,6 +206,7 @@ impl InterruptRouter {
     pub fn reset(&self) {
         self.with_pic(Pic::reset);
         lock(&self.io).apic.reset();
+        (0..IO_APIC_PINS).for_each(|gsi| self.forget_edges(gsi));
         for cpu in &self.locals.0 {
             lock(&cpu.local).reset();
         }
@@ -273,14 +301,69 @@ impl InterruptRouter {
     /// INTA of vCPU `cpu`: the vector to deliver now, if there still is one.
     #[must_use]
     pub fn acknowledge(&self, cpu: usize) -> Option<u8> {
-        let from_pic = {
+        let (from_local, from_pic) = {
             let mut local = self.local(cpu);
-            if let Some(vector) = local.acknowledge() {
-                return Some(vector);
-            }
-            local.take_extint()
+            let vector = local.acknowledge();
+            (vector, vector.is_none() && local.take_extint())
         };
-        if from_pic { self.acknowledge_pic() } else { None }
+        let vector = if from_pic { self.acknowledge_pic() } else { from_local };
+        if vector.is_some() {
+            self.deliver_owed();
+        }
+        vector
+    }
+
+    /// A rising edge of line `gsi`, which is high afterwards.
+    fn edge(&self, gsi: u32) -> Acceptance {
+        let from_pic = match u8::try_from(gsi) {
+            Ok(irq @ 0..16) => self.with_pic(|pic| pic.edge(irq)),
+            _ => Acceptance::Refused,
+        };
+        if gsi >= IO_APIC_PINS {
+            return from_pic;
+        }
+        let mut io = lock(&self.io);
+        let pin = io.set(gsi, true);
+        from_pic.max(io.apic.edge(pin, &|message: &Message| self.locals.deliver(message)))
+    }
+
+    /// An interrupt was taken: whoever is owed edges may have the next.
+    fn deliver_owed(&self) {
+        let mut owing = self.owing.load(Ordering::Relaxed);
+        while owing != 0 {
+            let gsi = owing.trailing_zeros();
+            owing &= owing - 1;
+            // Taken off first, so that two processors don't deliver the same one.
+            if self.change_owed(gsi, |owed| owed.saturating_sub(1)) > 0 {
+                self.edge_or_owe(gsi, 0);
+            }
+        }
+    }
+
+    /// An edge, or another one owed, and so `more`.
+    fn edge_or_owe(&self, gsi: u32, more: u8) {
+        let owed_more = match self.edge(gsi) {
+            Acceptance::Refused => return self.forget_edges(gsi),
+            Acceptance::Merged => more.saturating_add(1),
+            Acceptance::Accepted => more,
+        };
+        self.change_owed(gsi, |owed| owed.saturating_add(owed_more).min(OWED_MAX));
+    }
+
+    /// Changes how many edges `gsi` is owed; returns what it was before.
+    fn change_owed(&self, gsi: u32, change: impl FnOnce(u8) -> u8) -> u8 {
+        let mut io = lock(&self.io);
+        let Some(owed) = usize::try_from(gsi).ok().and_then(|gsi| io.owed.get_mut(gsi)) else {
+            return 0;
+        };
+        let before = *owed;
+        *owed = change(before);
+        if *owed == 0 {
+            self.owing.fetch_and(!(1 << gsi), Ordering::Relaxed);
+        } else {
+            self.owing.fetch_or(1 << gsi, Ordering::Relaxed);
+        }
+        before
     }
 
     /// Where in its local APIC's page vCPU `cpu` accesses physical address `address`, if it does.
@@ -379,18 +462,20 @@ impl IrqSink for InterruptRouter {
             return;
         }
         let mut io = lock(&self.io);
-        let (pin, level) = match gsi {
-            0 => {
-                io.isa_0 = level;
-                (2, io.isa_0 || io.gsi_2)
-            }
-            2 => {
-                io.gsi_2 = level;
-                (2, io.isa_0 || io.gsi_2)
-            }
-            _ => (usize::try_from(gsi).unwrap_or(2), level),
-        };
+        let pin = io.set(gsi, level);
+        let level = if pin == 2 { io.isa_0 || io.gsi_2 } else { level };
         io.apic.set_pin(pin, level, &|message: &Message| self.locals.deliver(message));
+    }
+
+    fn edges(&self, gsi: u32, count: u64) {
+        if count == 0 {
+            return;
+        }
+        self.edge_or_owe(gsi, u8::try_from(count - 1).unwrap_or(OWED_MAX));
+    }
+
+    fn forget_edges(&self, gsi: u32) {
+        self.change_owed(gsi, |_| 0);
     }
 
     fn message(&self, address: u64, data: u32) {

@@ -623,3 +623,69 @@ fn the_8254_ticks_through_the_virtual_wire_and_through_pin_2() {
     lock(&pit).run(now_ns);
     assert_eq!(bench.router.acknowledge(0), None);
 }
+
+/// Ticks while the vCPU's thread waits for a processor of the host: all are interrupts, as soon as they can be.
+#[test]
+fn edges_that_would_merge_come_when_the_one_before_is_taken() {
+    let bench = Bench::enabled(1);
+    bench.redirect(2, 0x30, 0);
+    let take = || {
+        assert!(bench.intr(0));
+        assert_eq!(bench.router.acknowledge(0), Some(0x30));
+        assert!(!bench.intr(0), "in service");
+        bench.write(0, reg::EOI, 0);
+    };
+    for count in [1, 2, 1] {
+        bench.router.edges(0, count);
+        bench.router.set_level(0, false);
+    }
+    (0..4).for_each(|_| take());
+    assert!(!bench.intr(0));
+    // After a host's sleep, a few.
+    bench.router.edges(0, 1_000_000);
+    bench.router.edges(0, 1);
+    (0..=OWED_MAX).for_each(|_| take());
+    assert!(!bench.intr(0));
+    // Forgotten.
+    bench.router.edges(0, 3);
+    bench.router.forget_edges(0);
+    take();
+    assert!(!bench.intr(0));
+    // Masked with some to come: those are lost, as any edge on a masked pin.
+    bench.router.edges(0, 3);
+    bench.redirect(2, MASKED | 0x30, 0);
+    take();
+    bench.redirect(2, 0x30, 0);
+    bench.router.edges(0, 1);
+    take();
+    assert!(!bench.intr(0));
+}
+
+#[test]
+fn edges_through_the_8259_are_owed_too_and_a_pair_that_nobody_listens_to_holds_none_up() {
+    let bench = Bench::new(1);
+    bench.router.firmware_defaults();
+    let take = |vector: u8, port: u16| {
+        assert_eq!(bench.router.acknowledge(0), Some(vector));
+        assert_eq!(bench.router.acknowledge(0), None, "in service");
+        bench.ports.write(0xa0, 1, 0x20);
+        bench.ports.write(port.into(), 1, 0x20);
+    };
+    bench.router.edges(0, 2);
+    bench.router.edges(0, 1);
+    (0..3).for_each(|_| take(0x08, 0x20));
+    assert!(!bench.intr(0));
+    bench.ports.write(0xa1, 1, 0x8e & !1);
+    bench.router.edges(8, 2);
+    (0..2).for_each(|_| take(0x70, 0x20));
+    assert!(!bench.intr(0));
+    // The pair's line 0 is open and latched, but LINT0 is masked.
+    bench.write(0, LVT_LINT0, MASKED);
+    bench.redirect(2, 0x30, 0);
+    for _ in 0..3 {
+        bench.router.edges(0, 1);
+        assert_eq!(bench.router.acknowledge(0), Some(0x30));
+        bench.write(0, reg::EOI, 0);
+        assert!(!bench.intr(0));
+    }
+}

@@ -9,6 +9,8 @@
 //! Source: Intel 8259A data sheet (231468), "Programming the 8259A"; PIIX3 data sheet (290550),
 //! "Edge and Level Triggered Modes".
 
+use crate::irq::Acceptance;
+
 /// Offsets of [`Pic::read`] and [`Pic::write`]: one for each port.
 pub mod port {
     /// 0x20: master ICW1, OCW2, OCW3; status.
@@ -97,6 +99,19 @@ impl Chip {
             self.pins |= bit;
         } else {
             self.pins &= !bit;
+        }
+    }
+
+    /// A rising edge of `pin`, which is high afterwards.
+    fn edge(&mut self, pin: u8) -> Acceptance {
+        let bit = 1 << pin;
+        let is_latched = self.latched & bit != 0;
+        self.latched |= bit;
+        self.pins |= bit;
+        match () {
+            () if self.imr & bit != 0 || self.expect != Expect::Ocw1 => Acceptance::Refused,
+            () if is_latched => Acceptance::Merged,
+            () => Acceptance::Accepted,
         }
     }
 
@@ -330,6 +345,20 @@ impl Pic {
                 self.cascade();
             }
             _ => {}
+        }
+    }
+
+    /// A rising edge of ISA line `irq`, which is high afterwards.
+    pub(crate) fn edge(&mut self, irq: u8) -> Acceptance {
+        match irq {
+            CASCADE => Acceptance::Refused,
+            0..8 => self.master.edge(irq),
+            8..16 => {
+                let acceptance = self.slave.edge(irq - 8);
+                self.cascade();
+                if self.master.imr & 1 << CASCADE == 0 { acceptance } else { Acceptance::Refused }
+            }
+            _ => Acceptance::Refused,
         }
     }
 

@@ -3,10 +3,9 @@
 //! Problem: three counters run on at 1.19 MHz whether anybody looks or not. Scheme: nothing counts.
 //! A channel remembers at which tick it was loaded; count, OUT and the next rising edge are computed
 //! from the tick of the moment. Channel 0 drives ISA line 0 from the timer queue: deadlines are whole
-//! ticks since the machine's start, so no error builds up. Edges that a late host missed are made up
-//! for, a bounded number of them, a quarter of a period apart.
-//! Invariants: one call delivers at most one edge; two timer wake-ups are at least
-//! [`WAKE_NS_MIN`] apart, however short the period that the guest asked for; a loaded count is
+//! ticks since the machine's start, so no error builds up. Every period's edge is an interrupt, also
+//! those that a late host missed ([`IrqSink::edges`](crate::irq::IrqSink::edges)).
+//! Invariants: two timer wake-ups are at least [`WAKE_NS_MIN`] apart, however short the period that the guest asked for; a loaded count is
 //! 1 to 65536. Gates 0 and 1 are tied high. Thread: any, under the device's lock.
 //! Source: Intel 8254 data sheet (231164), "Programming the 8254", "Mode Definitions".
 
@@ -24,8 +23,6 @@ mod tests;
 pub const PIT_HZ: u64 = 1_193_182;
 
 const NS_PER_S: u64 = 1_000_000_000;
-/// Missed ticks that are made up for; more than a few jiffies would be a storm after a host's sleep.
-const BACKLOG_MAX: u32 = 16;
 /// Channel 1 asks for a memory refresh each 18 ticks; port 0x61 bit 4 toggles with it.
 const REFRESH_TICKS: u64 = 18;
 
@@ -327,10 +324,8 @@ pub struct Pit {
     timer: Timer,
     irq: IrqLine,
     channels: [Channel; 3],
-    /// Edges of channel 0 up to this tick are delivered or in `backlog`.
+    /// Edges of channel 0 up to this tick are delivered.
     seen_tick: u64,
-    backlog: u32,
-    delivered_ns: u64,
     woken_ns: Option<u64>,
     /// Port 0x61 bits 0-3 as written: gate 2, speaker, and two enables of parity checks.
     port_0x61: u8,
@@ -352,8 +347,6 @@ impl Pit {
             irq,
             channels: [Channel::new(true), Channel::new(true), Channel::new(false)],
             seen_tick: 0,
-            backlog: 0,
-            delivered_ns: 0,
             woken_ns: None,
             port_0x61: 0,
         }));
@@ -374,7 +367,7 @@ impl Pit {
     pub fn reset(&mut self) {
         self.channels = [Channel::new(true), Channel::new(true), Channel::new(false)];
         self.port_0x61 = 0;
-        self.backlog = 0;
+        self.irq.forget_edges();
         self.irq.set(false);
         self.timer.arm(None);
     }
@@ -391,26 +384,17 @@ impl Pit {
         let tick = tick_at(now_ns);
         let rises = self.channels[0].rises(self.seen_tick, tick);
         self.seen_tick = tick;
-        let rises = u32::try_from(rises).unwrap_or(u32::MAX);
-        self.backlog = self.backlog.saturating_add(rises).min(BACKLOG_MAX);
         let channel = &self.channels[0];
-        let gap_ns = ns_of(channel.reload / 4).max(WAKE_NS_MIN);
-        let due = rises > 0 || now_ns.saturating_sub(self.delivered_ns) >= gap_ns;
-        if self.backlog > 0 && due {
-            self.backlog -= 1;
-            self.delivered_ns = now_ns;
+        if channel.periodic() {
+            self.irq.edges(rises);
+        } else if rises > 0 {
             self.irq.set(false);
             self.irq.set(true);
         }
         self.irq.set(channel.out(tick));
         let next = channel.next_rise(tick).map(ns_of);
-        let make_up = (self.backlog > 0).then(|| self.delivered_ns.saturating_add(gap_ns));
-        let wake = match (next, make_up) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
         let earliest = self.woken_ns.map_or(0, |ns| ns.saturating_add(WAKE_NS_MIN));
-        self.timer.arm(wake.map(|ns| ns.max(earliest)));
+        self.timer.arm(next.map(|ns| ns.max(earliest)));
     }
 
     fn control(&mut self, tick: u64, value: u8) {
@@ -427,7 +411,7 @@ impl Pit {
         } else {
             self.channels[select].control(value);
             if select == 0 {
-                self.backlog = 0;
+                self.irq.forget_edges();
             }
         }
     }

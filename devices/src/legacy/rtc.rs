@@ -4,7 +4,8 @@
 //! nobody looks. Scheme: the clock is a distance from [`Clock`]; registers are computed when read, and
 //! flags when register C is read or an enabled interrupt's time comes. Setting the time shifts the
 //! distance. Invariants: years 0 to 9999, whatever is written; `events_ns` never passes the clock;
-//! IRQ 8 is high exactly while register C bit 7 would read as one. The divider's phase belongs to the
+//! IRQ 8 is high exactly while register C bit 7 would read as one. Periodic interrupts that came while register C
+//! was yet to be read for the last are owed, a few at most: systems that count them would fall behind on a busy host. The divider's phase belongs to the
 //! calendar: periodic interrupts keep step with seconds. Thread: any, under the device's lock.
 //! Source: Motorola MC146818A data sheet, "Address Map", "Update Cycle", "Interrupts".
 
@@ -65,6 +66,9 @@ const C_UF: u8 = 0x10;
 /// RAM and time are valid.
 const D_VRT: u8 = 0x80;
 
+/// Periodic interrupts that are made up for at most; more would be a storm after a host's sleep.
+const OWED_MAX: u64 = 16;
+
 /// Alarm bytes from here on match anything.
 const ALARM_ANY: u8 = 0xc0;
 
@@ -87,6 +91,8 @@ pub struct Rtc {
     /// Flags are computed up to here.
     events_ns: u64,
     flags: u8,
+    /// Periodic interrupts that are yet to come besides the one that `flags` tells of.
+    owed: u64,
 }
 
 impl fmt::Debug for Rtc {
@@ -120,6 +126,7 @@ impl Rtc {
             frozen: None,
             events_ns: 0,
             flags: 0,
+            owed: 0,
         }));
         timer.attach(&rtc);
         rtc
@@ -137,6 +144,7 @@ impl Rtc {
     pub fn reset(&mut self) {
         self.cmos[usize::from(REG_B)] &= !(B_PIE | B_AIE | B_UIE | B_SQWE);
         self.flags = 0;
+        self.owed = 0;
         self.index = 0;
         self.sync(self.clock.now_ns());
     }
@@ -362,11 +370,16 @@ impl Rtc {
                 self.flags |= C_AF;
             }
         }
-        if let Some(rate) = self.periodic()
-            && rate.ticks(now_ns.saturating_add(self.phase_ns))
-                > rate.ticks(self.events_ns.saturating_add(self.phase_ns))
-        {
-            self.flags |= C_PF;
+        if let Some(rate) = self.periodic() {
+            let ticks = |ns: u64| rate.ticks(ns.saturating_add(self.phase_ns));
+            let periods = ticks(now_ns).saturating_sub(ticks(self.events_ns));
+            if self.reg(REG_B) & B_PIE != 0 {
+                let first = u64::from(self.flags & C_PF == 0);
+                self.owed = self.owed.saturating_add(periods.saturating_sub(first)).min(OWED_MAX);
+            }
+            if periods > 0 {
+                self.flags |= C_PF;
+            }
         }
         self.events_ns = now_ns;
     }
@@ -417,6 +430,11 @@ impl Rtc {
                 let irqf = if self.irqf() { C_IRQF } else { 0 };
                 let value = self.flags | irqf;
                 self.flags = 0;
+                self.irq.set(false);
+                if self.owed > 0 {
+                    self.owed -= 1;
+                    self.flags = C_PF;
+                }
                 self.sync(now_ns);
                 value
             }
@@ -430,6 +448,7 @@ impl Rtc {
             REG_C | REG_D => return,
             REG_A | REG_B => {
                 self.collect(now_ns);
+                self.owed = 0;
                 self.write_control(index, value, now_ns);
             }
             REG_SECONDS | REG_MINUTES | REG_HOURS | REG_WEEKDAY..=REG_YEAR | REG_CENTURY => {

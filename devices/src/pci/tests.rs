@@ -27,6 +27,10 @@ impl IrqSink for Lines {
     fn set_level(&self, gsi: u32, level: bool) {
         lock(&self.0).push((gsi, level));
     }
+    fn edges(&self, gsi: u32, _: u64) {
+        self.set_level(gsi, true);
+    }
+    fn forget_edges(&self, _: u32) {}
     fn message(&self, address: u64, data: u32) {
         lock(&self.1).push((address, data));
     }

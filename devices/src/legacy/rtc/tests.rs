@@ -125,6 +125,16 @@ fn update_ended_and_periodic_interrupts() {
     bench.write(REG_B, B_24H | B_PIE);
     let seen = bench.run(10 * NS_PER_S);
     assert_eq!(seen.len(), 10_240);
+    // Read late, the line rises anew for those that came in the meantime.
+    bench.clock.advance((5 * NS_PER_S).div_ceil(1024));
+    bench.timers.run_due(bench.clock.now_ns());
+    for n in (1..=5).rev() {
+        assert!(bench.irqs.level(8), "{n} to come");
+        let before = bench.irqs.edges(8);
+        assert_eq!(bench.read(REG_C) & (C_IRQF | C_PF), C_IRQF | C_PF);
+        assert_eq!(bench.irqs.edges(8) - before, usize::from(n > 1));
+    }
+    assert_eq!(bench.read(REG_C), 0);
     // Unread, the line stays up and no more timers run.
     bench.clock.advance(NS_PER_S);
     bench.timers.run_due(bench.clock.now_ns());
