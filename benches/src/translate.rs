@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use iced_x86::{DecoderOptions, Instruction};
-use xenolith_translator::emit::{Frame, Page, Translator};
+use xenolith_translator::emit::{Frame, Page, Routines, Translator};
 use xenolith_translator::host::Host;
 use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
@@ -145,9 +145,7 @@ fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
         let bytes = &code[at..code.len().min(at + in_page.min(LENGTH_MAX * INSN_BYTES_MAX))];
         let frame = Frame {
             base: 0x7000_0000 + work.code as u64,
-            exit: 0x6fff_0000,
-            load_vector: 0x6fff_1000,
-            load_x87: 0x6fff_2000,
+            routines: Routines { exit: 0x6fff_0000, ..Routines::default() },
             first_site: 0,
             mode,
             rip,

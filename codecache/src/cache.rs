@@ -103,6 +103,7 @@ const NO_JUMP: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entries {
     pub guarded: usize,
+    pub indirect: usize,
     pub polled: usize,
     pub plain: usize,
 }
@@ -121,6 +122,8 @@ impl Entries {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     pub gpn: u64,
+    /// What its owner knows the page by.
+    pub id: u32,
     pub offset: u16,
     pub len: u16,
 }
@@ -157,6 +160,7 @@ pub struct NewBlock<'a, S> {
     pub code: &'a [u8],
     pub sites: &'a [S],
     /// Offsets of the entries; `guarded` is at 0.
+    pub indirect: u32,
     pub polled: u32,
     pub plain: u32,
     /// Where in its code the exits begin, which run only to leave it.
@@ -469,10 +473,11 @@ impl<S: Copy> Cache<S> {
         self.next_site += new.sites.len() as u32;
         let entries = Entries {
             guarded: code,
+            indirect: code + new.indirect as usize,
             polled: code + new.polled as usize,
             plain: code + new.plain as usize,
         };
-        let none = Source { gpn: 0, offset: 0, len: 0 };
+        let none = Source { gpn: 0, id: 0, offset: 0, len: 0 };
         let source = |n: usize| new.sources.get(n).copied().unwrap_or(none);
         let serial = self.counters.blocks + 1;
         let segment = &mut self.segments[self.current];
@@ -575,11 +580,11 @@ impl<S: Copy> Cache<S> {
         Some(self.blocks[*self.by_key.get(&key)? as usize].entries)
     }
 
-    /// The guest physical page that the block's last instruction ends in, if it began in another.
+    /// The page that the block's last instruction ends in, if it began in another.
     #[must_use]
-    pub fn second_page(&self, key: Key) -> Option<u64> {
+    pub fn second_page(&self, key: Key) -> Option<Source> {
         let [_, second] = self.blocks[*self.by_key.get(&key)? as usize].sources;
-        (second.len > 0).then_some(second.gpn)
+        (second.len > 0).then_some(second)
     }
 
     /// Whether a block still is what its key stands for.
@@ -775,11 +780,16 @@ impl<S: Copy> Cache<S> {
         Some(Located { block, key, tag, host: code + mapped.host(), word: mapped.word() })
     }
 
-    /// Drops one block.
-    pub fn remove(&mut self, key: Key) {
-        if let Some(&number) = self.by_key.get(&key) {
-            self.unlink(number);
-        }
+    /// Drops one block: its tag, if there is one.
+    pub fn remove(&mut self, key: Key) -> Option<u64> {
+        let number = *self.by_key.get(&key)?;
+        self.unlink(number);
+        Some(self.blocks[number as usize].tag)
+    }
+
+    /// The tag of a live block.
+    pub fn tag_mut(&mut self, key: Key) -> Option<&mut u64> {
+        Some(&mut self.blocks[*self.by_key.get(&key)? as usize].tag)
     }
 
     /// Takes a block out of the maps and points the jumps into it back: they wait for another of its key.

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use iced_x86::{EncodingKind, Instruction};
 use xenolith_cpu::PAGE_SIZE;
 use xenolith_cpu::cpuid::CpuidModel;
-use xenolith_translator::emit::{Frame, Page, Translator};
+use xenolith_translator::emit::{Frame, Page, Routines, Translator};
 use xenolith_translator::host::Host;
 use xenolith_translator::listing::Listing;
 use xenolith_translator::mode::{Loads, Mode};
@@ -129,9 +129,7 @@ pub fn code(
         let bytes = if across { rest } else { &rest[..rest.len().min(in_page)] };
         let frame = Frame {
             base,
-            exit: EXIT,
-            load_vector: LOAD_VECTOR,
-            load_x87: LOAD_X87,
+            routines: ROUTINES,
             first_site,
             mode,
             rip: start,
@@ -161,6 +159,7 @@ pub fn code(
             options: model.decoder_options(),
             base,
             code: &made.code,
+            indirect: made.indirect,
             polled: made.polled,
             plain: made.plain,
             exits: made.exits,
@@ -182,19 +181,18 @@ pub fn code(
 }
 
 /// Made-up host addresses.
-const EXIT: u64 = 0x10_0000;
-const LOAD_VECTOR: u64 = 0x10_0100;
-const LOAD_X87: u64 = 0x10_0200;
+const ROUTINES: Routines = Routines {
+    exit: 0x10_0000,
+    load_vector: 0x10_0100,
+    load_x87: 0x10_0200,
+    look_again: 0x10_0300,
+};
 const BASE: u64 = 0x10_1000;
 
 fn name(address: u64) -> Option<String> {
-    let name = match address {
-        EXIT => "the common exit",
-        LOAD_VECTOR => "loads the vector registers",
-        LOAD_X87 => "loads the x87 registers",
-        _ => return None,
-    };
-    Some(name.to_owned())
+    let named = ROUTINES.named();
+    let (_, name) = named.iter().find(|&&(at, _)| at == address)?;
+    Some((*name).to_owned())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Problem: translated code has the guest's registers in the host's, so it needs a place that costs no
 //! register for everything else: the registers that don't fit, the way back to Rust, the inline TLB.
-//! Scheme: one `repr(C)` record at GS; templates name its fields by [`offset`]. On an exit the general
+//! Scheme: one `repr(C)` record at GS; translated code names its fields by [`offset`]. On an exit the general
 //! registers and flags are stored here, and Rust moves them to `CpuState` and back. Behind the record
 //! lies reserved address space without access: a *poll* loads from the record's last word plus eight
 //! times the attention word, so that any attention makes it fault ([`offset::POLL`]).
@@ -36,6 +36,8 @@ const JUMP_CACHES: usize = SPACES + PRIVILEGES - 1;
 const PAGE_JUMPS: usize = 4096;
 /// Entries of the table of pages that may be executed; a power of two.
 pub const EXEC_ENTRIES: usize = 1 << 16;
+/// Pages of user code have identifiers below this: see [`home_mark`].
+pub const HOME_IDS: u32 = (EXEC_ENTRIES as u32) << 11;
 /// Regions of 4 GiB that bits 32 to 47 of an address tell apart.
 pub const REGIONS: usize = 1 << 16;
 /// Host address of the page that can be read while all others below 4 GiB can't. Code that has guessed a
@@ -48,6 +50,9 @@ pub const WINDOWS_MAX: usize = 16;
 /// Numbers of code segments begin with this and are below half as much more: with a RIP added they are no
 /// canonical addresses, so they aren't the RIPs of code that isn't segmented.
 pub const SEGMENTED_CODE: u64 = 1 << 63;
+/// Addresses of *floating* code, which runs wherever its page is mapped, begin with this: an address plus this is what
+/// would be the address plus [`Area::home`]'s there. They are no canonical addresses, as far as a displacement reaches.
+pub const FLOATING: u64 = 5 << 60;
 /// See [`Area::crossed`].
 pub const CROSSED_IN: u64 = 1;
 pub const CROSSED_OUT: u64 = 2;
@@ -233,6 +238,8 @@ pub struct Area {
     pub idt_base: u64,
     pub idt_above: u64,
     pub nmi_blocked: u64,
+    /// Linear address of the page that runs, while its code is floating.
+    pub home: u64,
     /// The attention word.
     pub attention: *const u32,
     /// PEXT mask of the attention bits that the guest can be stopped for now.
@@ -291,6 +298,8 @@ pub struct Area {
     pub regions: [[u64; REGIONS]; 2],
     /// Identifiers of the pages that may be executed, by page number.
     pub exec: [u32; EXEC_ENTRIES],
+    /// The same for user code that isn't segmented: [`home_mark`]s minus linear addresses.
+    pub homes: [u64; EXEC_ENTRIES],
     pub tlb: [Tlb; PRIVILEGES],
     /// Jump caches, one for each privilege.
     pub jumps: [[Jump; JUMP_ENTRIES]; JUMP_CACHES],
@@ -340,6 +349,12 @@ fn is_segmented(rip: u64) -> bool {
     rip >> 62 == SEGMENTED_CODE >> 62
 }
 
+/// Whether an address is one of floating code.
+#[must_use]
+pub fn is_floating(rip: u64) -> bool {
+    rip >> 62 == FLOATING >> 62
+}
+
 fn exec_slot(la: u64) -> usize {
     (la >> 12) as usize & (EXEC_ENTRIES - 1)
 }
@@ -354,6 +369,21 @@ impl Area {
             let jump = &cache[slot];
             if jump.minus_rip.load(Ordering::Relaxed) == rip.wrapping_neg() {
                 jump.minus_rip.store(nowhere(slot), Ordering::Release);
+            }
+        }
+    }
+
+    /// Forgets where blocks of user code are that begin so many bytes into whatever page. Any thread.
+    pub fn forget_jumps_at(&self, offset: u64) {
+        let slots = (offset as usize & (PAGE_JUMPS - 1)..).step_by(PAGE_JUMPS);
+        let end = self.jump_index as usize;
+        for slot in slots.take_while(|&slot| slot <= end) {
+            for cache in &self.jumps[..SPACES] {
+                let jump = &cache[slot].minus_rip;
+                // Fresh memory stays as it is.
+                if jump.load(Ordering::Relaxed) != nowhere(slot) {
+                    jump.store(nowhere(slot), Ordering::Release);
+                }
             }
         }
     }
@@ -526,6 +556,8 @@ pub struct AreaBox {
     /// Executable pages that are not global, and their identifiers.
     pages: Vec<(u64, u32)>,
     global_exec: Filled,
+    /// The same of pages in [`Area::homes`], global or not.
+    homed: Vec<(u64, u32)>,
 }
 
 /// What a poll can reach behind the record.
@@ -566,6 +598,7 @@ impl AreaBox {
             space: 0,
             pages: Vec::new(),
             global_exec: Filled::new(EXEC_ENTRIES),
+            homed: Vec::new(),
         };
         this.attention = attention;
         this.tlb_index = (TLB_ENTRIES as u64 - 1) << 12;
@@ -646,6 +679,9 @@ impl AreaBox {
         if global_too {
             self.global_exec.drain(|slot| area.exec[slot] = 0);
         }
+        for (la, _) in self.homed.drain(..) {
+            area.homes[exec_slot(la)] = 0;
+        }
     }
 
     fn flush_jumps(&mut self, caches: Range<usize>, global_too: bool) {
@@ -666,6 +702,7 @@ impl AreaBox {
                 table.write[slot] = nobody(slot);
             }
             area.exec[exec_slot(at)] = 0;
+            area.homes[exec_slot(at)] = 0;
         }
         let first = la >> 12;
         for privilege in 0..PRIVILEGES {
@@ -765,18 +802,6 @@ impl AreaBox {
         (jump.minus_rip.load(Ordering::Acquire) == rip.wrapping_neg()).then_some(jump.host)
     }
 
-    /// Notes a page that is put into its slot; once in a while those whose slots others have taken are dropped.
-    fn note_page(&mut self, la: u64, id: u32) {
-        if self.pages.len() == 2 * EXEC_ENTRIES {
-            let mut pages = std::mem::take(&mut self.pages);
-            pages.sort_unstable();
-            pages.dedup();
-            pages.retain(|&(la, id)| self.exec[exec_slot(la)] == id);
-            self.pages = pages;
-        }
-        self.pages.push((la, id));
-    }
-
     /// Says that the page of `la` may be executed, and is the one with this identifier.
     pub fn vouch(&mut self, la: u64, id: u32, global: bool) {
         let slot = exec_slot(la);
@@ -786,10 +811,47 @@ impl AreaBox {
         if global {
             self.global_exec.note(slot);
         } else {
-            self.note_page(la & !0xfff, id);
+            // SAFETY: as in `flush_translations`.
+            let area = unsafe { self.area.as_ref() };
+            tidy(&mut self.pages, |la, id| area.exec[exec_slot(la)] == id);
+            self.pages.push((la & !0xfff, id));
         }
         self.area_mut().exec[slot] = id;
     }
+
+    /// The same for user code that isn't segmented.
+    pub fn vouch_home(&mut self, la: u64, id: u32) {
+        let (page, slot) = (la & !0xfff, exec_slot(la));
+        if self.homes[slot] == home_entry(page, id) {
+            return;
+        }
+        // SAFETY: as in `flush_translations`.
+        let area = unsafe { self.area.as_ref() };
+        tidy(&mut self.homed, |la, id| area.homes[exec_slot(la)] == home_entry(la, id));
+        self.homed.push((page, id));
+        self.area_mut().homes[slot] = home_entry(page, id);
+    }
+}
+
+/// Drops from a list of pages, once it is long, those whose slots others have taken.
+fn tidy(pages: &mut Vec<(u64, u32)>, is_there: impl Fn(u64, u32) -> bool) {
+    if pages.len() >= 2 * EXEC_ENTRIES {
+        pages.sort_unstable();
+        pages.dedup();
+        pages.retain(|&(la, id)| is_there(la, id));
+    }
+}
+
+/// What stands for a page's identifier in [`Area::homes`]. It is odd, and below what two pages of one slot are apart, so
+/// a mark minus an address is zero for none, and the same for no other two.
+#[must_use]
+pub fn home_mark(id: u32) -> u32 {
+    2 * id + 1
+}
+
+/// What is kept of a page in [`Area::homes`].
+fn home_entry(page: u64, id: u32) -> u64 {
+    u64::from(home_mark(id)).wrapping_sub(page)
 }
 
 /// What may be done inline with a page.
@@ -843,6 +905,7 @@ pub fn name_of(offset: i32) -> Option<String> {
         idt_base,
         idt_above,
         nmi_blocked,
+        home,
         attention,
         attention_mask,
         system_flags,
@@ -875,6 +938,7 @@ pub fn name_of(offset: i32) -> Option<String> {
         ymm,
         regions,
         exec,
+        homes,
         tlb,
         jumps,
         code_numbers,
@@ -902,6 +966,7 @@ pub fn name_of(offset: i32) -> Option<String> {
         }
         "ymm" => rest(format!("ymm[{}]", inside / 32), inside % 32),
         "exec" => format!("exec[{}]", inside / 4),
+        "homes" => format!("homes[{}]", inside / 8),
         _ => rest(field.to_owned(), inside),
     })
 }
@@ -996,6 +1061,8 @@ pub mod offset {
         at(offset_of!(Area, regions) + privilege * 8 * super::REGIONS)
     }
     pub const EXEC: i32 = at(offset_of!(Area, exec));
+    pub const HOME: i32 = at(offset_of!(Area, home));
+    pub const HOMES: i32 = at(offset_of!(Area, homes));
     /// The record's last word. A poll loads from here plus eight times the attention.
     pub const POLL: i32 = at(size_of::<Area>() - 8);
     pub const USER_JUMPS: i32 = at(offset_of!(Area, user_jumps));

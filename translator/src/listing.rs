@@ -30,6 +30,7 @@ pub struct Listing<'a> {
     pub base: u64,
     pub code: &'a [u8],
     /// Offsets in `code`: the entries (`guarded` is at 0), and where the exits begin.
+    pub indirect: u32,
     pub polled: u32,
     pub plain: u32,
     pub exits: u32,
@@ -259,9 +260,13 @@ impl fmt::Display for Listing<'_> {
             }
             Ok(())
         };
-        let (polled, plain) = (self.polled as usize, self.plain as usize);
+        let entries = [self.indirect, self.polled, self.plain];
+        let [indirect, polled, plain] = entries.map(|entry| entry as usize);
         let first = self.map.first().map_or(inside, |&(host, _)| host as usize);
-        rows("entry guarded", 0, polled)?;
+        rows("entry guarded", 0, indirect)?;
+        if indirect < polled {
+            rows("entry indirect", indirect, polled)?;
+        }
         rows("entry polled", polled, plain)?;
         rows("entry plain", plain, first)?;
         for (number, &(host, _)) in self.map.iter().enumerate() {

@@ -84,6 +84,12 @@ impl Mode {
         !self.segmented && !self.armed
     }
 
+    /// Whether the pages of such code are looked for by [`crate::area::Area::homes`], so that it may float.
+    #[must_use]
+    pub fn has_home(&self) -> bool {
+        self.privilege == Privilege::User as u8 && !self.segmented
+    }
+
     /// The supervisor's mode with AC set.
     #[must_use]
     pub fn has_ac(&self) -> bool {

@@ -14,7 +14,7 @@ use iced_x86::{
     OpKind, Register,
 };
 
-use crate::area::WINDOWS_MAX;
+use crate::area::{WINDOWS_MAX, is_floating};
 use crate::classify::{Class, classify, slot_bytes};
 use crate::guess::{Start, guess};
 use crate::mode::Mode;
@@ -199,6 +199,10 @@ pub fn plan(
         let mut class = if allowed { classify(&insn, mode) } else { Class::HandOver };
         if class.is_relative() && insn.near_branch_target() > limits.code_limit {
             // The branch itself faults when it is taken.
+            class = Class::HandOver;
+        }
+        if class.is_relative() && insn.op0_kind() == OpKind::NearBranch16 && is_floating(rip) {
+            // It goes to some of its address's bits, which aren't known.
             class = Class::HandOver;
         }
         done += insn.len();

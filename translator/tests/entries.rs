@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, edx, rbx, rsi, st0, st1};
 use iced_x86::{DecoderOptions, IcedError, Instruction};
-use xenolith_translator::emit::{Frame, Page, Translator};
+use xenolith_translator::emit::{Frame, Page, Routines, Translator};
 use xenolith_translator::host::Host;
 use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
@@ -30,9 +30,7 @@ fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedEr
     };
     let frame = Frame {
         base: 0x7000_0000,
-        exit: 0x6fff_0000,
-        load_vector: 0x6fff_1000,
-        load_x87: 0x6fff_2000,
+        routines: Routines { exit: 0x6fff_0000, ..Routines::default() },
         first_site: 0,
         mode,
         rip: RIP,

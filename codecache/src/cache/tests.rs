@@ -21,6 +21,7 @@ impl Rig {
         let first = len.min(PAGE_BYTES - at % PAGE_BYTES);
         let source = |at: usize, len: usize| Source {
             gpn: (at / PAGE_BYTES) as u64,
+            id: 0,
             offset: (at % PAGE_BYTES) as u16,
             len: len as u16,
         };
@@ -29,6 +30,7 @@ impl Rig {
             key,
             code: &[0xcc; 64],
             sites: &[],
+            indirect: 0,
             polled: 0,
             plain: 0,
             exits: 64,

@@ -1,7 +1,7 @@
 //! The code that enters and leaves translated code.
 //!
 //! Problem: translated code keeps the guest's registers in the host's, all of them, so getting there and
-//! back isn't a call that Rust could make. Scheme: four routines, published once before any block.
+//! back isn't a call that Rust could make. Scheme: five routines, published once before any block.
 //! Invariants: RSP is the guest's between `enter` and `exit`; status flags pass through both; vector
 //! registers are saved on the way out if they were the guest's, and loaded on the way in if asked; x87
 //! registers stay where they are. Upper halves of vector registers that are all zero are left in the state that
@@ -12,7 +12,10 @@
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
+use xenolith_cpu::env::Privilege;
 use xenolith_translator::area::offset;
+use xenolith_translator::emit::Routines;
+use xenolith_translator::host::Host;
 
 /// General registers but RSP and the scratch ones, which the common code moves.
 const MOVED: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15];
@@ -20,22 +23,22 @@ const MOVED: [u8; 13] = [0, 1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15];
 /// The component of x87 state in XSAVE's masks (SDM vol. 1, "XSAVE-Managed Features").
 pub const XSTATE_X87: i32 = 1;
 
-/// The routines, and where in `code` they are; `enter` is at its start.
+/// The routines: their code, which begins with `enter`, and where they are.
 pub struct Common {
     pub code: Vec<u8>,
-    pub exit: usize,
-    pub load_vector: usize,
-    pub load_x87: usize,
+    pub routines: Routines,
 }
 
 /// ```text
-/// enter(target: rdi)   a C function; GS is the Area; comes back when the guest leaves
+/// enter(target: rdi)   a C function; GS is the Area, whose RIP goes to r10; comes back when the guest leaves
 /// exit                 jumped to with the guest's registers and flags; SITE says from where
 /// load_vector          jumped to; loads the vector registers and jumps to r10; no flags
 /// load_x87             the same for the x87 registers
+/// look_again           jumped to; goes on where the user's jump cache says that r10 is, or to exit; no flags
 /// ```
-pub fn common(base: u64) -> Common {
+pub fn common(base: u64, host: Host) -> Common {
     let mut asm: VecAssembler<X64Relocation> = VecAssembler::new(base as usize);
+    let here = |asm: &VecAssembler<X64Relocation>| base + asm.offset().0 as u64;
     dynasm!(asm ; .arch x64
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15 ; sub rsp, 8
         ; gs mov [offset::HOST_RSP], rsp
@@ -55,8 +58,8 @@ pub fn common(base: u64) -> Common {
     for register in MOVED {
         dynasm!(asm ; .arch x64 ; gs mov Rq(register), [offset::gpr(usize::from(register))]);
     }
-    dynasm!(asm ; .arch x64 ; gs mov rsp, [offset::gpr(4)] ; jmp r11);
-    let load_vector = asm.offset().0;
+    dynasm!(asm ; .arch x64 ; gs mov rsp, [offset::gpr(4)] ; gs mov r10, [offset::RIP] ; jmp r11);
+    let load_vector = here(&asm);
     dynasm!(asm ; .arch x64 ; load_vector:);
     for n in 0..16 {
         dynasm!(asm ; .arch x64 ; gs vmovups Ry(n), [offset::ymm(usize::from(n))]);
@@ -75,7 +78,7 @@ pub fn common(base: u64) -> Common {
         ; gs mov QWORD [offset::VECTOR_IDLE], 0
         ; jmp r10
     );
-    let load_x87 = asm.offset().0;
+    let load_x87 = here(&asm);
     // What an image without pointers leaves of the host's (AMD's processors do) FNINIT clears.
     dynasm!(asm ; .arch x64
         ; gs mov [offset::spill(1)], rax
@@ -89,7 +92,27 @@ pub fn common(base: u64) -> Common {
         ; gs mov QWORD [offset::X87_IDLE], 0
         ; jmp r10
     );
-    let exit = asm.offset().0;
+    let look_again = here(&asm);
+    if host.bmi2 {
+        dynasm!(asm ; .arch x64 ; gs pext r11, r10, [offset::JUMP_INDEX]);
+    } else {
+        dynasm!(asm ; .arch x64 ; movzx r11d, r10w);
+    }
+    let jumps = offset::jumps(usize::from(Privilege::User as u8));
+    dynasm!(asm ; .arch x64
+        ; gs mov rcx, [offset::USER_JUMPS]
+        ; lea r11, [rcx + r11 * 2]
+        ; gs mov rcx, [r11 * 8 + jumps]
+        ; lea rcx, [rcx + r10]
+        ; jrcxz >known
+        ; gs mov rcx, [offset::spill(0)]
+        ; jmp >exit
+        ; known:
+        ; gs mov rcx, [offset::spill(0)]
+        ; gs jmp QWORD [r11 * 8 + jumps + 8]
+        ; exit:
+    );
+    let exit = here(&asm);
     for register in MOVED {
         dynasm!(asm ; .arch x64 ; gs mov [offset::gpr(usize::from(register))], Rq(register));
     }
@@ -126,5 +149,5 @@ pub fn common(base: u64) -> Common {
         ; ret
     );
     let code = asm.finalize().expect("no labels are left open");
-    Common { code, exit, load_vector, load_x87 }
+    Common { code, routines: Routines { exit, load_vector, load_x87, look_again } }
 }

@@ -58,12 +58,8 @@ impl Bt {
         let (first_site, sites) = if whole { cache.sites_of(kept) } else { (0, Vec::new()) };
         let shared = &self.shared;
         let names = |address: u64| {
-            let common = [
-                (shared.exit, "the common exit"),
-                (shared.load_vector, "loads the vector registers"),
-                (shared.load_x87, "loads the x87 registers"),
-            ];
-            if let Some((_, name)) = common.iter().find(|&&(at, _)| at == address) {
+            let named = shared.routines.named();
+            if let Some((_, name)) = named.iter().find(|&&(at, _)| at == address) {
                 return Some((*name).to_owned());
             }
             blocks.iter().find_map(|other| {
@@ -71,6 +67,7 @@ impl Bt {
                 let entry = match address as usize {
                     at if at == entries.guarded => "guarded",
                     at if at == entries.polled => "polled",
+                    at if at == entries.indirect => "indirect",
                     at if at == entries.plain => "plain",
                     _ => return None,
                 };
@@ -85,6 +82,7 @@ impl Bt {
             options: self.cpuid.decoder_options(),
             base: entries.guarded as u64,
             code: kept.code,
+            indirect: (entries.indirect - entries.guarded) as u32,
             polled: (entries.polled - entries.guarded) as u32,
             plain: (entries.plain - entries.guarded) as u32,
             exits: kept.exits,

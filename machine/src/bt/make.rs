@@ -1,34 +1,32 @@
-//! Making blocks: anew from guest code, or from what was made of the same code before.
+//! Making blocks from guest code.
 //!
 //! Problem: short-lived programs run most of their code once or twice, so what a block costs before it runs counts
-//! as much as how it runs; and a library's pages lie elsewhere in every process. Scheme: user code's blocks
-//! leave templates, by guest page and offset; a page that comes at another address gets its blocks as copies. With a
-//! block come those of its page that it may go to next, if they have templates: whoever ran it before came there.
-//! Direct jumps are pointed at their targets as soon as both exist. Invariants: a block's bytes are those that
-//! the page had when all of it was read, and the page is watched since before; what was made of other bytes is
-//! taken back. One per vCPU, on its thread.
+//! as much as how it runs; and a library's pages lie elsewhere in every process. Scheme: user code's blocks float: they
+//! are made for their page wherever it is mapped, but where interrupts find a page at work again and again, which then
+//! has blocks for its address. Direct jumps are pointed at their targets as soon as both exist. Invariants: a block's
+//! bytes are those that the page had when all of it was read, and the page is watched since before; what was made of
+//! other bytes is taken back. One per vCPU, on its thread.
 
 use std::sync::Arc;
 
 use iced_x86::{Code, EncodingKind, Instruction};
 use xenolith_codecache::cache::{Cache, Entries, Key, Mapped, NewBlock, NewLink, Source};
 use xenolith_cpu::cpuid::CpuidModel;
-use xenolith_cpu::env::{Memory, Privilege};
+use xenolith_cpu::env::Memory;
 use xenolith_cpu::{Gpa, PAGE_SIZE, interp};
-use xenolith_translator::emit::{EmitError, Frame, Page, Site, Template, Translation, Translator};
+use xenolith_translator::area::FLOATING;
+use xenolith_translator::emit::{EmitError, Frame, Page, Site, Translation, Translator};
 use xenolith_translator::guess::Start;
 use xenolith_translator::mode::Mode;
 use xenolith_translator::plan::Limits;
 
-use super::segments::{Spot, key};
-use super::shared::Templates;
+use super::segments::{Spot, key, tag_of};
+use super::shared::Side;
 use super::windows::ticks;
-use super::{Bt, Found, INSN_BYTES_MAX, LENGTH_MAX, UNLUCKY_MAX, windows};
+use super::{Bt, Fetched, Found, INSN_BYTES_MAX, LENGTH_MAX, UNLUCKY_MAX, windows};
 
 /// Bytes of the longest block.
 const BLOCK_BYTES_MAX: usize = LENGTH_MAX * INSN_BYTES_MAX;
-/// Blocks that are copied along with one at most.
-const ALONG_MAX: usize = 64;
 
 /// What making blocks needs.
 #[derive(Debug)]
@@ -38,10 +36,6 @@ pub(super) struct Maker {
     allowed: Box<[bool]>,
     map: Vec<Mapped>,
     links: Vec<NewLink>,
-    /// RIPs that blocks just copied may go to.
-    ahead: Vec<u64>,
-    /// Keys of the blocks that were copied along.
-    along: Vec<Key>,
 }
 
 impl Maker {
@@ -52,8 +46,6 @@ impl Maker {
             allowed: Code::values().map(allows).collect(),
             map: Vec::new(),
             links: Vec::new(),
-            ahead: Vec::new(),
-            along: Vec::new(),
         }
     }
 }
@@ -64,20 +56,15 @@ struct Origin {
     mode: Mode,
     at: Spot,
     page: Page,
-    gpn: u64,
     second: Option<Page>,
-    /// Host address of the page.
-    host: *const u8,
+    /// The block is to serve all addresses that its page is mapped at.
+    floats: bool,
 }
 
 impl Origin {
-    fn offset(&self) -> usize {
-        (self.at.la & (PAGE_SIZE - 1)) as usize
-    }
-
-    /// What the page's blocks are kept as templates under, by this block's key.
-    fn template_key(&self, key: Key) -> u64 {
-        self.gpn << 32 | key & 0xffff_ffff
+    /// What is added to addresses of its code for those that it is made with.
+    fn made_with(&self) -> u64 {
+        if self.floats { FLOATING.wrapping_sub(self.page.la) } else { 0 }
     }
 }
 
@@ -88,10 +75,10 @@ impl Bt {
         mode: Mode,
         key: Key,
         at: Spot,
-        first: (*const u8, Page, u64),
-        second: Option<(*const u8, Page, u64)>,
+        first: Fetched,
+        second: Option<Fetched>,
     ) -> Option<Found> {
-        let (hva, page, gpn) = first;
+        let Fetched { host: hva, page, gpn, floats } = first;
         let gpa = Gpa(gpn << 12);
         let offset = (at.la & (PAGE_SIZE - 1)) as usize;
         let in_page = PAGE_SIZE as usize - offset;
@@ -105,7 +92,7 @@ impl Bt {
             unsafe { interp::copy_in(hva, &mut room[..len]) };
             let mut across = None;
             let mut bytes = len;
-            if let Some((tail, tail_page, tail_gpn)) = second
+            if let Some(Fetched { host: tail, page: tail_page, gpn: tail_gpn, .. }) = second
                 && in_segment > len
                 && self.is_cut(mode, at.rip, &room[..len])
             {
@@ -116,19 +103,18 @@ impl Bt {
                 unsafe { interp::copy_in(tail, &mut room[len..bytes]) };
                 across = Some((tail_page, tail_gpn, tail_gpa, tail_version));
             }
-            let host = hva.wrapping_sub(offset);
             let second = across.map(|(page, ..)| page);
-            let origin = Origin { mode, at, page, gpn, second, host };
+            let origin = Origin { mode, at, page, second, floats };
             let sources = |used: usize| {
                 let first_len = used.min(len);
-                let one = Source { gpn, offset: offset as u16, len: first_len as u16 };
-                let two = across.map(|(_, gpn, ..)| {
+                let (offset, len) = (offset as u16, first_len as u16);
+                let one = Source { gpn, id: page.id, offset, len };
+                let two = across.map(|(page, gpn, ..)| {
                     let len = (used - first_len) as u16;
-                    Source { gpn, offset: 0, len }
+                    Source { gpn, id: page.id, offset: 0, len }
                 });
                 (one, two)
             };
-            self.maker.along.clear();
             let made = self.translate(origin, key, &room[..bytes], sources)?;
             let whole = self.interp.mem.code_version(gpa) == version
                 && across.is_none_or(|(_, _, gpa, version)| {
@@ -138,11 +124,7 @@ impl Bt {
                 return Some(made);
             }
             // Written while it was read.
-            let mut cache = self.shared.cache();
-            cache.remove(key);
-            for key in self.maker.along.drain(..) {
-                cache.remove(key);
-            }
+            self.shared.drop_block(key);
         }
         None
     }
@@ -165,10 +147,7 @@ impl Bt {
     ) -> Option<Found> {
         let Origin { mode, at, .. } = origin;
         let with_windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
-        // User code is at home in many address spaces.
-        let user = mode.privilege == Privilege::User as u8;
-        let guesses = self.guesses(mode, key, at.rip);
-        let movable = user && with_windows && !mode.segmented && !guesses;
+        let guesses = self.guesses(mode, origin.floats, at.rip);
         let shared = Arc::clone(&self.shared);
         for _ in 0..2 {
             {
@@ -179,31 +158,9 @@ impl Bt {
                 }
                 let start = ticks();
                 let frame = self.frame(&cache, &origin);
-                let mut templates = movable.then(|| shared.templates());
-                let again = templates.as_deref().and_then(|templates| {
-                    self.again(templates, origin.template_key(key), &frame, code)
-                });
-                let is_copy = again.is_some();
-                let translation = match again {
-                    Some(translation) => translation,
-                    None => self.anew(&frame, code, with_windows, guesses, at.limit)?,
-                };
-                if let Some(templates) = &mut templates
-                    && !is_copy
-                    && !self.has_faulty(at.rip, translation.map.iter().map(|entry| entry.guest))
-                    && let Some(template) = Template::of(&translation, frame, code)
-                {
-                    templates.keep(origin.template_key(key), template);
-                }
+                let translation = self.anew(&frame, code, &origin, key, with_windows, guesses)?;
                 let (one, two) = sources(translation.bytes);
                 let inserted = self.insert(&mut cache, &origin, key, translation, code, one, two);
-                if let Some(templates) = &templates
-                    && is_copy
-                    && inserted.is_some()
-                {
-                    self.copy_along(&mut cache, templates, origin);
-                }
-                self.maker.ahead.clear();
                 self.stats.translating_ticks += ticks().wrapping_sub(start);
                 if let Some(entries) = inserted {
                     return Some(Found { entries, key, epoch: shared.epoch() });
@@ -217,15 +174,16 @@ impl Bt {
 
     fn frame(&self, cache: &Cache<Site>, origin: &Origin) -> Frame {
         let Origin { mode, at, page, second, .. } = *origin;
+        let made = |address: u64| address.wrapping_add(origin.made_with());
+        let page = Page { la: made(page.la), ..page };
+        let second = second.map(|page| Page { la: made(page.la), ..page });
         let (base, first_site) = cache.next();
         Frame {
             base,
-            exit: self.shared.exit,
-            load_vector: self.shared.load_vector,
-            load_x87: self.shared.load_x87,
+            routines: self.shared.routines,
             first_site,
             mode,
-            rip: at.rip,
+            rip: made(at.rip),
             page,
             second,
             code_base: at.la.wrapping_sub(at.rip),
@@ -233,38 +191,15 @@ impl Bt {
         }
     }
 
-    /// One of the instructions, by their distances from `rip` in its page, faults too often for windows.
-    fn has_faulty(&self, rip: u64, mut instructions: impl Iterator<Item = u16>) -> bool {
-        let faults = &self.faults;
-        self.faulty_pages.contains_key(&(rip >> 12))
-            && instructions.any(|at| windows::faults_often(faults, rip.wrapping_add(u64::from(at))))
-    }
-
-    /// The block as a copy of what was made of the same code.
-    fn again(
-        &mut self,
-        templates: &Templates,
-        source: u64,
-        frame: &Frame,
-        code: &[u8],
-    ) -> Option<Translation> {
-        let template = templates.get(source)?;
-        if self.has_faulty(frame.rip, template.instructions()) {
-            return None;
-        }
-        let copy = template.instantiate(frame, code, &mut self.maker.translator)?;
-        self.stats.instances += 1;
-        Some(copy)
-    }
-
     /// The block made of its code.
     fn anew(
         &mut self,
         frame: &Frame,
         code: &[u8],
+        origin: &Origin,
+        key: Key,
         windows: bool,
         guesses: bool,
-        code_limit: u64,
     ) -> Option<Translation> {
         let mode = frame.mode;
         // VEX prefixes are undefined in real and virtual-8086 mode (SDM vol. 2, "VEX Prefix").
@@ -274,7 +209,7 @@ impl Bt {
             codes[insn.code() as usize] && !(plain_only && insn.encoding() != EncodingKind::Legacy)
         };
         let (faults, misled) = (&self.faults, &self.misled);
-        let looks_up = |insn: &Instruction| windows::faults_often(faults, insn.ip());
+        let looks_up = |insn: &Instruction| windows::faults_often(faults, key, insn.ip());
         let interp = &*self.interp;
         let read = |la: u64| windows::peek_u64(interp, mode.privilege, la);
         let start = Start {
@@ -291,7 +226,7 @@ impl Bt {
             decoder_options: self.cpuid.decoder_options(),
             windows,
             counts: self.shared.options.counts,
-            code_limit,
+            code_limit: origin.at.limit,
         };
         match self.maker.translator.translate(*frame, code, &limits) {
             Ok(translation) => translation,
@@ -336,77 +271,42 @@ impl Bt {
             key,
             code: &translation.code,
             sites: &translation.sites,
+            indirect: translation.indirect,
             polled: translation.polled,
             plain: translation.plain,
             exits: translation.exits,
             bytes: &code[..translation.bytes],
             sources: &both[..1 + usize::from(two.is_some())],
             instructions: translation.instructions as u32,
-            tag: origin.at.tag(),
+            tag: tag_of(origin.at, origin.floats),
             links: &self.maker.links,
         });
         self.maker.translator.recycle(translation);
         inserted
     }
 
-    /// Works out the keys that direct jumps of a block lead to, and what of the block's page it may go to next.
+    /// Works out the keys that direct jumps of a block lead to.
     fn find_links(&mut self, origin: &Origin, translation: &Translation) {
-        let Origin { mode, at, page, .. } = *origin;
+        let Origin { mode, page, .. } = *origin;
         self.maker.links.clear();
         if self.stepping || mode.segmented {
             return;
         }
-        let user = mode.privilege == Privilege::User as u8;
+        let side = Side::of(mode);
         let in_page = |la: u64| la & !(PAGE_SIZE - 1) == page.la;
         for site in &translation.sites {
             let &Site::Chain { target, patch, link } = site else { continue };
+            let target = target.wrapping_sub(origin.made_with());
+            let target = if mode.bits == 64 { target } else { target & 0xffff_ffff };
             let id = if in_page(target) {
-                self.maker.ahead.push(target);
                 page.id
-            } else if let Some(id) = self.known_page(target & !(PAGE_SIZE - 1), user) {
+            } else if let Some(id) = self.known_page(target & !(PAGE_SIZE - 1), side) {
                 id
             } else {
                 continue;
             };
             let key = key(id, mode, target);
             self.maker.links.push(NewLink { patch, key, link });
-        }
-        // Where a call comes back to.
-        let behind = at.rip.wrapping_add(translation.bytes as u64);
-        if in_page(behind) {
-            self.maker.ahead.push(behind);
-        }
-    }
-
-    /// Copies the blocks of the page that are reached from the one just copied.
-    fn copy_along(&mut self, cache: &mut Cache<Site>, templates: &Templates, first: Origin) {
-        let mut room = [0; BLOCK_BYTES_MAX];
-        while self.maker.along.len() < ALONG_MAX
-            && let Some(rip) = self.maker.ahead.pop()
-        {
-            let at = first.at.other(rip);
-            let origin = Origin { at, ..first };
-            let offset = origin.offset();
-            let key = key(first.page.id, first.mode, rip);
-            let source = origin.template_key(key);
-            let Some(template) = templates.get(source) else { continue };
-            if cache.find(key).is_some() {
-                continue;
-            }
-            let code = &mut room[..template.bytes()];
-            if offset + code.len() > PAGE_SIZE as usize {
-                continue;
-            }
-            // SAFETY: within the page at `host`.
-            unsafe { interp::copy_in(origin.host.wrapping_add(offset), code) };
-            let frame = self.frame(cache, &origin);
-            let Some(copy) = self.again(templates, source, &frame, code) else { continue };
-            let len = copy.bytes as u16;
-            let one = Source { gpn: first.gpn, offset: offset as u16, len };
-            if self.insert(cache, &origin, key, copy, code, one, None).is_none() {
-                break;
-            }
-            self.maker.along.push(key);
         }
     }
 }

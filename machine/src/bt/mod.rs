@@ -30,7 +30,7 @@ use std::sync::Arc;
 
 use iced_x86::Mnemonic;
 use xenolith_codecache::arena::ArenaError;
-use xenolith_codecache::cache::{Entries, Key, NumberMap, Record};
+use xenolith_codecache::cache::{Entries, Key, NumberMap, Record, Source};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
@@ -39,7 +39,7 @@ use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::vector::is_vector;
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
-use xenolith_translator::area::{Area, AreaBox, Rights};
+use xenolith_translator::area::{Area, AreaBox, FLOATING, Rights, is_floating};
 use xenolith_translator::classify::{Class, classify};
 use xenolith_translator::emit::{Page, Site};
 use xenolith_translator::mode::Mode;
@@ -50,8 +50,8 @@ use away::Elsewhere;
 use breakpoints::Breakpoints;
 use make::Maker;
 use mmu::{Flushed, NotingMmu};
-use segments::{Codes, Spot, rip_of};
-use shared::{PageKey, Peer};
+use segments::{Codes, Spot, note_place, rip_of};
+use shared::{PageKey, Peer, Side};
 use stats::Stats;
 use vector::Home;
 use windows::{Faults, Windows, Without};
@@ -102,7 +102,7 @@ pub struct Bt {
     sides: [Option<Mode>; 3],
     /// IRETs at CPL 0 that were done, to CPL 0 and to CPL 3.
     returns: [Option<Returned>; 2],
-    page_ids: Box<[Option<(PageKey, u32)>]>,
+    page_ids: Box<[Option<KnownPage>]>,
     prepared_insns: Box<[Option<KnownInsn>]>,
     /// Where the guest's vector registers are while Rust runs.
     home: Home,
@@ -123,14 +123,12 @@ pub struct Bt {
     /// For user code and for the kernel's.
     windows: [Windows; 2],
     /// Faults at instructions that windows couldn't help.
-    faults: NumberMap<u64, Faults>,
-    /// Pages of RIPs that some of them, often faulting, were in.
-    faulty_pages: NumberMap<u64, ()>,
+    faults: NumberMap<Key, Faults>,
     /// Blocks that do without windows because of them, and when the first tries again.
     without: Vec<Without>,
     next_retry: u64,
-    /// Interrupts that have found pages' code at work in windows, by the keys of their blocks.
-    warm: NumberMap<u64, u32>,
+    /// Interrupts that have found pages' code at work in windows, by linear and guest physical page.
+    warm: HashMap<(u64, u64), u32>,
     /// Instructions whose region was guessed wrong.
     misled: NumberMap<u64, ()>,
     /// Blocks count: `remaining` was this at the last entry.
@@ -156,6 +154,24 @@ impl std::fmt::Debug for Bt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Bt").field("stats", &self.stats).finish_non_exhaustive()
     }
+}
+
+/// A page whose identifier a vCPU remembers.
+#[derive(Clone, Copy)]
+struct KnownPage {
+    page: PageKey,
+    id: u32,
+    floats: bool,
+}
+
+/// Where an instruction was fetched: its host address, and its page.
+#[derive(Clone, Copy)]
+struct Fetched {
+    host: *const u8,
+    page: Page,
+    gpn: u64,
+    /// Blocks of the page serve all addresses that it is mapped at.
+    floats: bool,
 }
 
 /// A block found, and the epoch its addresses are good for.
@@ -187,7 +203,7 @@ impl Bt {
         let tsc_base = env.tsc_base();
         let bmi2 = shared.host.bmi2;
         let mut area = AreaBox::new(Arc::as_ptr(&attention).cast(), bmi2).map_err(BtError::Area)?;
-        area.exit = shared.exit;
+        area.exit = shared.routines.exit;
         let make = || Shadow::new(Arc::clone(soft.guest_ram()));
         let windows = [make(), make()].map(|shadow| shadow.map(Windows::new));
         let [user, supervisor] = windows.map(|made| made.map_err(|e| BtError::Area(e.into())));
@@ -223,10 +239,9 @@ impl Bt {
             unlucky: HashMap::new(),
             windows,
             faults: NumberMap::default(),
-            faulty_pages: NumberMap::default(),
             without: Vec::new(),
             next_retry: u64::MAX,
-            warm: NumberMap::default(),
+            warm: HashMap::new(),
             misled: NumberMap::default(),
             entered_with: 0,
             end: u64::MAX,
@@ -387,78 +402,125 @@ impl Bt {
     }
 
     /// The identifier of the page last seen at `la`, if this vCPU remembers it.
-    fn known_page(&self, la: u64, user: bool) -> Option<u32> {
-        let (page, id) = self.page_ids[(la >> 12) as usize & (PAGE_IDS - 1)]?;
-        (page.la == la && page.user == user && page.code == 0).then_some(id)
+    fn known_page(&self, la: u64, side: Side) -> Option<u32> {
+        let KnownPage { page, id, .. } = self.page_ids[(la >> 12) as usize & (PAGE_IDS - 1)]?;
+        (page.la == la && page.side == side && page.code == 0).then_some(id)
     }
 
-    fn page_id(&mut self, page: PageKey) -> u32 {
+    fn page_id(&mut self, page: PageKey) -> Option<KnownPage> {
         let slot = (page.la >> 12 ^ page.code) as usize & (PAGE_IDS - 1);
-        if let Some((known, id)) = self.page_ids[slot]
-            && known == page
-        {
-            return id;
+        let known = self.page_ids[slot].filter(|known| known.page == page);
+        if known.is_some() {
+            return known;
         }
-        let id = self.shared.page_id(page);
-        self.page_ids[slot] = Some((page, id));
-        id
+        let floats = page.side == Side::Home && self.page_floats(page.la, page.gpn);
+        let la = if floats { FLOATING } else { page.la };
+        let id = self.shared.page_id(PageKey { la, ..page })?;
+        self.page_ids[slot] = Some(KnownPage { page, id, floats });
+        self.page_ids[slot]
     }
 
-    /// Translates the address of an instruction: its host address, and its page.
-    fn fetch(&mut self, la: u64, mode: Mode) -> Option<(*const u8, Page, u64)> {
+    fn forget_page_id(&mut self, la: u64) {
+        self.page_ids[(la >> 12) as usize & (PAGE_IDS - 1)] = None;
+    }
+
+    /// The RIP that an address of code in translated code of `mode` stands for, of the block that was left last.
+    fn present(&self, mode: Mode, rip: u64) -> u64 {
+        if !is_floating(rip) {
+            return rip;
+        }
+        let rip = self.area.home.wrapping_add(rip.wrapping_sub(FLOATING));
+        if mode.bits == 64 { rip } else { rip & 0xffff_ffff }
+    }
+
+    /// The RIP of an instruction of the block that was left last, by the block's tag and the instruction's word.
+    fn rip_in(&self, tag: u64, word: u64) -> u64 {
+        let first =
+            if is_floating(tag) { self.area.home | tag & (PAGE_SIZE - 1) } else { rip_of(tag) };
+        first.wrapping_add(word & 0xffff)
+    }
+
+    /// Translates the address of an instruction.
+    fn fetch(&mut self, la: u64, mode: Mode) -> Option<Fetched> {
         if self.breakpoints.is_some_and(|armed| armed.on_code(la)) {
             return None;
         }
-        let user = mode.privilege == Privilege::User as u8;
-        let privilege = if user { Privilege::User } else { Privilege::Supervisor };
+        let side = Side::of(mode);
+        let supervisor = side == Side::Supervisor;
+        let privilege = if supervisor { Privilege::Supervisor } else { Privilege::User };
         let interp = &mut *self.interp;
         let place = interp.mem.translate(&interp.state, Gva(la), Access::Fetch, privilege).ok()?;
         let Place::Ram { hva, gpa } = place else { return None };
         let global = interp.mem.soft.cached(Gva(la), privilege).is_some_and(|page| page.global);
         let page_la = la & !(PAGE_SIZE - 1);
-        let id = self.page_id(PageKey { la: page_la, gpn: gpa.gpn(), code: 0, user });
-        self.area.vouch(la, id, global);
-        Some((hva.cast_const(), Page { la: page_la, id }, gpa.gpn()))
+        let page = PageKey { la: page_la, gpn: gpa.gpn(), code: 0, side };
+        let KnownPage { id, floats, .. } = self.page_id(page)?;
+        if side == Side::Home {
+            self.area.vouch_home(la, id);
+        } else {
+            self.area.vouch(la, id, global);
+        }
+        let page = Page { la: page_la, id };
+        Some(Fetched { host: hva.cast_const(), page, gpn: gpa.gpn(), floats })
     }
 
     /// The block for the present state; `None` when the interpreter must do what comes.
     fn find(&mut self, mode: Mode) -> Option<Found> {
         let number = self.code_number(mode);
         let at = Spot::of(&self.interp.state, mode, number)?;
-        let (hva, page, gpn) = self.fetch(at.la, mode)?;
+        let first = self.fetch(at.la, mode)?;
         let in_page = (PAGE_SIZE - (at.la & (PAGE_SIZE - 1))) as usize;
         // An instruction may lie across the page's end: its block is vouched for by both pages.
         let next_page = at.la.wrapping_add(in_page as u64);
         let crosses = in_page < INSN_BYTES_MAX && (mode.bits == 64 || next_page >> 32 == 0);
         let second = if crosses { self.fetch(next_page, mode) } else { None };
-        let key = self.key_of(page, gpn, mode, &at);
+        let key = self.key_of(first.page, first.gpn, mode, &at)?;
         let (found, epoch) = {
             let cache = self.shared.cache();
             // The pages of an instruction across two needn't be the same two everywhere, nor both be mapped. Then it
             // is for the interpreter.
             let wanted = if crosses { cache.second_page(key) } else { None };
-            if wanted.is_some_and(|gpn| second.is_none_or(|(_, _, there)| there != gpn)) {
+            let differs = |wanted: &Source| second.is_none_or(|there| there.gpn != wanted.gpn);
+            if wanted.is_some_and(|wanted| differs(&wanted)) {
                 return None;
             }
-            (cache.find(key), self.shared.epoch())
+            let knows = |wanted: &Source| second.is_some_and(|there| there.page.id == wanted.id);
+            let found = cache.find(key).filter(|_| wanted.is_none_or(|wanted| knows(&wanted)));
+            (found, self.shared.epoch())
         };
         let found = match found {
             Some(entries) => Found { entries, key, epoch },
-            None => self.make(mode, key, at, (hva, page, gpn), second)?,
+            None => {
+                if crosses {
+                    // It may be there, but for a second page that has another identifier by now.
+                    self.shared.drop_block(key);
+                }
+                self.make(mode, key, at, first, second)?
+            }
         };
         self.settle();
         if !self.stepping {
             self.own_jumps(mode);
             let global = self.page_is_global(at.la, mode);
-            let polled = found.entries.polled as u64;
-            let cache = self.shared.cache();
+            let entry = found.entries.indirect as u64;
+            let mut cache = self.shared.cache();
             // Under the lock: whoever drops the block from now on makes this jump cache forget it.
-            if cache.find(key) == Some(found.entries) {
+            if cache.find(key) == Some(found.entries)
+                && let Some(tag) = cache.tag_mut(key)
+            {
+                note_place(tag, at);
                 let privilege = usize::from(mode.privilege);
-                self.area.remember(privilege, at.tag(), at.la, polled, global);
+                self.area.remember(privilege, at.tag(), at.la, entry, global);
             }
         }
         Some(found)
+    }
+
+    /// The block that the guest comes to at `state.rip` will be entered: tells it where it is.
+    fn arrive(&mut self) {
+        let rip = self.interp.state.rip;
+        self.area.rip = rip;
+        self.area.home = rip & !(PAGE_SIZE - 1);
     }
 
     /// Where to go on in a mode that has just been entered, and the epoch that the address is good for.
@@ -495,6 +557,7 @@ impl Bt {
         self.load(mode);
         let mut target = found.entries.plain;
         let mut epoch = found.epoch;
+        self.arrive();
         let mut live = mode.keeps_vector();
         let mut recent_misses = [None; 2];
         loop {
@@ -549,6 +612,7 @@ impl Bt {
                 Site::Miss { rip, write, writes, size, align, resume, live: vectors, done } => {
                     self.retry_windows();
                     self.count(u64::from(done));
+                    let rip = self.present(mode, rip);
                     self.interp.state.rip = rip;
                     // Two pages of one instruction may want one entry of the inline TLB, by turns.
                     let by_turns = recent_misses[1] == Some((rip, self.area.ea));
@@ -580,7 +644,7 @@ impl Bt {
                 Site::Chain { target: rip, patch, link } => {
                     self.count(0);
                     self.stats.chain_exits += 1;
-                    self.unload(rip);
+                    self.unload(self.present(mode, rip));
                     if self.stepping || self.mode() != Some(mode) {
                         return None;
                     }
@@ -590,6 +654,7 @@ impl Bt {
                         cache.chain(&record, patch, next.key, link);
                     }
                     drop(cache);
+                    self.arrive();
                     target = next.entries.polled;
                     epoch = next.epoch;
                 }
@@ -601,7 +666,7 @@ impl Bt {
                     let limit = u64::from(self.interp.state.seg[sreg::CS].limit);
                     if mode.bits == 64 && !is_canonical(to) || mode.segmented && to > limit {
                         // The branch itself faults.
-                        self.unload(rip);
+                        self.unload(self.present(mode, rip));
                         let rsp = &mut self.interp.state.gpr[4];
                         let before = rsp.wrapping_sub(moved as u64);
                         *rsp = match () {
@@ -616,12 +681,13 @@ impl Bt {
                         return None;
                     }
                     let next = self.find(mode)?;
+                    self.arrive();
                     target = next.entries.polled;
                     epoch = next.epoch;
                 }
                 Site::Guard { .. } | Site::Crossed => {
                     let rip = match record.site {
-                        Site::Guard { rip } => rip,
+                        Site::Guard { rip } => self.present(mode, rip),
                         _ => rip_of(self.area.rip),
                     };
                     self.count(0);
@@ -631,6 +697,7 @@ impl Bt {
                         return None;
                     }
                     let next = self.find(mode)?;
+                    self.arrive();
                     target = next.entries.polled;
                     epoch = next.epoch;
                 }
@@ -639,11 +706,12 @@ impl Bt {
                     self.stats.polls += 1;
                     self.earn_windows(mode, true);
                     self.warm_page(mode, record.block);
-                    self.unload(rip);
+                    self.unload(self.present(mode, rip));
                     return None;
                 }
                 Site::HandOver { rip, next, resume, live: vectors, mnemonic, done, again } => {
                     self.count(u64::from(done));
+                    let (rip, next) = (self.present(mode, rip), self.present(mode, next));
                     self.stats.handed_over += 1;
                     self.stats.by_mnemonic[mnemonic as usize] += 1;
                     if mnemonic == Mnemonic::Wrmsr && resume != 0 && self.write_apic(mode) {
@@ -685,6 +753,7 @@ impl Bt {
                     } else {
                         mode = now;
                         (target, epoch) = self.go_on(mode)?;
+                        self.arrive();
                         live = mode.keeps_vector();
                     }
                     self.load(mode);
@@ -723,7 +792,7 @@ impl Bt {
             }
             cache.locate_next(block, pc)?
         };
-        let rip = rip_of(next.tag).wrapping_add(next.word & 0xffff);
+        let rip = self.rip_in(next.tag, next.word);
         if rip != self.interp.state.rip || next.word & windows::ENTERS == 0 {
             return None;
         }
@@ -773,18 +842,16 @@ impl Bt {
             return;
         }
         let key = cache.key_of(record.block);
-        let tag = cache.tag_of(record.block);
         drop(cache);
-        self.note_unlucky_block(key, tag);
+        self.note_unlucky_block(key);
     }
 
-    /// The same by the block's key and tag.
-    fn note_unlucky_block(&mut self, key: Key, tag: u64) {
+    /// The same by the block's key.
+    fn note_unlucky_block(&mut self, key: Key) {
         let times = self.unlucky.entry(key).or_insert(0);
         *times += 1;
         if *times == UNLUCKY_MAX {
-            self.shared.cache().remove(key);
-            self.shared.forget_jumps(&[(key, tag)]);
+            self.shared.drop_block(key);
         }
     }
 

@@ -12,12 +12,12 @@ use xenolith_cpu::CpuState;
 use xenolith_cpu::PAGE_SIZE;
 use xenolith_cpu::interp::is_canonical;
 use xenolith_cpu::state::{Shadow, sreg};
-use xenolith_translator::area::{Bounds, SEGMENTED_CODE};
+use xenolith_translator::area::{Bounds, FLOATING, SEGMENTED_CODE, is_floating};
 use xenolith_translator::emit::Page;
 use xenolith_translator::mode::{Loads, Mode};
 
 use super::Bt;
-use super::shared::PageKey;
+use super::shared::{PageKey, Side};
 
 /// Pairs that one vCPU remembers the numbers of; a power of two.
 const CODES: usize = 64;
@@ -64,12 +64,7 @@ impl Spot {
         (rip <= limit).then_some(Self { rip, la, limit, number })
     }
 
-    /// Another place of code that isn't segmented.
-    pub fn other(&self, rip: u64) -> Self {
-        Self { rip, la: rip, ..*self }
-    }
-
-    /// What the jump cache knows it by.
+    /// What the jump cache looks it up by.
     pub fn tag(&self) -> u64 {
         self.number.wrapping_add(self.rip)
     }
@@ -88,9 +83,33 @@ pub(super) fn mode_of(key: Key) -> Mode {
     Mode::numbered((key >> KEY_OFFSET_BITS) as u32 & 0xf_ffff)
 }
 
-/// The RIP in a tag.
+/// In the tag of a floating block: it has been entered at other addresses too.
+const ELSEWHERE: u64 = 1 << 59;
+
+/// A block's tag: what the jump cache looks it up by, or for a floating one where it was first.
+pub(super) fn tag_of(at: Spot, floats: bool) -> u64 {
+    if floats { FLOATING | at.rip } else { at.tag() }
+}
+
+/// Notes that a block is also at `at`.
+pub(super) fn note_place(tag: &mut u64, at: Spot) {
+    if is_floating(*tag) && rip_of(*tag) != at.rip {
+        *tag |= ELSEWHERE;
+    }
+}
+
+/// Whether a block may be in jump caches under more than one address.
+pub(super) fn is_anywhere(tag: u64) -> bool {
+    is_floating(tag) && tag & ELSEWHERE != 0
+}
+
+/// The RIP in a tag: that of a floating block is the first it was at.
 pub(super) fn rip_of(tag: u64) -> u64 {
-    if tag >> 62 == SEGMENTED_CODE >> 62 { tag & 0xffff_ffff } else { tag }
+    match tag >> 62 {
+        top if top == SEGMENTED_CODE >> 62 => tag & 0xffff_ffff,
+        top if top == FLOATING >> 62 => tag & ((1 << 47) - 1),
+        _ => tag,
+    }
 }
 
 impl Bt {
@@ -114,14 +133,14 @@ impl Bt {
     }
 
     /// What the block at `at` in `page` is kept under.
-    pub(super) fn key_of(&mut self, page: Page, gpn: u64, mode: Mode, at: &Spot) -> Key {
+    pub(super) fn key_of(&mut self, page: Page, gpn: u64, mode: Mode, at: &Spot) -> Option<Key> {
         let id = if mode.segmented {
-            let user = mode.privilege == xenolith_cpu::env::Privilege::User as u8;
-            self.page_id(PageKey { la: page.la, gpn, code: at.number >> 32, user })
+            let side = Side::of(mode);
+            self.page_id(PageKey { la: page.la, gpn, code: at.number >> 32, side })?.id
         } else {
             page.id
         };
-        key(id, mode, at.la)
+        Some(key(id, mode, at.la))
     }
 
     /// Tells translated code what more it wants to know of the segment registers where code is segmented.

@@ -19,17 +19,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::config::Making;
 use crate::disasm::Wanted;
 use xenolith_codecache::arena::ArenaError;
-use xenolith_codecache::cache::{Cache, Key, NumberMap, Sites, Source};
-use xenolith_cpu::Gpa;
-use xenolith_cpu::env::attention;
+use xenolith_codecache::cache::{Cache, Key, Sites, Source};
+use xenolith_cpu::env::{Privilege, attention};
+use xenolith_cpu::{Gpa, PAGE_SIZE};
 use xenolith_mmu::GuestRam;
-use xenolith_translator::area::Area;
-use xenolith_translator::emit::{Site, Template};
+use xenolith_translator::area::{Area, HOME_IDS, is_floating};
+use xenolith_translator::emit::{Routines, Site};
 use xenolith_translator::host::Host;
+use xenolith_translator::mode::Mode;
 
 use super::common::common;
 use super::probe;
-use super::segments::mode_of;
+use super::segments::{is_anywhere, mode_of, rip_of};
 use super::stats::Report;
 
 /// Orders to a vCPU.
@@ -58,38 +59,30 @@ pub struct Peer {
 /// Which page a block is in: what must be the same for a block to be the right one at an address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PageKey {
-    /// Linear address of the page.
+    /// Linear address of the page; [`FLOATING`](xenolith_translator::area::FLOATING) for any.
     pub la: u64,
     pub gpn: u64,
     /// The code segment's number, where code is segmented: RIP is the linear address minus its base.
     pub code: u64,
-    /// Fetched with user rights.
-    pub user: bool,
+    pub side: Side,
 }
 
-/// Blocks of user code to be had again at other addresses, by guest page, mode and offset.
-#[derive(Debug, Default)]
-pub struct Templates {
-    by_source: NumberMap<u64, Template>,
-    bytes: usize,
+/// Whose code is in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    Supervisor,
+    /// User code that is segmented.
+    User,
+    /// Other user code, whose pages have identifiers of their own.
+    Home,
 }
 
-/// Memory for templates at most; then all are forgotten.
-const TEMPLATE_BYTES_MAX: usize = 24 << 20;
-
-impl Templates {
-    pub fn get(&self, source: u64) -> Option<&Template> {
-        self.by_source.get(&source)
-    }
-
-    pub fn keep(&mut self, source: u64, template: Template) {
-        if self.bytes + template.size_bytes() > TEMPLATE_BYTES_MAX {
-            self.by_source.clear();
-            self.bytes = 0;
-        }
-        self.bytes += template.size_bytes();
-        if let Some(old) = self.by_source.insert(source, template) {
-            self.bytes -= old.size_bytes();
+impl Side {
+    pub fn of(mode: Mode) -> Self {
+        match mode {
+            _ if mode.privilege != Privilege::User as u8 => Self::Supervisor,
+            _ if mode.has_home() => Self::Home,
+            _ => Self::User,
         }
     }
 }
@@ -146,9 +139,9 @@ pub struct Shared {
     cache: Mutex<Cache<Site>>,
     sites: Arc<Sites<Site>>,
     pages: Mutex<Numbers<PageKey>>,
+    homes: Mutex<Numbers<PageKey>>,
     /// Base and limit of code segments.
     codes: Mutex<Numbers<(u64, u32)>>,
-    templates: Mutex<Templates>,
     peers: Mutex<Vec<Arc<Peer>>>,
     /// One at a time pauses the others.
     pausing: Mutex<()>,
@@ -161,9 +154,7 @@ pub struct Shared {
     /// Regions may be guessed.
     pub has_probe: bool,
     pub enter: u64,
-    pub exit: u64,
-    pub load_vector: u64,
-    pub load_x87: u64,
+    pub routines: Routines,
     pub code: std::ops::Range<usize>,
 }
 
@@ -178,25 +169,21 @@ impl Shared {
     /// The host refuses executable memory.
     pub fn new(ram: Arc<GuestRam>, options: Options) -> Result<Arc<Self>, ArenaError> {
         let host = if options.making.bmi2 { Host::detect() } else { Host::OLD };
-        let (mut exit, mut load_vector, mut load_x87) = (0, 0, 0);
+        let mut routines = Routines::default();
         let cache = Cache::new(options.cache_bytes, |base| {
-            let common = common(base);
-            exit = base + common.exit as u64;
-            load_vector = base + common.load_vector as u64;
-            load_x87 = base + common.load_x87 as u64;
+            let common = common(base, host);
+            routines = common.routines;
             common.code
         })?;
         let shared = Arc::new(Self {
             sites: cache.sites(),
             enter: cache.common(),
             code: cache.span(),
-            exit,
-            load_vector,
-            load_x87,
+            routines,
             cache: Mutex::new(cache),
             pages: Mutex::default(),
+            homes: Mutex::default(),
             codes: Mutex::default(),
-            templates: Mutex::default(),
             peers: Mutex::default(),
             pausing: Mutex::new(()),
             ram: Arc::clone(&ram),
@@ -223,17 +210,16 @@ impl Shared {
         self.epoch.load(Ordering::SeqCst)
     }
 
-    pub fn templates(&self) -> MutexGuard<'_, Templates> {
-        lock(&self.templates)
-    }
-
     pub fn sites(&self) -> &Sites<Site> {
         &self.sites
     }
 
-    /// The number of a page, never 0.
-    pub fn page_id(&self, key: PageKey) -> u32 {
-        lock(&self.pages).of(key)
+    /// The number of a page, never 0. There could be too many of user code.
+    pub fn page_id(&self, key: PageKey) -> Option<u32> {
+        if key.side != Side::Home {
+            return Some(lock(&self.pages).of(key));
+        }
+        Some(lock(&self.homes).of(key)).filter(|&id| id < HOME_IDS)
     }
 
     /// The number of a code segment, never 0.
@@ -303,15 +289,28 @@ impl Shared {
         }
     }
 
-    /// Makes every vCPU's jump caches forget blocks. A block's tag is what it is looked up by.
+    /// Makes every vCPU's jump caches forget blocks, given their tags.
     pub fn forget_jumps(&self, gone: &[(Key, u64)]) {
         for peer in lock(&self.peers).iter() {
             let area = peer.area.load(Ordering::Acquire) as usize as *const Area;
             // SAFETY: registered, so its area lives; `forget_jump` is for any thread.
             let area = unsafe { &*area };
-            for &(key, rip) in gone {
-                area.forget_jump(usize::from(mode_of(key).privilege), rip);
+            for &(key, tag) in gone {
+                if is_anywhere(tag) {
+                    area.forget_jumps_at(tag & (PAGE_SIZE - 1));
+                } else {
+                    let at = if is_floating(tag) { rip_of(tag) } else { tag };
+                    area.forget_jump(usize::from(mode_of(key).privilege), at);
+                }
             }
+        }
+    }
+
+    /// Drops a block, if it is there.
+    pub fn drop_block(&self, key: Key) {
+        let tag = self.cache().remove(key);
+        if let Some(tag) = tag {
+            self.forget_jumps(&[(key, tag)]);
         }
     }
 

@@ -50,8 +50,6 @@ pub struct Stats {
     pub segment_misses: u64,
     /// Guest instructions in all, where blocks count.
     pub retired: u64,
-    /// Blocks copied from templates.
-    pub instances: u64,
     /// Ticks of the host's time stamp counter spent on making blocks.
     pub translating_ticks: u64,
 }
@@ -83,7 +81,6 @@ impl Default for Stats {
             warm_pages: 0,
             segment_misses: 0,
             retired: 0,
-            instances: 0,
             translating_ticks: 0,
         }
     }
@@ -119,7 +116,6 @@ impl Stats {
             (&mut self.warm_pages, other.warm_pages),
             (&mut self.segment_misses, other.segment_misses),
             (&mut self.retired, other.retired),
-            (&mut self.instances, other.instances),
             (&mut self.translating_ticks, other.translating_ticks),
         ];
         for (sum, n) in pairs {
@@ -195,7 +191,6 @@ impl fmt::Display for Report {
         writeln!(f, "{:>14}    interpreted ({interpreted:.3} %)", stats.interpreted)?;
         writeln!(f, "{:>14}  blocks translated", counters.blocks)?;
         writeln!(f, "{:>14}    of them kept", totals.live)?;
-        writeln!(f, "{:>14}    of them copied from templates", stats.instances)?;
         writeln!(f, "{:>14}    instructions in them", counters.instructions)?;
         writeln!(f, "{:>14}    bytes of guest code", counters.guest_bytes)?;
         writeln!(f, "{:>14}    bytes of host code", counters.host_bytes)?;

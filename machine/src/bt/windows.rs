@@ -18,13 +18,12 @@ use xenolith_cpu::state::Cr4;
 use xenolith_cpu::{Gpa, Gva, PAGE_SIZE};
 use xenolith_mmu::Shadow;
 use xenolith_mmu::shadow::{Delta, Run};
-use xenolith_translator::area::AreaBox;
+use xenolith_translator::area::{AreaBox, is_floating};
 use xenolith_translator::emit::{self, MapEntry};
 use xenolith_translator::mode::Mode;
 
-use super::Bt;
 use super::mmu::{FlushedPages, NotingMmu};
-use super::segments::{KEY_OFFSET_BITS, rip_of};
+use super::{Bt, Fetched};
 use crate::config::Mmu;
 
 /// Interrupts that must find an address space's user code at work before it gets windows.
@@ -186,47 +185,52 @@ impl Bt {
         }
     }
 
-    /// An interrupt came in a block of user code: after several, its page's code is made again with guesses.
+    /// An interrupt came in a block of user code: after several, its page's code is made again here, with guesses.
     pub(super) fn warm_page(&mut self, mode: Mode, block: u32) {
         if self.stepping || mode.privilege > 0 || !self.may_guess(mode) {
             return;
         }
-        let mut cache = self.shared.cache();
+        let cache = self.shared.cache();
         if !cache.is_live(block) {
             return;
         }
-        let (page, gpn) = (cache.key_of(block) >> KEY_OFFSET_BITS, cache.page_of(block));
+        let (tag, gpn) = (cache.tag_of(block), cache.page_of(block));
+        drop(cache);
+        if !is_floating(tag) {
+            return;
+        }
         if self.warm.len() >= WARM_MAX {
             self.warm.clear();
         }
-        let ticks = self.warm.entry(page).or_default();
+        let la = self.area.home;
+        let ticks = self.warm.entry((la, gpn)).or_default();
         *ticks += 1;
-        if *ticks != TICKS_TO_GUESS {
-            return;
+        if *ticks == TICKS_TO_GUESS {
+            // From now on the page has another identifier here.
+            self.forget_page_id(la);
+            self.area.flush_pages(la, 1);
+            self.stats.warm_pages += 1;
         }
-        let mut gone = Vec::new();
-        let of_page = |key: Key| key >> KEY_OFFSET_BITS == page;
-        cache.drop_of_page(gpn, of_page, |key, tag| gone.push((key, tag)));
-        drop(cache);
-        self.shared.forget_jumps(&gone);
-        self.stats.warm_pages += 1;
+    }
+
+    /// Whether the blocks of a page of user code serve all addresses that it is mapped at; else they are for this
+    /// one, and regions are guessed in them.
+    pub(super) fn page_floats(&self, la: u64, gpn: u64) -> bool {
+        let is_warm = || self.warm.get(&(la, gpn)).is_some_and(|&ticks| ticks >= TICKS_TO_GUESS);
+        let guesses =
+            self.shared.has_probe && (self.shared.options.making.mmu == Mmu::Shadow || is_warm());
+        !guesses
     }
 
     fn may_guess(&self, mode: Mode) -> bool {
         mode.shadow && mode.bits == 64 && self.shared.has_probe
     }
 
-    /// Whether regions are guessed in the block of a key.
-    pub(super) fn guesses(&self, mode: Mode, key: Key, rip: u64) -> bool {
-        let warm = || {
-            let ticks = self.warm.get(&(key >> KEY_OFFSET_BITS));
-            ticks.is_some_and(|&ticks| ticks >= TICKS_TO_GUESS)
-        };
+    /// Whether regions are guessed in a block at `rip`.
+    pub(super) fn guesses(&self, mode: Mode, floats: bool, rip: u64) -> bool {
         // A kernel's pointers lead everywhere: guesses gain nothing there, as measured. Its half is the upper one;
         // loaders and decompressors run in the lower.
-        self.may_guess(mode)
-            && rip >> 63 == 0
-            && (mode.privilege > 0 || self.shared.options.making.mmu == Mmu::Shadow || warm())
+        self.may_guess(mode) && rip >> 63 == 0 && !floats
     }
 
     /// Drops from the windows what the guest has flushed.
@@ -289,7 +293,7 @@ impl Bt {
                 self.area.gpr[usize::from(register)] = self.area.spill[1 + n];
             }
         }
-        self.interp.state.rip = rip_of(at.tag).wrapping_add(at.word & 0xffff);
+        self.interp.state.rip = self.rip_in(at.tag, at.word);
         self.count(at.word >> 32 & 0xff);
         let write = self.area.fault_error & WRITE != 0;
         let address = self.area.fault_address;
@@ -313,7 +317,7 @@ impl Bt {
         if self.area.is_behind(address) {
             // An offset that isn't in its segment, or one of a window that the segment hasn't all of.
             self.stats.segment_misses += 1;
-            self.note_unlucky_block(at.key, at.tag);
+            self.note_unlucky_block(at.key);
         } else {
             self.stats.window_misses += 1;
             if !helped && self.area.fault_vector != DIVIDE_ERROR {
@@ -330,11 +334,11 @@ impl Bt {
             return self.open_window(mode, 0);
         }
         let rip = self.interp.state.rip;
-        let Some((hva, ..)) = self.fetch(rip, mode) else { return false };
+        let Some(Fetched { host, .. }) = self.fetch(rip, mode) else { return false };
         let mut bytes = [0; 15];
         let len = bytes.len().min((PAGE_SIZE - (rip & (PAGE_SIZE - 1))) as usize);
-        // SAFETY: no more than what is left of the page that `hva` lies in.
-        unsafe { copy_in(hva, &mut bytes[..len]) };
+        // SAFETY: no more than what is left of the page that `host` lies in.
+        unsafe { copy_in(host, &mut bytes[..len]) };
         let options = self.cpuid.decoder_options();
         let insn = Decoder::with_ip(64, &bytes[..len], rip, options).decode();
         let area = &self.area;
@@ -485,19 +489,17 @@ impl Bt {
                 return true;
             }
         }
-        self.shared.cache().remove(at.key);
-        self.shared.forget_jumps(&[(at.key, at.tag)]);
+        self.shared.drop_block(at.key);
         false
     }
 
     /// Counts a fault that windows couldn't help; often enough, the instruction does without.
     fn note_fault(&mut self, at: &Located) {
-        let rip = self.interp.state.rip;
+        let insn = insn_key(at.key, self.interp.state.rip);
         if self.faults.len() >= FAULTING_MAX {
             self.faults.clear();
-            self.faulty_pages.clear();
         }
-        let faults = self.faults.entry(rip).or_default();
+        let faults = self.faults.entry(insn).or_default();
         faults.times += 1;
         if faults.times < FAULTS_MAX {
             return;
@@ -505,14 +507,12 @@ impl Bt {
         if faults.times == FAULTS_MAX {
             faults.spells += 1;
         }
-        self.faulty_pages.insert(rip >> 12, ());
         // Other blocks may have the same instruction, so this may not be the first.
         let doubled = (faults.spells - 1).min(DOUBLED_MAX);
         let until = ticks() + (WITHOUT_TICKS << doubled);
-        self.without.push(Without { until, rip, key: at.key, tag: at.tag });
+        self.without.push(Without { until, insn, key: at.key });
         self.next_retry = self.next_retry.min(until);
-        self.shared.cache().remove(at.key);
-        self.shared.forget_jumps(&[(at.key, at.tag)]);
+        self.shared.drop_block(at.key);
     }
 
     /// Lets instructions that have done without windows for long enough try again: what they fault on, pages
@@ -527,12 +527,11 @@ impl Bt {
         self.next_retry =
             self.without.iter().map(|without| without.until).min().unwrap_or(u64::MAX);
         let due: Vec<Without> = due;
-        for Without { rip, key, tag, .. } in due {
-            if let Some(faults) = self.faults.get_mut(&rip) {
+        for Without { insn, key, .. } in due {
+            if let Some(faults) = self.faults.get_mut(&insn) {
                 faults.times = 0;
             }
-            self.shared.cache().remove(key);
-            self.shared.forget_jumps(&[(key, tag)]);
+            self.shared.drop_block(key);
         }
     }
 }
@@ -546,13 +545,13 @@ pub(super) struct Faults {
     spells: u32,
 }
 
-/// A block whose instruction at `rip` does without windows.
+/// A block with an instruction that does without windows.
 #[derive(Debug)]
 pub(super) struct Without {
     until: u64,
-    rip: u64,
+    /// See [`insn_key`].
+    insn: Key,
     key: Key,
-    tag: u64,
 }
 
 /// The host's time stamp counter.
@@ -571,7 +570,13 @@ pub(super) fn peek_u64(interp: &Interp<NotingMmu>, privilege: u8, la: u64) -> Op
     (la % PAGE_SIZE <= PAGE_SIZE - 8).then_some(u64::from_le_bytes(bytes))
 }
 
-/// Whether the instruction at `rip` does without windows.
-pub(super) fn faults_often(faults: &NumberMap<u64, Faults>, rip: u64) -> bool {
-    faults.get(&rip).is_some_and(|faults| faults.times >= FAULTS_MAX)
+/// What the faults of the instruction at `rip` are counted under, given the key of a block that has it: the same for all
+/// blocks of its page and mode, wherever the page is mapped.
+fn insn_key(key: Key, rip: u64) -> Key {
+    key & !(PAGE_SIZE - 1) | rip & (PAGE_SIZE - 1)
+}
+
+/// Whether the instruction at `rip`, in the block of `key`, does without windows.
+pub(super) fn faults_often(faults: &NumberMap<Key, Faults>, key: Key, rip: u64) -> bool {
+    faults.get(&insn_key(key, rip)).is_some_and(|faults| faults.times >= FAULTS_MAX)
 }

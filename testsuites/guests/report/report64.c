@@ -790,6 +790,85 @@ static void spaces(void)
     flush();
 }
 
+/*
+ * The same pages of code at many addresses: what they read beside them, where they come back to, an instruction over
+ * their ends, and a second page that is another one at some of the addresses.
+ */
+enum { PLACES = 6, FIRST_PLACE = 16, PLACE_PAGES = 4 };
+
+static void put_places(u32 round)
+{
+    u32 n;
+    for (n = 0; n < PLACES; n++) {
+        u64 *tables = s1 + FIRST_PLACE + PLACE_PAGES * n;
+        u64 va = SOUND + 0x1000ull * (FIRST_PLACE + PLACE_PAGES * n);
+        tables[0] = at(code[0]) | P | U;
+        tables[1] = ((n + round) % 3 == 2 ? at(third) : at(code[1])) | P | U;
+        tables[2] = at(frame[(n + round) & 1]) | P | U;
+        invlpg(va);
+        invlpg(va + 0x1000);
+        invlpg(va + 0x2000);
+    }
+}
+
+static void visit_places(void)
+{
+    u32 n;
+    for (n = 0; n < PLACES; n++) {
+        u64 va = SOUND + 0x1000ull * (FIRST_PLACE + PLACE_PAGES * n);
+        put(' ');
+        outcome(run_at(3, va, 0, 0, 2, 0x23, 0x2b, USER_STACK + 0x800));
+        word("eax", event.rax);
+        word("from", event.rbx - va);
+        word("ecx", event.rcx);
+    }
+    put('\n');
+}
+
+static void places(void)
+{
+    /* mov eax, [rip + two pages on]; call to the next page; jmp to the last bytes */
+    static const u8 first[] = { 0x8b, 0x05, 0xfa, 0x1f, 0, 0, 0xe8, 0x05, 0x10, 0, 0, 0xe9, 0xe8, 0x0f, 0, 0 };
+    /* nop, mov ecx, ... */
+    static const u8 last[] = { 0x90, 0x90, 0x90, 0x90, 0x90, 0xb9, 0x11, 0x22 };
+    /* ..., int 0x81; at 16: add eax, [rip + a page on]; mov rbx, [rsp]; ret */
+    static const u8 next[] = { 0x33, 0x44, 0xcd, 0x81, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                               0x03, 0x05, 0xf2, 0x0f, 0, 0, 0x48, 0x8b, 0x1c, 0x24, 0xc3 };
+    u32 n;
+    memset(code[0], 0xcc, 4096);
+    copy(code[0], first, sizeof first);
+    copy(code[0] + 4096 - sizeof last, last, sizeof last);
+    copy(code[1], next, sizeof next);
+    copy(third, next, sizeof next);
+    third[0] = 0x55;
+    third[0x12] = 0xf6;                                 /* the next word */
+    for (n = 0; n < 2; n++) {
+        u32 values[4] = { 0x100 + n, 0, 0x2000 + n, 0x30000 + n };
+        copy(frame[n], values, sizeof values);
+    }
+    for (n = 0; n < 4; n++) {
+        text("places");
+        put_places(n);
+        visit_places();
+    }
+    text("places, first page changed");
+    *(volatile u8 *)(ALIAS + 4096 - 2) = 0x77;
+    visit_places();
+    text("places, second page changed");
+    *(volatile u8 *)(ALIAS + 0x1000) = 0x88;
+    visit_places();
+    for (n = 0; n < PLACES; n++) {
+        u64 page = FIRST_PLACE + PLACE_PAGES * n + n % 3;
+        s1[page] = 0;
+        invlpg(SOUND + 0x1000 * page);
+    }
+    text("places, one page gone");
+    visit_places();
+    text("places, back");
+    put_places(0);
+    visit_places();
+}
+
 /* An instruction over a page end: every split, and a second page that is bad in every way. */
 static void page_ends(void)
 {
@@ -1114,6 +1193,7 @@ int main(void)
     debugging();
     changing_code();
     spaces();
+    places();
     page_ends();
     held_off();
     cross_modifying();

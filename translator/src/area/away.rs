@@ -8,15 +8,16 @@
 //! engine drops what it keeps when anything may have changed that it says; a block that is removed is forgotten by all
 //! jump caches ([`super::Area::forget_jump`]). Thread: the vCPU's.
 
-use super::{AreaBox, JUMP_CACHES, SPACES, exec_slot};
+use super::{AreaBox, JUMP_CACHES, SPACES, exec_slot, home_entry};
 
 /// An address space that is kept.
 #[derive(Debug)]
 pub struct Away {
     /// Which jump cache its user code has, below [`SPACES`].
     pub space: usize,
-    /// Linear addresses of executable pages, and their identifiers.
+    /// Linear addresses of executable pages, and their identifiers; the same of those in the table of homes.
     pages: Vec<(u64, u32)>,
+    homed: Vec<(u64, u32)>,
 }
 
 impl AreaBox {
@@ -28,7 +29,12 @@ impl AreaBox {
         let away = (keep && can).then(|| {
             let is_low = |la: u64| la >> 47 == 0;
             let is_there = |&&(la, id): &&(u64, u32)| is_low(la) && self.exec[exec_slot(la)] == id;
-            Away { space, pages: self.pages.iter().filter(is_there).copied().collect() }
+            let is_home = |&&(la, id): &&(u64, u32)| {
+                is_low(la) && self.homes[exec_slot(la)] == home_entry(la, id)
+            };
+            let pages = self.pages.iter().filter(is_there).copied().collect();
+            let homed = self.homed.iter().filter(is_home).copied().collect();
+            Away { space, pages, homed }
         });
         self.flush_translations(false);
         self.flush_jumps(SPACES..JUMP_CACHES, false);
@@ -48,8 +54,12 @@ impl AreaBox {
         }
         self.space = space;
         self.area_mut().user_jumps = super::user_jumps(space);
-        for (la, id) in away.into_iter().flat_map(|away| away.pages) {
+        let Some(away) = away else { return };
+        for (la, id) in away.pages {
             self.vouch(la, id, false);
+        }
+        for (la, id) in away.homed {
+            self.vouch_home(la, id);
         }
     }
 }

@@ -14,9 +14,8 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use xenolith_cpu::env::Privilege;
 
 use super::names::scratch_number;
-use super::template::Kind;
 use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, R11, Restore, Site, Stub, mask};
-use crate::area::{Area, offset};
+use crate::area::{Area, FLOATING, home_mark, offset};
 use crate::plan::{Plan, Step};
 
 /// The NOP behind a poll: `nop dword [rax + site]`.
@@ -46,19 +45,79 @@ fn count_bytes(insn: &Instruction) -> u8 {
 }
 
 impl Emitter<'_> {
+    /// The block's first entry: for whoever comes from another page. Where pages have homes r11 is the linear address of the
+    /// page that is meant, which must be the block's.
+    pub(super) fn enter_guarded(&mut self) {
+        let page = self.frame.page;
+        if !self.has_home() {
+            return self.guard(page);
+        }
+        let rip = FLOATING | self.frame.rip & 0xfff;
+        self.guard_home(page, Site::Guard { rip }, true);
+    }
+
+    /// The second one: for whoever comes by the jump cache. Where pages have homes r10 is the linear address.
+    pub(super) fn enter_indirect(&mut self) -> usize {
+        if !self.frame.floats() {
+            return self.offset();
+        }
+        let known = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64 ; jmp =>known);
+        let entry = self.offset();
+        let offset = (self.frame.rip & 0xfff) as i32;
+        dynasm!(self.asm ; .arch x64
+            ; lea r11, [r10 - offset]
+            ; =>known
+            ; gs mov [offset::HOME], r11
+        );
+        entry
+    }
+
+    /// The block's second page is there.
+    pub(super) fn guard_second(&mut self, page: Page) {
+        if !self.has_home() {
+            return self.guard(page);
+        }
+        self.address(R11, page.la);
+        self.guard_home(page, Site::Guard { rip: self.frame.rip }, false);
+    }
+
+    /// Leaves unless the table of homes has the page's identifier at the address in r11.
+    fn guard_home(&mut self, page: Page, site: Site, finds: bool) {
+        let good = self.asm.new_dynamic_label();
+        let out = self.asm.new_dynamic_label();
+        let mark = home_mark(page.id) as i32;
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
+        self.tlb_index(R10, R11);
+        dynasm!(self.asm ; .arch x64
+            ; gs mov rcx, [r10 * 8 + offset::HOMES]
+            ; lea rcx, [rcx + r11 - mark]
+            ; jrcxz =>good
+            ; jmp =>out
+            ; =>good
+            ; gs mov rcx, [offset::spill(0)]
+        );
+        let site = self.site(site);
+        let restore = if finds { Restore::Home } else { Restore::Rcx };
+        self.stubs.push(Stub { label: out, site, restore });
+    }
+
+    /// Before a direct transfer: says which page is meant, if that isn't this one.
+    fn announce(&mut self, target: u64) {
+        if self.has_home() && self.link(target) == Link::Guarded {
+            self.address(R11, target & !0xfff);
+        }
+    }
+
     /// Leaves unless the table of executable pages has the page's identifier.
-    pub(super) fn guard(&mut self, page: Page) {
+    fn guard(&mut self, page: Page) {
         let entry = Area::exec_offset(page.la);
         let good = self.asm.new_dynamic_label();
         let out = self.asm.new_dynamic_label();
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(0)], rcx
             ; gs mov ecx, [entry]
-        );
-        self.depends(Kind::ExecSlot);
-        dynasm!(self.asm ; .arch x64 ; lea rcx, [rcx + (page.id as i32).wrapping_neg()]);
-        self.depends(Kind::PageId);
-        dynasm!(self.asm ; .arch x64
+            ; lea rcx, [rcx + (page.id as i32).wrapping_neg()]
             ; jrcxz =>good
             ; jmp =>out
             ; =>good
@@ -95,7 +154,6 @@ impl Emitter<'_> {
         debug_assert_eq!(self.offset() - before, POLL_LOAD_BYTES);
         self.asm.extend(&POLL_NOP);
         self.asm.push_u32(site);
-        self.depends(Kind::Site);
     }
 
     /// Pads so that a displacement that comes `ahead` bytes from here is in one line of the cache.
@@ -132,6 +190,7 @@ impl Emitter<'_> {
     /// Goes to `target`, from an instruction at `from` or, if that is 0, to what follows.
     pub(super) fn chain(&mut self, target: u64, from: u64) {
         let label = self.asm.new_dynamic_label();
+        self.announce(target);
         self.keep_in_line(1);
         dynasm!(self.asm ; .arch x64 ; jmp =>label);
         self.chained(target, label, from);
@@ -140,8 +199,9 @@ impl Emitter<'_> {
     /// Jcc: leaves for the target when taken, else goes on.
     pub(super) fn branch(&mut self, insn: &Instruction) -> Result<(), EmitError> {
         let bits = self.frame.mode.bits;
-        let target = mask(insn.near_branch_target(), bits);
+        let target = self.target(insn);
         let taken = self.asm.new_dynamic_label();
+        self.announce(target);
         self.keep_in_line(2);
         use iced_x86::ConditionCode as C;
         match insn.condition_code() {
@@ -169,8 +229,7 @@ impl Emitter<'_> {
 
     /// LOOP, LOOPE, LOOPNE and JRCXZ: none touches a flag.
     pub(super) fn count(&mut self, insn: &Instruction) {
-        let bits = self.frame.mode.bits;
-        let target = mask(insn.near_branch_target(), bits);
+        let target = self.target(insn);
         let done = self.asm.new_dynamic_label();
         let taken = self.asm.new_dynamic_label();
         let counts = !matches!(insn.mnemonic(), Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz);
@@ -240,6 +299,7 @@ impl Emitter<'_> {
             Mnemonic::Loopne => dynasm!(self.asm ; .arch x64 ; je =>done),
             _ => {}
         }
+        self.announce(target);
         self.keep_in_line(1);
         dynasm!(self.asm ; .arch x64 ; jmp =>taken);
         self.chained(target, taken, mask(insn.ip(), self.frame.mode.bits));
@@ -327,8 +387,14 @@ impl Emitter<'_> {
             ; gs mov r11, [r11 * 8 + jumps + 8]
             ; gs mov [offset::spill(3)], r11
         );
-        self.push_constant(next, true, step, plan);
+        if self.has_home() {
+            dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(4)], r10);
+        }
+        self.push_constant(next, step, plan);
         self.count_instructions(self.uncounted + 1);
+        if self.has_home() {
+            dynasm!(self.asm ; .arch x64 ; gs mov r10, [offset::spill(4)]);
+        }
         dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [offset::spill(3)]);
     }
 

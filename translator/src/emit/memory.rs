@@ -16,7 +16,6 @@ use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemoryOperand, OpKind
 
 use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
 use super::place::{Spot, is_narrow};
-use super::template::Kind;
 use super::{EmitError, Emitter, R10, R11, RCX, Restore, Site, Stub, has_memory};
 use crate::area::{PROBE, offset};
 use crate::plan::{Part, Plan, Step, alignment};
@@ -82,14 +81,9 @@ impl Emitter<'_> {
     ) -> Result<(), EmitError> {
         if let Some(at) = constant_address(insn) {
             if self.wide() {
-                dynasm!(self.asm ; .arch x64 ; mov Rq(address), QWORD at as i64);
+                self.constant_address(address, insn, at);
             } else {
                 dynasm!(self.asm ; .arch x64 ; mov Rd(address), at as i32);
-            }
-            if insn.is_ip_rel_memory_operand() && insn.memory_base() == Register::RIP {
-                self.depends(Kind::Guest64);
-            } else if insn.is_ip_rel_memory_operand() {
-                self.stays();
             }
         } else {
             // Guest r10 and r11 are loaded to the two free registers, whichever those are.
@@ -165,7 +159,7 @@ impl Emitter<'_> {
                 ; movzx Rd(into), BYTE [Rd(into) + page]
                 ; gs mov Rq(into), [delta]
             );
-            return self.stays();
+            return;
         }
         self.region_number(into, of);
         find_delta(self.asm, into, regions);

@@ -13,12 +13,17 @@
 //! leaves the guest exactly at that instruction; all exits go through a [`Site`]; a displacement that
 //! may be patched lies within one line of the cache, so that a patch is one store to whoever runs it.
 //!
+//! User code of 64 bits *floats*, as a rule: the same page of a library lies elsewhere in every process, and its blocks
+//! serve them all. The area has the page's present address, from the entry that was taken; what a block wants of
+//! its own address is relative to that, and a transfer to another page says at which address it means that to be.
+//!
 //! ```text
 //! at every entry and instruction boundary:
 //!   rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r12-r15   the guest's      r10 r11   scratch
 //!   status flags   the guest's (DF clear)           gs                the Area
-//! entries, each falling through to the next:
+//! entries:
 //!   guarded   checks that the page is still the block's; for whoever comes from another page
+//!   indirect  notes where a floating block runs; for whoever comes by the jump cache
 //!   polled    looks at the attention word; for whoever comes from behind, or indirectly
 //!   plain
 //! ```
@@ -36,7 +41,6 @@ mod segment;
 mod stack;
 mod string;
 mod system;
-mod template;
 mod vector;
 mod x87;
 
@@ -45,20 +49,18 @@ use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
 use crate::area::WINDOWS_MAX;
-use crate::area::offset;
+use crate::area::{FLOATING, is_floating, offset};
 use crate::classify::{Class, slot_bytes};
 use crate::host::Host;
 use crate::mode::Mode;
 use crate::plan::{Drafts, Limits, Plan, Step, Uses, is_hint, plan};
 pub use flow::{POLL_LOAD_BYTES, POLL_NOP};
 pub use memory::unguess;
-pub use template::Template;
 use xenolith_codecache::cache::Link;
 
 use memory::Borrowed;
 use names::{constant_address, scratch_number, wide_form};
 use place::is_narrow;
-use template::{Kind, Place};
 
 const RAX: u8 = 0;
 const RCX: u8 = 1;
@@ -124,7 +126,8 @@ pub enum Site {
 pub struct Translation {
     pub code: Vec<u8>,
     pub sites: Vec<Site>,
-    /// Offsets of the entries `polled` and `plain`; `guarded` is at 0.
+    /// Offsets of the other entries; `guarded` is at 0.
+    pub indirect: u32,
     pub polled: u32,
     pub plain: u32,
     /// Where the exits begin: what is behind this is run only to leave.
@@ -134,8 +137,6 @@ pub struct Translation {
     pub instructions: usize,
     /// Where each instruction is, in order.
     pub map: Vec<MapEntry>,
-    /// What depends on where it is; nothing if it can't be moved.
-    places: Option<Vec<Place>>,
 }
 
 /// Where an instruction's host code begins, and what a fault in it must put back.
@@ -175,21 +176,43 @@ pub struct Page {
     pub id: u32,
 }
 
+/// Addresses of the code that all blocks share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Routines {
+    /// Leaves translated code; the site's number has been noted.
+    pub exit: u64,
+    /// Loads the vector registers and jumps to r10.
+    pub load_vector: u64,
+    /// The same for the x87 registers.
+    pub load_x87: u64,
+    /// Goes on at r10 by the user's jump cache, or leaves if that doesn't know it. RCX is in its spill slot.
+    pub look_again: u64,
+}
+
+impl Routines {
+    /// Their names, for listings.
+    #[must_use]
+    pub fn named(&self) -> [(u64, &'static str); 4] {
+        [
+            (self.exit, "the common exit"),
+            (self.load_vector, "loads the vector registers"),
+            (self.load_x87, "loads the x87 registers"),
+            (self.look_again, "looks in the jump cache"),
+        ]
+    }
+}
+
 /// What the emitter must know of its surroundings.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame {
     /// Where the code will be.
     pub base: u64,
-    /// The common exit routine.
-    pub exit: u64,
-    /// The routine that loads the vector registers and jumps to r10.
-    pub load_vector: u64,
-    /// The same for the x87 registers.
-    pub load_x87: u64,
+    pub routines: Routines,
     /// Number of the block's first site.
     pub first_site: u32,
     pub mode: Mode,
-    /// Guest address of the block.
+    /// Guest address of the block; its offset in its page plus [`FLOATING`], and the page's address FLOATING itself, if it
+    /// is to run wherever the page is.
     pub rip: u64,
     pub page: Page,
     /// The second page of a block that is one instruction across a page's end.
@@ -200,6 +223,12 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// The block may run at any linear address.
+    #[must_use]
+    pub fn floats(&self) -> bool {
+        is_floating(self.rip)
+    }
+
     /// The linear address of code.
     fn linear(&self, rip: u64) -> u64 {
         mask(self.code_base.wrapping_add(rip), self.mode.bits)
@@ -228,8 +257,6 @@ struct Emitter<'a> {
     /// Instructions since the last count, where blocks count.
     counts: bool,
     uncounted: u8,
-    /// What depends on where the block is; nothing once something couldn't be moved.
-    places: Option<Vec<Place>>,
 }
 
 impl std::fmt::Debug for Emitter<'_> {
@@ -250,6 +277,8 @@ enum Restore {
     Nothing,
     /// RCX from its spill slot.
     Rcx,
+    /// r11 is the page that was meant, which may have another block.
+    Home,
     /// RCX, and r10 is the target of an indirect transfer.
     Target,
     /// The scratch registers of an access, whose address is told too.
@@ -270,10 +299,8 @@ pub struct Translator {
 /// What a translation was made of.
 #[derive(Debug, Default)]
 struct Spare {
-    code: Vec<u8>,
     sites: Vec<Site>,
     map: Vec<MapEntry>,
-    places: Vec<Place>,
 }
 
 impl std::fmt::Debug for Translator {
@@ -329,23 +356,25 @@ impl Translator {
 
     /// Takes back the memory of a translation that is done with.
     pub fn recycle(&mut self, done: Translation) {
-        let Translation { mut code, mut sites, mut map, places, .. } = done;
-        code.clear();
+        let Translation { mut sites, mut map, .. } = done;
         sites.clear();
         map.clear();
-        let mut places = places.unwrap_or_default();
-        places.clear();
-        self.spare = Spare { code, sites, map, places };
+        self.spare = Spare { sites, map };
     }
 }
 
+/// An address of code, within the bounds of the mode.
 fn mask(rip: u64, bits: u8) -> u64 {
-    if bits == 64 { rip } else { rip & 0xffff_ffff }
+    match bits {
+        64 => rip,
+        _ if is_floating(rip) => FLOATING | rip & 0xffff_ffff,
+        _ => rip & 0xffff_ffff,
+    }
 }
 
 impl<'a> Emitter<'a> {
     fn new(frame: Frame, code: &'a [u8], counts: bool, memory: &'a mut Translator) -> Self {
-        let Spare { sites, map, places, .. } = std::mem::take(&mut memory.spare);
+        let Spare { sites, map } = std::mem::take(&mut memory.spare);
         memory.asm.reserve_ops(CODE_BYTES);
         Self {
             asm: &mut memory.asm,
@@ -361,18 +390,18 @@ impl<'a> Emitter<'a> {
             region: None,
             counts,
             uncounted: 0,
-            places: Some(places),
         }
     }
 
     fn block(mut self, plan: &Plan) -> Result<Translation, EmitError> {
         let bits = self.frame.mode.bits;
-        self.guard(self.frame.page);
+        self.enter_guarded();
+        let indirect = self.enter_indirect();
         let polled = self.offset();
         self.poll();
         let plain = self.offset();
         if let Some(second) = self.frame.second {
-            self.guard(second);
+            self.guard_second(second);
         }
         let mut last_uses = [0; WINDOWS_MAX];
         for (number, step) in plan.steps.iter().enumerate() {
@@ -411,28 +440,14 @@ impl<'a> Emitter<'a> {
         Ok(Translation {
             code,
             sites: self.sites,
+            indirect: indirect as u32,
             polled: polled as u32,
             plain: plain as u32,
             exits: exits as u32,
             bytes: plan.bytes,
             instructions: plan.steps.len(),
             map: self.map,
-            places: self.places,
         })
-    }
-
-    /// The bytes just emitted, as many as `kind` has, depend on where the block is.
-    fn depends(&mut self, kind: Kind) {
-        let bytes = if kind == Kind::Guest64 { 8 } else { 4 };
-        let at = self.offset() as u32 - bytes;
-        if let Some(places) = &mut self.places {
-            places.push(Place { at, kind });
-        }
-    }
-
-    /// Something emitted depends on the block's place in a way that can't be moved.
-    fn stays(&mut self) {
-        self.places = None;
     }
 
     /// After the step nothing is left to be counted: a transfer counts itself too, and Rust counts all.
@@ -450,6 +465,52 @@ impl<'a> Emitter<'a> {
                 ; lea r11, [r11 - i32::from(n)]
                 ; gs mov [offset::REMAINING], r11
             );
+        }
+    }
+
+    /// Where a direct branch leads.
+    fn target(&self, insn: &Instruction) -> u64 {
+        let Mode { bits, .. } = self.frame.mode;
+        let target = insn.near_branch_target();
+        // Short addresses have lost what says that they float.
+        if bits < 64 && self.frame.floats() { FLOATING | target } else { mask(target, bits) }
+    }
+
+    /// Whether the code is looked for by what its page is at an address: see [`crate::area::Area::homes`].
+    fn has_home(&self) -> bool {
+        self.frame.mode.has_home()
+    }
+
+    /// Loads an address of code, or one that is relative to it.
+    fn address(&mut self, into: u8, address: u64) {
+        if !is_floating(address) {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(into), QWORD address as i64);
+            return;
+        }
+        dynasm!(self.asm ; .arch x64 ; gs mov Rq(into), [offset::HOME]);
+        if !self.wide() {
+            dynasm!(self.asm ; .arch x64 ; lea Rd(into), [Rq(into) + address as i32]);
+            return;
+        }
+        let distance = address.wrapping_sub(FLOATING).cast_signed();
+        // An instruction's end and its displacement may be a bit more than a displacement can say.
+        let near = distance.clamp(i32::MIN.into(), i32::MAX.into()) as i32;
+        for by in [near, (distance - i64::from(near)) as i32] {
+            if by != 0 {
+                dynasm!(self.asm ; .arch x64 ; lea Rq(into), [Rq(into) + by]);
+            }
+        }
+    }
+
+    /// Loads the address of an operand that no register moves.
+    fn constant_address(&mut self, into: u8, insn: &Instruction, at: u64) {
+        match insn.memory_base() {
+            Register::RIP => self.address(into, at),
+            Register::EIP if self.frame.floats() => {
+                self.address(into, FLOATING.wrapping_add_signed(i64::from(at as i32)));
+                dynasm!(self.asm ; .arch x64 ; mov Rd(into), Rd(into));
+            }
+            _ => dynasm!(self.asm ; .arch x64 ; mov Rq(into), QWORD at as i64),
         }
     }
 
@@ -473,13 +534,13 @@ impl<'a> Emitter<'a> {
             Class::Push => self.push(step, plan)?,
             Class::Pop => self.pop(step, plan),
             Class::Leave => self.leave(step, plan),
-            Class::Jump => self.chain(mask(insn.near_branch_target(), bits), rip),
+            Class::Jump => self.chain(self.target(insn), rip),
             Class::Branch => self.branch(insn)?,
             Class::Count => self.count(insn),
             Class::Call => {
-                self.push_constant(next, true, step, plan);
+                self.push_constant(next, step, plan);
                 self.count_instructions(self.uncounted + 1);
-                self.chain(mask(insn.near_branch_target(), bits), rip);
+                self.chain(self.target(insn), rip);
             }
             Class::Return => {
                 let released = if insn.op_count() == 0 { 0 } else { i32::from(insn.immediate16()) };
@@ -606,15 +667,13 @@ impl<'a> Emitter<'a> {
                 if scratch_number(target).is_some() {
                     self.load_guest(number);
                 }
-                dynasm!(self.asm ; .arch x64 ; mov Rw(number), address as i16);
-                self.stays();
+                let whole = if number == R10 { R11 } else { R10 };
+                self.constant_address(whole, insn, address);
+                dynasm!(self.asm ; .arch x64 ; mov Rw(number), Rw(whole));
             } else {
-                let value = if target.size() == 4 { address & 0xffff_ffff } else { address };
-                dynasm!(self.asm ; .arch x64 ; mov Rq(number), QWORD value as i64);
+                self.constant_address(number, insn, address);
                 if target.size() == 4 {
-                    self.stays();
-                } else if insn.is_ip_rel_memory_operand() {
-                    self.depends(Kind::Guest64);
+                    dynasm!(self.asm ; .arch x64 ; mov Rd(number), Rd(number));
                 }
             }
             if scratch_number(target).is_some() {
@@ -663,6 +722,15 @@ impl<'a> Emitter<'a> {
             match stub.restore {
                 Restore::Nothing => {}
                 Restore::Rcx => dynasm!(self.asm ; .arch x64 ; gs mov rcx, [offset::spill(0)]),
+                Restore::Home => {
+                    let offset = (self.frame.rip & 0xfff) as i32;
+                    dynasm!(self.asm ; .arch x64
+                        ; gs mov [offset::HOME], r11
+                        ; lea r10, [r11 + offset]
+                    );
+                    self.leave_by_way_of(stub.site, self.frame.routines.look_again);
+                    continue;
+                }
                 Restore::Target => dynasm!(self.asm ; .arch x64
                     ; gs mov [offset::RIP], r10
                     ; gs mov rcx, [offset::spill(0)]
@@ -682,10 +750,13 @@ impl<'a> Emitter<'a> {
 
     /// Tells which site it is and leaves.
     fn leave_by(&mut self, site: usize) {
+        self.leave_by_way_of(site, self.frame.routines.exit);
+    }
+
+    fn leave_by_way_of(&mut self, site: usize, routine: u64) {
         let number = self.frame.first_site + site as u32;
         dynasm!(self.asm ; .arch x64 ; gs mov DWORD [offset::SITE], number as i32);
-        self.depends(Kind::Site);
-        self.jump_to(self.frame.exit);
+        self.jump_to(routine);
     }
 
     /// JMP rel32 to a fixed address.
@@ -694,7 +765,6 @@ impl<'a> Emitter<'a> {
         let distance = target.wrapping_sub(end) as i32;
         self.asm.push(0xe9);
         self.asm.push_i32(distance);
-        self.depends(Kind::Common);
     }
 }
 

@@ -34,7 +34,6 @@ const IRET_SYSTEM: i32 = Rflags::IOPL.bits() as i32;
 impl Emitter<'_> {
     /// JMP to a segment's offset of 16 bits.
     pub(super) fn jump_segment(&mut self, step: &Step, next: u64) -> Result<(), EmitError> {
-        self.stays();
         let out = self.hand_over_here(step, next);
         self.load_pointer_of(step)?;
         self.look_up_segment(out);
@@ -50,7 +49,6 @@ impl Emitter<'_> {
         plan: &Plan,
         next: u64,
     ) -> Result<(), EmitError> {
-        self.stays();
         let out = self.hand_over_here(step, next);
         self.load_pointer_of(step)?;
         self.look_up_segment(out);
@@ -65,7 +63,6 @@ impl Emitter<'_> {
 
     /// RETF with an offset of 16 bits.
     pub(super) fn return_segment(&mut self, step: &Step, plan: &Plan, next: u64) {
-        self.stays();
         let out = self.hand_over_here(step, next);
         let insn = &step.insn;
         let released = if insn.op_count() == 0 { 0 } else { i32::from(insn.immediate16()) };
@@ -80,7 +77,6 @@ impl Emitter<'_> {
 
     /// INT in real mode.
     pub(super) fn enter_vector(&mut self, step: &Step, plan: &Plan, next: u64) {
-        self.stays();
         let out = self.hand_over_here(step, next);
         let rip = mask(step.insn.ip(), self.frame.mode.bits);
         let start = self.offset();
@@ -113,7 +109,6 @@ impl Emitter<'_> {
 
     /// IRET of 16 bits in real mode.
     pub(super) fn leave_vector(&mut self, step: &Step, plan: &Plan, next: u64) {
-        self.stays();
         let out = self.hand_over_here(step, next);
         let (base, at) = self.stack_access(0, 6, false, step, plan);
         dynasm!(self.asm ; .arch x64

@@ -5,9 +5,8 @@ use iced_x86::OpKind;
 
 use super::memory::{Borrowed, Check};
 use super::names::scratch_number;
-use super::template::Kind;
 use super::{EmitError, Emitter, R10, R11, RBP, RSP, mask};
-use crate::area::offset;
+use crate::area::{is_floating, offset};
 use crate::classify::slot_bytes;
 use crate::plan::{Part, Plan, Step};
 
@@ -92,36 +91,32 @@ impl Emitter<'_> {
         self.move_stack(-slot);
     }
 
-    /// Pushes a constant: a return address (`code`) or an immediate.
-    pub(super) fn push_constant(&mut self, value: u64, code: bool, step: &Step, plan: &Plan) {
+    /// Pushes a constant: an address of code or an immediate.
+    pub(super) fn push_constant(&mut self, value: u64, step: &Step, plan: &Plan) {
         let size = slot_bytes(&step.insn);
         let slot = i32::from(size);
         let (base, at) = self.stack_access(-slot, size, true, step, plan);
         let narrow = value as i64 == i64::from(value as i32);
-        if size == 2 {
-            dynasm!(self.asm ; .arch x64 ; mov WORD [Rq(base) + r11 + at], value as i16);
-            if code {
-                self.stays();
+        if is_floating(value) {
+            dynasm!(self.asm ; .arch x64 ; lea r10, [Rq(base) + r11 + at]);
+            self.address(R11, value);
+            match size {
+                2 => dynasm!(self.asm ; .arch x64 ; mov [r10], r11w),
+                4 => dynasm!(self.asm ; .arch x64 ; mov [r10], r11d),
+                _ => dynasm!(self.asm ; .arch x64 ; mov [r10], r11),
             }
+        } else if size == 2 {
+            dynasm!(self.asm ; .arch x64 ; mov WORD [Rq(base) + r11 + at], value as i16);
         } else if size == 4 {
             dynasm!(self.asm ; .arch x64 ; mov DWORD [Rq(base) + r11 + at], value as i32);
-            if code {
-                self.depends(Kind::Guest32);
-            }
         } else if narrow {
             dynasm!(self.asm ; .arch x64 ; mov QWORD [Rq(base) + r11 + at], value as i32);
-            if code {
-                self.stays();
-            }
         } else {
             dynasm!(self.asm ; .arch x64
                 ; lea r10, [Rq(base) + r11 + at]
                 ; mov r11, QWORD value as i64
+                ; mov [r10], r11
             );
-            if code {
-                self.depends(Kind::Guest64);
-            }
-            dynasm!(self.asm ; .arch x64 ; mov [r10], r11);
         }
         self.move_stack(-slot);
     }
@@ -148,7 +143,7 @@ impl Emitter<'_> {
                 dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(3)], r10);
                 self.push_value(R11, step, plan);
             }
-            _ => self.push_constant(insn.immediate(0), false, step, plan),
+            _ => self.push_constant(insn.immediate(0), step, plan),
         }
         Ok(())
     }

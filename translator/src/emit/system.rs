@@ -9,7 +9,6 @@ use super::bits::Run;
 use super::memory::{Borrowed, Check};
 use super::names::scratch_number;
 use super::place::Spot;
-use super::template::Kind;
 use super::{Emitter, R10, R11, RAX, RCX, RDX, Restore, Site, Stub, mask};
 use crate::area::{CROSSED_IN, CROSSED_OUT, Return, SYSRET_LOOKS, offset};
 use crate::classify::slot_bytes;
@@ -235,11 +234,8 @@ impl Emitter<'_> {
         );
         self.set_selectors(offset::syscall_selector);
         self.set_status();
-        dynasm!(self.asm ; .arch x64
-            ; gs mov rax, [offset::spill(1)]
-            ; mov rcx, QWORD next as i64
-        );
-        self.depends(Kind::Guest64);
+        dynasm!(self.asm ; .arch x64 ; gs mov rax, [offset::spill(1)]);
+        self.address(RCX, next);
         self.count_instructions(self.uncounted + 1);
         dynasm!(self.asm ; .arch x64 ; gs mov r10, [offset::LSTAR]);
         self.cross(Privilege::Supervisor);
@@ -521,8 +517,7 @@ impl Emitter<'_> {
             ; gs mov QWORD [offset::SIDE], to as i32
         );
         self.count_instructions(self.uncounted + 1);
-        dynasm!(self.asm ; .arch x64 ; mov r10, QWORD next as i64);
-        self.depends(Kind::Guest64);
+        self.address(R10, next);
         self.cross(to);
     }
 

@@ -18,7 +18,7 @@ impl Emitter<'_> {
     /// are on a block's first vector instruction.
     pub(super) fn load_vector(&mut self) {
         if !std::mem::replace(&mut self.vector_live, true) {
-            self.load_by(offset::VECTOR_IDLE, self.frame.load_vector);
+            self.load_by(offset::VECTOR_IDLE, self.frame.routines.load_vector);
         }
     }
 

@@ -21,7 +21,7 @@ impl Emitter<'_> {
     /// Makes sure that the x87 registers are the guest's.
     pub(super) fn load_x87(&mut self) {
         if !std::mem::replace(&mut self.x87_live, true) {
-            self.load_by(offset::X87_IDLE, self.frame.load_x87);
+            self.load_by(offset::X87_IDLE, self.frame.routines.load_x87);
         }
     }
 
