@@ -93,17 +93,18 @@ impl Program {
         Ok(Duration::from_millis(ticks * 1000 / u64::try_from(per_second)?.max(1)))
     }
 
-    /// Ends the program as SIGKILL does: without a word.
+    /// Ends the program as SIGKILL does: without a word. Returns all that was on its standard output.
     ///
     /// # Errors
     /// It has ended before.
-    pub fn kill(mut self) -> Result<()> {
+    pub fn kill(mut self) -> Result<String> {
         if let Some(status) = self.child.try_wait()? {
             bail!("it ended before it was killed: {status}");
         }
         self.child.kill()?;
         self.child.wait()?;
-        Ok(())
+        self.join();
+        Ok(self.dialogue.console().text())
     }
 
     /// Waits until the program ends by itself.
@@ -121,12 +122,17 @@ impl Program {
             }
             thread::sleep(Duration::from_millis(20));
         };
+        self.join();
+        let stdout = self.dialogue.console().bytes();
+        Ok(Ended { status, stdout, stderr: self.stderr.text() })
+    }
+
+    /// Lets the readers come to the pipes' ends.
+    fn join(&mut self) {
         for reader in self.readers.drain(..) {
             // A panic there has been reported where it happened.
             let _ = reader.join();
         }
-        let stdout = self.dialogue.console().bytes();
-        Ok(Ended { status, stdout, stderr: self.stderr.text() })
     }
 }
 

@@ -157,7 +157,7 @@ fn without_a_network_there_is_no_card() -> Result<()> {
     let mut program = guest.boot(command)?;
     let cards = program.command("ls /sys/class/net", PATIENCE)?;
     ensure!(cards.trim() == "lo", "{cards}");
-    program.kill()
+    program.kill().map(drop)
 }
 
 #[test]
