@@ -7,6 +7,7 @@
 //! host's. Called by the devices' workers; may block, but for [`DiskImage::read_cached`], which any thread calls.
 
 mod describe;
+mod disc;
 mod lock;
 mod open;
 mod qcow2;

@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::disc::Disc;
 use super::qcow2::{Backing, MAGIC};
 use super::raw::{Tail, open_locked};
 use super::{DiskError, DiskImage, Qcow2Image, RawImage, Snapshot};
@@ -76,13 +77,13 @@ pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, Dis
     }
 }
 
-/// Opens the image of a disc, to be read. A raw one that ends inside a sector goes on with zeroes to the sector's end,
-/// as it would on a disc that is written from it.
+/// Opens the image of a disc, to be read. One that ends inside a sector goes on with zeroes to the sector's end, as it
+/// would on a disc that is written from it.
 ///
 /// # Errors
 /// See [`DiskError`].
 pub fn open_disc(path: &Path, format: Option<Format>) -> Result<Arc<dyn DiskImage>, DiskError> {
-    open_layer(path, true, format, Tail::Filled, &[])
+    Ok(Disc::filled(open_layer(path, true, format, Tail::Filled, &[])?))
 }
 
 /// Opens one file, on which those `above` build, and what it builds on.

@@ -3,7 +3,7 @@
 //! Problem: a wrong path must be told in one line, before anything is read or written.
 //! Scheme: the file's kind is looked at, then it is opened and locked. Invariants: the lock is kept until the
 //! image is dropped; the size is fixed at opening; a tail shorter than a sector is out of the guest's
-//! reach, and said so, but a disc's last sector is filled up with zeroes. Any thread; positioned reads and writes share
+//! reach, and said so, or a sector that is filled up with zeroes. Any thread; positioned reads and writes share
 //! the file.
 
 use std::fs::{File, OpenOptions};
@@ -12,7 +12,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
 use super::lock::lock;
-use super::{DISC_SECTOR, DiskImage, SECTOR};
+use super::{DiskImage, SECTOR};
 
 /// Why an image can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum DiskError {
 pub(super) enum Tail {
     /// The guest doesn't see them.
     Left,
-    /// They begin the last sector of a disc, of [`DISC_SECTOR`] bytes, which goes on with zeroes. To be read only.
+    /// They begin the last sector, which goes on with zeroes. To be read only.
     Filled,
 }
 
@@ -75,7 +75,7 @@ impl RawImage {
             .map_err(|source| DiskError::Open { path: path.to_owned(), source })?;
         let size = match tail {
             Tail::Left => bytes - bytes % SECTOR,
-            Tail::Filled => bytes.next_multiple_of(DISC_SECTOR),
+            Tail::Filled => bytes.next_multiple_of(SECTOR),
         };
         if size == 0 {
             return Err(DiskError::TooSmall { path: path.to_owned(), bytes });

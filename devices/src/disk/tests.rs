@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use super::{DiskError, DiskImage, DiskOptions, Format, open};
+use super::{DiskError, DiskImage, DiskOptions, Format, SECTOR, create_qcow2, open, open_disc};
 
 mod writing;
 
@@ -396,4 +396,30 @@ fn images_cut_short_are_errors() {
     assert!(image.read_at(0, &mut [0; 512]).is_ok());
     let error = image.read_at(CLUSTER as u64, &mut [0; 512]).expect_err("not in the file");
     assert_eq!(error.to_string(), "cluster 1 is said to be at 0x40000");
+}
+
+#[test]
+fn the_last_sector_of_a_disc_is_filled_up_whatever_its_format() {
+    let scratch = Scratch::new("disc");
+    for (sectors, size) in [(1, 2048), (4, 2048), (5, 4096), (203, 104_448)] {
+        let path = scratch.0.join(format!("{sectors}.qcow2"));
+        let bytes = sectors * SECTOR;
+        create_qcow2(&fs::File::create_new(&path).expect("writable"), bytes, None).expect("room");
+        let image = open(&path, DiskOptions::default()).expect("sound");
+        image.write_at(0, &vec![7; bytes as usize]).expect("room");
+        image.flush().expect("room");
+        drop(image);
+        let disc = open_disc(&path, None).expect("sound");
+        assert_eq!((disc.size(), disc.read_only()), (size, true));
+        let mut wanted = vec![7; bytes as usize];
+        wanted.resize(size as usize, 0);
+        let mut read = vec![0xa5; size as usize];
+        disc.read_at(0, &mut read).expect("all of it");
+        assert!(read == wanted, "{sectors}");
+        read.fill(0xa5);
+        assert!(!disc.read_cached(0, &mut read) || read == wanted, "{sectors}, in memory");
+        disc.read_at(size - 1, &mut read[..1]).expect("the last byte");
+        assert!(disc.read_at(size - 1, &mut [0; 2]).is_err());
+        assert!(disc.write_at(0, &[0]).is_err());
+    }
 }
