@@ -148,6 +148,7 @@ pub struct Board {
     serial: SerialInput,
     console: ConsoleHandle,
     console_is_virtio: bool,
+    has_kernel: bool,
     screen: Parts,
     inspected: Arc<inspect::Parts>,
 }
@@ -263,8 +264,9 @@ impl Board {
         };
         // The serial port's and virtio-console's. A system that doesn't have its console on the latter still puts
         // things there, such as a second question for a login.
-        let console_is_virtio =
-            matches!(start, Start::Kernel(_)) && is_on_virtio(&config.command_line);
+        let console_is_virtio = config.console_is_virtio.unwrap_or_else(|| {
+            matches!(start, Start::Kernel(_)) && is_on_virtio(&config.command_line)
+        });
         let outputs = [output(true)?, output(console_is_virtio)?];
         let serial = wiring.serial(&outputs[0]).map_err(overlap)?;
         let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
@@ -345,6 +347,7 @@ impl Board {
             screen: Parts::new(display.map(|display| display.vga), legacy.i8042),
             inspected,
             console_is_virtio,
+            has_kernel: matches!(start, Start::Kernel(_)),
         })
     }
 
@@ -363,6 +366,7 @@ impl Board {
             serial: self.serial.clone(),
             virtio: self.console.clone(),
             is_virtio: self.console_is_virtio,
+            has_kernel: self.has_kernel,
         })
     }
 
@@ -767,11 +771,14 @@ struct Console {
     serial: SerialInput,
     virtio: ConsoleHandle,
     is_virtio: bool,
+    /// Without firmware: what is typed early waits for the kernel.
+    has_kernel: bool,
 }
 
 impl Port for Console {
     fn receive(&self, bytes: &[u8]) {
-        if self.is_virtio {
+        // Boot loaders are on the serial line.
+        if self.is_virtio && (self.has_kernel || self.virtio.has_driver()) {
             self.virtio.send(bytes);
         } else {
             self.serial.send(bytes);

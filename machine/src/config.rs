@@ -127,6 +127,8 @@ pub struct Config {
     pub initrd: Option<PathBuf>,
     /// Kernel command line (`--append`).
     pub command_line: String,
+    /// The guest has its console on virtio-console, or hasn't (`--console`). `None`: as the command line says.
+    pub console_is_virtio: Option<bool>,
     pub disks: Vec<DiskConfig>,
     /// Which drivers virtio devices are for (`--virtio`).
     pub virtio: Interfaces,
@@ -178,6 +180,7 @@ impl Default for Config {
             kernel: PathBuf::new(),
             initrd: None,
             command_line: String::new(),
+            console_is_virtio: None,
             disks: Vec::new(),
             virtio: Interfaces::default(),
             balloon: false,

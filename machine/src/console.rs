@@ -2,8 +2,8 @@
 //!
 //! Problem: the person's terminal outlives the boards that a guest's resets build, and a guest may have
 //! its console on the serial port or on virtio-console. Scheme: [`Sink`] is one output that all of them
-//! share, with whole writes under its lock; [`Input`] passes what is typed to the port that the last
-//! `console=` of the kernel's command line names, of whatever board there is. The serial port is always heard,
+//! share, with whole writes under its lock; [`Input`] passes what is typed to the port that the person names, or the
+//! last `console=` of the kernel's command line, of whatever board there is. The serial port is always heard,
 //! virtio-console only if it is that port. Bytes that come while there
 //! is none wait for the next. Any thread.
 

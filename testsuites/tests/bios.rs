@@ -28,8 +28,18 @@ const APPLETS: [&str; 10] =
 /// A disk with GRUB, a Debian kernel and a small root file system, which the kernel finds as `root`; GRUB
 /// waits for a key.
 fn grub_disk(guest: &Debian, scratch: &Scratch, root: &str) -> Result<std::path::PathBuf> {
+    grub_disk_with(guest, scratch, root, INIT)
+}
+
+/// The same with another first program.
+fn grub_disk_with(
+    guest: &Debian,
+    scratch: &Scratch,
+    root: &str,
+    init: &str,
+) -> Result<std::path::PathBuf> {
     let tree = scratch.path().join("tree");
-    disk::busybox_tree(&tree, &guest.busybox, &APPLETS, INIT)?;
+    disk::busybox_tree(&tree, &guest.busybox, &APPLETS, init)?;
     disk::grub_tree(&tree, guest, "serial", "Debian from the disk", &format!("root={root}"))?;
     let image = scratch.path().join("disk.img");
     disk::make(&image, DISK_BYTES, TABLE, ROOT, &tree)?;
@@ -78,15 +88,18 @@ fn debian_boots_by_grub_from_a_partitioned_disk_and_again_after_a_reset() -> Res
     Ok(())
 }
 
+/// What is typed goes to GRUB by the serial line, and then to the virtio console, where the guest has its own.
 #[test]
-fn debian_i386_boots_by_grub() -> Result<()> {
+fn debian_i386_boots_by_grub_to_the_virtio_console() -> Result<()> {
     let guest = Debian::get("debian-i386", env!("CARGO_TARGET_TMPDIR"))?;
     let scratch = Scratch::new("bios")?;
-    let image = grub_disk(&guest, &scratch, "/dev/vda1")?;
+    let init = INIT.replace("ttyS0", "hvc0");
+    let image = grub_disk_with(&guest, &scratch, "/dev/vda1", &init)?;
     let mut command = xenolith()?;
-    command.arg("run").arg(&image);
+    command.arg("run").arg(&image).args(["--console", "virtio"]);
     let mut program = Program::start(command)?;
     choose(&mut program)?;
+    ensure!(program.command("uname -m", PATIENCE)? == "i686\n");
     program.type_line("poweroff -f");
     let ended = program.end(PATIENCE)?;
     ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);

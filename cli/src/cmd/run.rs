@@ -16,7 +16,7 @@ use xenolith_machine::{Attachment, Config, DiskConfig, Handle, Machine, Making, 
 
 use crate::display::terminal::TerminalDisplay;
 use crate::display::vnc::Server;
-use crate::flags::{Display, RunArgs, Serial};
+use crate::flags::{ConsolePort, Display, RunArgs, Serial};
 use crate::guests::{self, Consoles};
 use crate::keys::{HELP, Key, Keys};
 use crate::monitor::Monitor;
@@ -127,6 +127,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         making: Making { mmu: args.machine.mmu.into(), bmi2: !args.machine.no_bmi2 },
         report: args.machine.stats.then(Arc::default),
         debug_output: args.boot.debugcon.clone(),
+        console_is_virtio: args.console.port.map(|port| port == ConsolePort::Virtio),
         ..Config::default()
     };
     config.disks.extend(args.boot.floppies.iter().cloned());

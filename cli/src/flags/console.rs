@@ -3,16 +3,21 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 #[derive(Args, Debug)]
 pub struct ConsoleFlags {
     /// The guest's first serial line (COM1, ttyS0): stdio (standard input and output; a terminal is
     /// lent to the guest), file:PATH (written there, nothing is read), or none [default: stdio; none
-    /// with --display terminal]. With console=hvc0 as the kernel's last console the virtio console is
-    /// there too, and has the input
+    /// with --display terminal]. The virtio console goes there too where it is the guest's (--console)
     #[arg(long, value_name = "WHERE", help_heading = "Console", value_parser = parse_serial)]
     pub serial: Option<Serial>,
+
+    /// Where the guest has its console: serial (ttyS0), or virtio (hvc0), which is then shown beside the
+    /// serial line and has the input once it has a driver [default: as the kernel's last console= says;
+    /// serial, if firmware finds the kernel]
+    #[arg(long = "console", value_name = "serial|virtio", help_heading = "Console")]
+    pub port: Option<ConsolePort>,
 
     /// The guest's screen, keyboard and mouse: vnc (for VNC clients, at 127.0.0.1:5900 unless ADDRESS:PORT
     /// is given; whoever reaches the port may look and type), terminal (text in this terminal, which
@@ -50,6 +55,13 @@ impl ConsoleFlags {
             Some("--screenshot")
         }
     }
+}
+
+/// The device that is the guest's console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ConsolePort {
+    Serial,
+    Virtio,
 }
 
 /// Where the guest's screen is shown.

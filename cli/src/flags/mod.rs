@@ -21,7 +21,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 pub use boot::BootFlags;
-pub use console::{ConsoleFlags, Display, Screenshot, Serial};
+pub use console::{ConsoleFlags, ConsolePort, Display, Screenshot, Serial};
 pub use diff::DiffArgs;
 pub use disasm::DisasmArgs;
 pub use fuzz::{FuzzArgs, FuzzEngine};

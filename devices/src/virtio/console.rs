@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use vm_memory::GuestAddressSpace;
@@ -41,6 +42,7 @@ struct Shared {
     input: Mutex<VecDeque<u8>>,
     size: Mutex<Size>,
     doorbell: Arc<Doorbell>,
+    has_driver: AtomicBool,
 }
 
 /// Where transmitted bytes go.
@@ -92,6 +94,12 @@ impl ConsoleHandle {
             lock(&shared.input).extend(bytes);
             shared.doorbell.ring(Events::INPUT);
         }
+    }
+
+    /// A driver has started the console, and hasn't reset it.
+    #[must_use]
+    pub fn has_driver(&self) -> bool {
+        self.0.upgrade().is_some_and(|shared| shared.has_driver.load(Ordering::Relaxed))
     }
 
     /// Bytes that the guest has not yet taken.
@@ -169,6 +177,7 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Console {
         let shared = Arc::clone(&self.shared);
         let output = Arc::clone(&self.output);
         Service::by(move || {
+            shared.has_driver.store(true, Ordering::Relaxed);
             active.serve(|active, events| {
                 if events.contains(Events::CONFIG) && active.has(F_SIZE) {
                     active.signals.config_changed();
@@ -185,6 +194,7 @@ impl<M: GuestAddressSpace + Send + 'static> VirtioDevice<M> for Console {
                 }
                 Ok(())
             });
+            shared.has_driver.store(false, Ordering::Relaxed);
         })
     }
 }
