@@ -153,6 +153,7 @@ fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
             second: None,
             code_base: 0,
             host: Host::detect(),
+            unlocks: false,
         };
         match translator.translate(frame, bytes, &limits)? {
             Some(block) => {

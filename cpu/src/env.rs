@@ -83,6 +83,9 @@ pub trait Memory {
     /// reserved bits set.
     fn pdptes(&self, cr3: u64) -> Option<[u64; 4]>;
 
+    /// User code is about to use a port, or a device in memory: it may be a driver.
+    fn user_meets_device(&mut self) {}
+
     /// Drops every cached translation, global ones too.
     fn flush_all(&mut self);
     /// Drops every non-global translation of `pcid`, or of all where `None`.

@@ -291,6 +291,7 @@ impl Board {
         wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
 
         let translations = Arc::new(SharedSlot::new(Options {
+            vcpus: config.vcpus,
             cache_bytes: config.code_cache_bytes,
             counts: config.icount || config.report.is_some(),
             making: config.making,

@@ -137,6 +137,7 @@ pub fn code(
             second,
             code_base: 0,
             host: Host::detect(),
+            unlocks: false,
         };
         let limits = Limits {
             start: None,

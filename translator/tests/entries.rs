@@ -1,16 +1,23 @@
-//! Where a block may be entered in its middle: nowhere that it relies on what it has kept since earlier.
+//! What blocks are made of: where one may be entered in its middle (nowhere that it relies on what it has kept since
+//! earlier), and which instructions stay locked.
 
-use iced_x86::code_asm::{CodeAssembler, dword_ptr, eax, ecx, edx, rbx, rsi, st0, st1};
-use iced_x86::{DecoderOptions, IcedError, Instruction};
-use xenolith_translator::emit::{Frame, Page, Routines, Translator};
+use iced_x86::code_asm::{
+    CodeAssembler, dword_ptr, eax, ecx, edx, qword_ptr, r10, rbx, rcx, rdx, rsi, rsp, st0, st1,
+};
+use iced_x86::{Decoder, DecoderOptions, IcedError, Instruction, Mnemonic, OpKind};
+use xenolith_translator::emit::{Frame, Page, Routines, Translation, Translator};
 use xenolith_translator::host::Host;
 use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
 
 const RIP: u64 = 0x40_0000;
 
-/// For each instruction, whether its block may be entered there.
-fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<bool> {
+/// A block of user code.
+fn block(
+    shadow: bool,
+    unlocks: bool,
+    write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Translation {
     let mut asm = CodeAssembler::new(64).expect("64-bit code");
     write(&mut asm).expect("instructions");
     let code = asm.assemble(RIP).expect("code");
@@ -38,6 +45,7 @@ fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedEr
         second: None,
         code_base: 0,
         host: Host { bmi2: true, ..Host::OLD },
+        unlocks,
     };
     let limits = Limits {
         start: None,
@@ -50,7 +58,44 @@ fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedEr
         code_limit: u64::MAX,
     };
     let block = Translator::default().translate(frame, &code, &limits).expect("a block");
-    block.expect("instructions that have blocks").map.iter().map(|entry| entry.enters).collect()
+    block.expect("instructions that have blocks")
+}
+
+/// For each instruction, whether its block may be entered there.
+fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<bool> {
+    block(shadow, false, write).map.iter().map(|entry| entry.enters).collect()
+}
+
+/// For each instruction but the last, whether its host code has a locked one.
+fn locked(unlocks: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<bool> {
+    let block = block(true, unlocks, write);
+    let is_locked = |code: &[u8]| {
+        Decoder::new(64, code, DecoderOptions::NONE).iter().any(|insn| {
+            let swaps = insn.mnemonic() == Mnemonic::Xchg && insn.op0_kind() == OpKind::Memory;
+            insn.has_lock_prefix() || swaps
+        })
+    };
+    let starts: Vec<usize> = block.map.iter().map(|entry| entry.host as usize).collect();
+    starts.windows(2).map(|pair| is_locked(&block.code[pair[0]..pair[1]])).collect()
+}
+
+#[test]
+fn without_others_only_fences_are_locked() {
+    let code = |asm: &mut CodeAssembler| {
+        asm.lock().inc(dword_ptr(rsi))?;
+        asm.lock().xadd(qword_ptr(rbx + rcx), rdx)?;
+        asm.lock().cmpxchg(dword_ptr(r10), ecx)?;
+        asm.xchg(dword_ptr(rsi), eax)?;
+        asm.xchg(qword_ptr(rbx + rcx * 8 + 16), rdx)?;
+        asm.lock().add(dword_ptr(rsp), 0)?;
+        asm.lock().or(qword_ptr(rsp - 128), 0)?;
+        asm.lock().and(dword_ptr(rsi), -1)?;
+        asm.lock().add(dword_ptr(rsi), 1)?;
+        asm.ret()
+    };
+    assert_eq!(locked(false, code), [true; 9]);
+    let fences = [false, false, false, false, false, true, true, true, false];
+    assert_eq!(locked(true, code), fences);
 }
 
 #[test]

@@ -25,6 +25,9 @@ impl<M: Memory> Interp<M> {
             self.check_io_bitmap(port, bytes)?;
         }
         self.note_port_access(port, bytes);
+        if self.state.cpl == 3 {
+            self.mem.user_meets_device();
+        }
         Ok(())
     }
 

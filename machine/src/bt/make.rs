@@ -188,6 +188,7 @@ impl Bt {
             second,
             code_base: at.la.wrapping_sub(at.rip),
             host: self.shared.host,
+            unlocks: self.shared.unlocks(mode),
         }
     }
 

@@ -45,6 +45,8 @@ pub struct NotingMmu {
     pub flushed_huge: bool,
     /// Guest pages that have become watched: nothing may be written to them unseen.
     pub newly_watched: Vec<u64>,
+    /// User code talks to devices, for the first time.
+    pub met_device: bool,
     /// A store went to a watched page: the block that is being left may be stale.
     pub stored_to_code: bool,
     shared: Arc<Shared>,
@@ -59,6 +61,7 @@ impl NotingMmu {
             flushed_pages: Vec::new(),
             flushed_huge: false,
             newly_watched: Vec::new(),
+            met_device: false,
             stored_to_code: false,
             shared,
             me,
@@ -92,7 +95,14 @@ impl Memory for NotingMmu {
         access: Access,
         privilege: Privilege,
     ) -> Result<Place, PageFault> {
-        self.soft.translate(cpu, gva, access, privilege)
+        let place = self.soft.translate(cpu, gva, access, privilege);
+        if privilege == Privilege::User && matches!(place, Ok(Place::Device { .. })) {
+            self.user_meets_device();
+        }
+        place
+    }
+    fn user_meets_device(&mut self) {
+        self.met_device |= self.shared.note_user_device();
     }
     fn ram(&self, gpa: Gpa, len: usize) -> Option<*mut u8> {
         self.soft.ram(gpa, len)

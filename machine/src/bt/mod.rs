@@ -356,11 +356,15 @@ impl Bt {
         let quiet = flushed == Flushed::Nothing
             && mem.flushed_pages.is_empty()
             && mem.newly_watched.is_empty()
+            && !mem.met_device
             && !mem.stored_to_code;
         if quiet {
             return self.settle_breakpoints();
         }
         self.settle_breakpoints();
+        if std::mem::take(&mut self.interp.mem.met_device) {
+            self.shared.evict_all(&self.me);
+        }
         let mem = &mut self.interp.mem;
         mem.stored_to_code = false;
         let many = mem.flushed_pages.len() > FLUSHED_PAGES_MAX;
@@ -780,7 +784,8 @@ impl Bt {
         let only_stored = mem.stored_to_code
             && mem.flushed == Flushed::Nothing
             && mem.flushed_pages.is_empty()
-            && mem.newly_watched.is_empty();
+            && mem.newly_watched.is_empty()
+            && !mem.met_device;
         let settled = !self.settle() || only_stored;
         if !settled || self.is_over_or_wanted() || !plain && self.mode() != Some(mode) {
             return None;

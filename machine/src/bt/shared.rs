@@ -122,6 +122,7 @@ impl<T: Eq + std::hash::Hash> Numbers<T> {
 /// What a person asked of the engine.
 #[derive(Clone, Debug)]
 pub struct Options {
+    pub vcpus: u32,
     /// Room for translated code.
     pub cache_bytes: usize,
     /// Blocks count the instructions they run: for counted time, and for statistics.
@@ -146,6 +147,8 @@ pub struct Shared {
     /// One at a time pauses the others.
     pausing: Mutex<()>,
     ram: Arc<GuestRam>,
+    /// User code has talked to a device.
+    user_has_devices: AtomicBool,
     /// Counts evictions: host addresses of code are good for one epoch.
     epoch: AtomicU64,
     pub options: Options,
@@ -187,6 +190,7 @@ impl Shared {
             peers: Mutex::default(),
             pausing: Mutex::new(()),
             ram: Arc::clone(&ram),
+            user_has_devices: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             options,
             host,
@@ -220,6 +224,18 @@ impl Shared {
             return Some(lock(&self.pages).of(key));
         }
         Some(lock(&self.homes).of(key)).filter(|&id| id < HOME_IDS)
+    }
+
+    /// Whether locked instructions of code of `mode` needn't be locked: nobody else looks at what they touch, as there
+    /// is one vCPU, and the code talks to no device.
+    pub fn unlocks(&self, mode: Mode) -> bool {
+        let alone = self.options.vcpus == 1 && mode.privilege == Privilege::User as u8;
+        alone && !self.user_has_devices.load(Ordering::Relaxed)
+    }
+
+    /// User code talks to a device: true if that is news, and code was made without locks. It must go.
+    pub fn note_user_device(&self) -> bool {
+        !self.user_has_devices.swap(true, Ordering::Relaxed) && self.options.vcpus == 1
     }
 
     /// The number of a code segment, never 0.
@@ -421,5 +437,35 @@ impl Peer {
         // Taken after that: a page that is told from now on comes with another order.
         self.orders.fetch_and(!order::FORBID_WRITES, Ordering::SeqCst);
         lock(&self.forbidden).replace(Vec::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shared(vcpus: u32) -> Arc<Shared> {
+        let ram = GuestRam::new(64 << 20).expect("memory");
+        let making = Making::from(crate::config::Mmu::Soft);
+        let options = Options {
+            vcpus,
+            cache_bytes: 1 << 22,
+            counts: false,
+            making,
+            report: None,
+            listing: None,
+        };
+        Shared::new(ram, options).expect("memory")
+    }
+
+    #[test]
+    fn user_code_is_unlocked_until_it_talks_to_a_device() {
+        let [user, supervisor] = [0, 1].map(|privilege| Mode::numbered(4 | privilege << 3));
+        let one = shared(1);
+        assert!(one.unlocks(user) && !one.unlocks(supervisor));
+        assert!(one.note_user_device(), "code is to be made anew");
+        assert!(!one.unlocks(user) && !one.note_user_device());
+        let two = shared(2);
+        assert!(!two.unlocks(user) && !two.note_user_device());
     }
 }

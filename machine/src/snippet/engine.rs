@@ -173,6 +173,7 @@ impl EngineRunner {
             index: 0,
             code: Box::new(code),
             translations: Arc::new(SharedSlot::new(Options {
+                vcpus: 1,
                 cache_bytes: CACHE_BYTES,
                 counts: false,
                 making,

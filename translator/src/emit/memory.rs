@@ -12,7 +12,9 @@
 
 use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, MemoryOperand, OpKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Instruction, MemoryOperand, Mnemonic, OpKind, Register,
+};
 
 use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
 use super::place::{Spot, is_narrow};
@@ -316,6 +318,9 @@ impl Emitter<'_> {
         let (insn, uses) = (&step.insn, &step.uses);
         let mut redirected = wide_form(insn);
         redirected.set_segment_prefix(Register::None);
+        if self.frame.unlocks && !is_fence(insn) {
+            redirected.set_has_lock_prefix(false);
+        }
         let later = matches!(step.part, Some(Part { first: false, .. }));
         if (later || !step.looks_up) && self.is_direct(insn) {
             // The base register and the window's addend make the address.
@@ -333,6 +338,10 @@ impl Emitter<'_> {
                 }
                 redirected.set_memory_index(full(addend));
                 redirected.set_memory_index_scale(1);
+                let other = R10 + R11 - addend;
+                if busy & 1 << other == 0 && self.can_unlock(insn) {
+                    return self.exchange(&redirected, other);
+                }
                 return self.around(&redirected, uses);
             }
         }
@@ -352,9 +361,46 @@ impl Emitter<'_> {
         redirected.set_memory_index_scale(1);
         redirected.set_memory_displacement64(displacement as i64 as u64);
         redirected.set_memory_displ_size(if displacement == 0 { 0 } else { 8 });
-        self.around(&redirected, uses)?;
+        if self.can_unlock(insn) {
+            let Borrowed { address, addend, .. } = borrowed;
+            dynasm!(self.asm ; .arch x64 ; lea Rq(address), [Rq(address) + Rq(addend) + displacement]);
+            redirected.set_memory_index(Register::None);
+            redirected.set_memory_displacement64(0);
+            redirected.set_memory_displ_size(0);
+            self.exchange(&redirected, addend)?;
+        } else {
+            self.around(&redirected, uses)?;
+        }
         self.give_back(borrowed);
         Ok(())
+    }
+
+    /// XCHG of memory and a register of its own name, which needn't be locked.
+    fn can_unlock(&self, insn: &Instruction) -> bool {
+        let register = insn.op1_register();
+        self.frame.unlocks
+            && matches!(insn.code(), Code::Xchg_rm32_r32 | Code::Xchg_rm64_r64)
+            && scratch_number(register).is_none()
+    }
+
+    /// XCHG by a load and a store, through a free register.
+    fn exchange(&mut self, insn: &Instruction, by: u8) -> Result<(), EmitError> {
+        let register = insn.op1_register();
+        let is_wide = insn.code() == Code::Xchg_rm64_r64;
+        let (load, by) =
+            if is_wide { (Code::Mov_r64_rm64, full(by)) } else { (Code::Mov_r32_rm32, narrow(by)) };
+        let mut step = *insn;
+        step.set_code(load);
+        step.set_op0_kind(OpKind::Register);
+        step.set_op0_register(by);
+        step.set_op1_kind(OpKind::Memory);
+        self.encode(&step)?;
+        let mut step = *insn;
+        step.set_code(if is_wide { Code::Mov_rm64_r64 } else { Code::Mov_rm32_r32 });
+        self.encode(&step)?;
+        let step = Instruction::with2(load, register, by)
+            .map_err(|error| EmitError::Encode(format!("{insn}: {error}")))?;
+        self.encode(&step)
     }
 
     /// The operand is a 64-bit base register of its own name plus a displacement.
@@ -389,6 +435,22 @@ impl Emitter<'_> {
             _ => dynasm!(self.asm ; .arch x64 ; mov Rq(into), [r10 + r11]),
         }
         Ok(())
+    }
+}
+
+/// A locked instruction that changes nothing: it is there for the order of other accesses, which devices may look at.
+fn is_fence(insn: &Instruction) -> bool {
+    let constant = match insn.op1_kind() {
+        OpKind::Register | OpKind::Memory => return false,
+        _ => insn.immediate(1),
+    };
+    match insn.mnemonic() {
+        Mnemonic::Add | Mnemonic::Sub | Mnemonic::Or | Mnemonic::Xor => constant == 0,
+        Mnemonic::And => {
+            constant == u64::MAX
+                || insn.memory_size().size() == 4 && constant == u64::from(u32::MAX)
+        }
+        _ => false,
     }
 }
 

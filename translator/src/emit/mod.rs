@@ -220,6 +220,8 @@ pub struct Frame {
     /// The code segment's base, in segmented code.
     pub code_base: u64,
     pub host: Host,
+    /// Nobody but the one vCPU looks at what the code's locked instructions touch: they needn't be.
+    pub unlocks: bool,
 }
 
 impl Frame {
