@@ -93,6 +93,27 @@ impl Program {
         Ok(Duration::from_millis(ticks * 1000 / u64::try_from(per_second)?.max(1)))
     }
 
+    /// Processor time that each of its threads called `name` and a number has used. Nothing of what it had to wait for
+    /// a processor is in it, so it hardly depends on what else runs.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn thread_times(&self, name: &str) -> Result<Vec<Duration>> {
+        let mut times = Vec::new();
+        for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let thread = thread?.path();
+            let called = fs::read_to_string(thread.join("comm"))?;
+            let number = called.trim_end().strip_prefix(name);
+            if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
+                // Nanoseconds on a processor, waiting for one, and how often.
+                let statistics = fs::read_to_string(thread.join("schedstat"))?;
+                let ran = statistics.split(' ').next().context("an empty schedstat")?;
+                times.push(Duration::from_nanos(ran.parse()?));
+            }
+        }
+        Ok(times)
+    }
+
     /// Ends the program as SIGKILL does: without a word. Returns all that was on its standard output.
     ///
     /// # Errors

@@ -126,3 +126,43 @@ fn boots_i386_with_four_processors() -> Result<()> {
 fn boots_amd64_with_sixteen_processors() -> Result<()> {
     work_together("debian", 16)
 }
+
+/// Programs that compute, talk through pipes, come and go.
+const WORK: &str = "seq 1 400000 | sha256sum; seq 1 400000 | md5sum; \
+    for n in $(seq 300); do true | cat; done";
+
+/// How long the busiest of the machine's processors works on two jobs, that run where `on` says.
+fn work_on(program: &mut Program, on: [u32; 2]) -> Result<f64> {
+    let jobs = on.map(|cpu| format!("taskset -c {cpu} sh /tmp/work >/dev/null &"));
+    let before = program.thread_times("vcpu-")?;
+    program.command(&format!("({} {} wait)", jobs[0], jobs[1]), PATIENCE)?;
+    let after = program.thread_times("vcpu-")?;
+    ensure!(before.len() == 2 && after.len() == 2, "two threads: {before:?} {after:?}");
+    let spent = before.iter().zip(&after).map(|(before, after)| (*after - *before).as_secs_f64());
+    Ok(spent.fold(0.0, f64::max))
+}
+
+/// In processor time, as others may use the host's processors too.
+#[test]
+#[ignore = "nightly: slow"]
+fn two_processors_take_at_most_six_tenths_of_the_time_of_one() -> Result<()> {
+    let mut program = boot("debian", 2)?;
+    program.command(&format!("echo '{WORK}' >/tmp/work"), PATIENCE)?;
+    let mut shares = Vec::new();
+    // The first round translates.
+    for round in 0..4 {
+        let one = work_on(&mut program, [0, 0])?;
+        let two = work_on(&mut program, [0, 1])?;
+        eprintln!("one processor {one:.2} s, two {two:.2} s: {:.3}", two / one);
+        if round > 0 {
+            shares.push(two / one);
+        }
+    }
+    shares.sort_by(f64::total_cmp);
+    let median = shares[shares.len() / 2];
+    ensure!(median <= 0.6, "{shares:?}");
+    program.type_line("poweroff");
+    let ended = program.end(PATIENCE)?;
+    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    Ok(())
+}
