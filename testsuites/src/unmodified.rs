@@ -5,16 +5,17 @@
 //! tests run them on ours, the program `unmodified` on both, with times. Invariant: steps wait for what is to be
 //! seen and never for time.
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xenolith_devices::disk::DiskOptions;
 use xenolith_devices::vga::Picture;
-use xenolith_machine::{Config, DiskConfig, NetConfig, NetModel};
+use xenolith_machine::{Attachment, Config, DiskConfig, NetConfig, NetModel};
 
 use crate::debian::Debian;
-use crate::disk::Scratch;
+use crate::disk::{self, Scratch};
 use crate::login::{self, Kind};
 use crate::packages;
 use crate::screen::{ENTER, ESCAPE, SEABIOS, Seat, UP};
@@ -23,6 +24,8 @@ use crate::screen::{ENTER, ESCAPE, SEABIOS, Seat, UP};
 pub const PATIENCE: Duration = Duration::from_secs(300);
 /// iPXE for the e1000, package ipxe-qemu.
 const IPXE: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
+/// The rescue disc's line in GRUB's menu.
+const RESCUE: &str = "Debian from the disc";
 /// Keeps the installer, and the kernel's display drivers, in text mode.
 const TEXT_MODE: &str = "nomodeset vga=normal fb=false";
 
@@ -41,8 +44,14 @@ pub struct Unmodified {
 }
 
 /// All of them.
-pub const GUESTS: [Unmodified; 8] = [
-    Unmodified { name: "login-qcow2", config: login_disk, steps: login::log_in_at },
+pub const GUESTS: [Unmodified; 10] = [
+    Unmodified { name: "login-raw", config: |s| login_disk(s, Kind::Raw), steps: login::log_in_at },
+    Unmodified {
+        name: "login-qcow2",
+        config: |s| login_disk(s, Kind::Qcow2),
+        steps: login::log_in_at,
+    },
+    Unmodified { name: "rescue-disc", config: rescue, steps: rescue_steps },
     Unmodified {
         name: "memtest86+x64",
         config: |s| Ok((memtest("memtest86+x64.bin", s)?, None)),
@@ -92,14 +101,41 @@ pub fn named(name: &str) -> Result<Unmodified> {
         .with_context(|| format!("no {name}: {names}"))
 }
 
-/// GRUB, Debian's kernel and a login on a partitioned qcow2 disk.
-fn login_disk(scratch: &str) -> Result<Ready> {
+/// GRUB, Debian's kernel and a login on a partitioned disk.
+fn login_disk(scratch: &str, kind: Kind) -> Result<Ready> {
     let guest = Debian::get("debian", scratch)?;
     let files = Scratch::new("login")?;
-    let image = login::make(&guest, files.path(), Kind::Qcow2, "console")?;
+    let image = login::make(&guest, files.path(), kind, "console")?;
     let options = DiskOptions { format: Some(image.format), ..DiskOptions::default() };
     let disks = vec![DiskConfig { path: image.path, options, ..DiskConfig::default() }];
     Ok((Config { firmware: Some(SEABIOS.into()), disks, ..Config::default() }, Some(files)))
+}
+
+/// GRUB and Debian's kernel on a disc, whose initramfs has a shell on the screen.
+fn rescue(scratch: &str) -> Result<Ready> {
+    let guest = Debian::get("debian", scratch)?;
+    let files = Scratch::new("rescue")?;
+    let tree = files.path().join("tree");
+    disk::grub_tree(&tree, &guest, "console", RESCUE, "")?;
+    // The shell is on the last console.
+    let menu = tree.join("boot/grub/grub.cfg");
+    let text = fs::read_to_string(&menu)?.replace("console=ttyS0", "console=ttyS0 console=tty0");
+    fs::write(menu, text)?;
+    let path = disk::rescue_disc(&tree, files.path())?;
+    let options = DiskOptions { read_only: true, ..DiskOptions::default() };
+    let disks = vec![DiskConfig { path, options, attachment: Attachment::Cdrom }];
+    Ok((Config { firmware: Some(SEABIOS.into()), disks, ..Config::default() }, Some(files)))
+}
+
+fn rescue_steps(seat: &dyn Seat) -> Result<()> {
+    seat.wait_for("GNU GRUB", PATIENCE)?;
+    seat.wait_for(RESCUE, PATIENCE)?;
+    seat.press(ENTER)?;
+    seat.wait_for("root@debian:", PATIENCE)?;
+    seat.type_text("uname -m")?;
+    seat.press(ENTER)?;
+    seat.wait_for("x86_64", PATIENCE)?;
+    Ok(())
 }
 
 /// memtest86+ by its Linux boot protocol.
