@@ -76,6 +76,8 @@ pub enum Link {
     Plain,
     /// Backward in the same page.
     Polled,
+    /// From a loop's end to its next round.
+    Again,
     /// To another page.
     Guarded,
 }
@@ -105,6 +107,7 @@ pub struct Entries {
     pub guarded: usize,
     pub indirect: usize,
     pub polled: usize,
+    pub again: usize,
     pub plain: usize,
 }
 
@@ -113,6 +116,7 @@ impl Entries {
         match link {
             Link::Plain => self.plain,
             Link::Polled => self.polled,
+            Link::Again => self.again,
             Link::Guarded => self.guarded,
         }
     }
@@ -162,6 +166,7 @@ pub struct NewBlock<'a, S> {
     /// Offsets of the entries; `guarded` is at 0.
     pub indirect: u32,
     pub polled: u32,
+    pub again: u32,
     pub plain: u32,
     /// Where in its code the exits begin, which run only to leave it.
     pub exits: u32,
@@ -475,6 +480,7 @@ impl<S: Copy> Cache<S> {
             guarded: code,
             indirect: code + new.indirect as usize,
             polled: code + new.polled as usize,
+            again: code + new.again as usize,
             plain: code + new.plain as usize,
         };
         let none = Source { gpn: 0, id: 0, offset: 0, len: 0 };
@@ -561,9 +567,11 @@ impl<S: Copy> Cache<S> {
     /// Points a jump that is in no list at a live block.
     fn point(&mut self, jump: u32, target: u32) {
         let block = &mut self.blocks[target as usize];
-        let Jump { at, link, next, .. } = &mut self.jumps[jump as usize];
+        let Jump { at, link, next, from, .. } = &mut self.jumps[jump as usize];
         *next = std::mem::replace(&mut block.incoming, jump);
-        let distance = block.entries.of(*link).wrapping_sub(*at + 4) as i32;
+        // Another block of the same key keeps other things from round to round.
+        let link = if *link == Link::Again && *from != target { Link::Polled } else { *link };
+        let distance = block.entries.of(link).wrapping_sub(*at + 4) as i32;
         self.arena.patch(*at, distance);
         self.counters.chains += 1;
     }
@@ -787,9 +795,10 @@ impl<S: Copy> Cache<S> {
         Some(self.blocks[number as usize].tag)
     }
 
-    /// The tag of a live block.
-    pub fn tag_mut(&mut self, key: Key) -> Option<&mut u64> {
-        Some(&mut self.blocks[*self.by_key.get(&key)? as usize].tag)
+    /// A live block, and its tag, which may be changed.
+    pub fn find_mut(&mut self, key: Key) -> Option<(Entries, &mut u64)> {
+        let block = &mut self.blocks[*self.by_key.get(&key)? as usize];
+        Some((block.entries, &mut block.tag))
     }
 
     /// Takes a block out of the maps and points the jumps into it back: they wait for another of its key.

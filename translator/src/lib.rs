@@ -4,6 +4,7 @@ pub mod area;
 pub mod classify;
 pub mod emit;
 pub mod guess;
+mod hoist;
 pub mod host;
 pub mod listing;
 pub mod mode;

@@ -17,6 +17,7 @@ use iced_x86::{
 use crate::area::{WINDOWS_MAX, is_floating};
 use crate::classify::{Class, classify, slot_bytes};
 use crate::guess::{Start, guess};
+use crate::hoist::{Loop, hoist};
 use crate::mode::Mode;
 
 /// Bytes that a window spans at most: few where it must lie within a page or a segment, many where only
@@ -79,6 +80,7 @@ pub struct Window {
 pub struct Plan {
     pub steps: Vec<Step>,
     pub windows: Vec<Window>,
+    pub again: Loop,
     /// Guest bytes of the steps.
     pub bytes: usize,
     /// The last step is the last instruction of the block: nothing follows it.
@@ -119,15 +121,21 @@ pub struct Drafts {
     members: Vec<(usize, usize)>,
 }
 
-struct Values {
+pub(crate) struct Values {
     registers: [Value; 16],
     next_root: u32,
 }
 
 impl Values {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let value = |n: usize| Value { root: n as u32, offset: 0 };
         Self { registers: std::array::from_fn(value), next_root: 16 }
+    }
+
+    /// What has been added to a register's value at first, if it is that and a constant.
+    pub(crate) fn moved(&self, register: usize) -> Option<i64> {
+        let Value { root, offset } = self.registers[register];
+        (root == register as u32).then_some(offset)
     }
 
     fn set(&mut self, register: usize, value: Value) {
@@ -185,7 +193,7 @@ pub fn plan(
 ) -> Plan {
     let bits = u32::from(mode.bits);
     let mut decoder = Decoder::with_ip(bits, bytes, rip, limits.decoder_options);
-    let Plan { mut steps, mut windows, .. } = old;
+    let Plan { mut steps, mut windows, mut again, .. } = old;
     steps.clear();
     windows.clear();
     let mut ends = false;
@@ -234,7 +242,9 @@ pub fn plan(
     if keeps {
         gather(mode, &mut steps, &mut windows, drafts);
     }
-    Plan { steps, windows, bytes: done, ends, vector }
+    let loops = if keeps { &mut steps[..] } else { &mut [] };
+    hoist(mode, rip, loops, &mut windows, &mut again);
+    Plan { steps, windows, again, bytes: done, ends, vector }
 }
 
 /// Registers that `insn` uses as data.
@@ -432,7 +442,7 @@ fn follows_stack(mode: Mode) -> bool {
 
 /// Follows what a step does to the values of registers: as many of their bits as the code's addresses
 /// have.
-fn follow(mode: Mode, step: &Step, values: &mut Values) {
+pub(crate) fn follow(mode: Mode, step: &Step, values: &mut Values) {
     let insn = &step.insn;
     let slot = i64::from(slot_bytes(insn));
     let width = usize::from(mode.bits / 8);
@@ -472,7 +482,7 @@ fn follow(mode: Mode, step: &Step, values: &mut Values) {
         _ => {}
     }
     let target = insn.op0_register();
-    let plain = insn.op_count() == 2
+    let plain = matches!(insn.op_count(), 1 | 2)
         && insn.op0_kind() == OpKind::Register
         && target.is_gpr()
         && target.size() >= width
@@ -483,6 +493,8 @@ fn follow(mode: Mode, step: &Step, values: &mut Values) {
         let constant = !matches!(insn.op1_kind(), OpKind::Register | OpKind::Memory);
         match insn.mnemonic() {
             Mnemonic::Cmp | Mnemonic::Test => return,
+            Mnemonic::Inc => return values.shift(number, 1),
+            Mnemonic::Dec => return values.shift(number, -1),
             Mnemonic::Add if constant => return values.shift(number, immediate()),
             Mnemonic::Sub if constant => return values.shift(number, immediate().wrapping_neg()),
             Mnemonic::Mov if insn.op1_kind() == OpKind::Register => {

@@ -2,7 +2,8 @@
 //! earlier), and which instructions stay locked.
 
 use iced_x86::code_asm::{
-    CodeAssembler, dword_ptr, eax, ecx, edx, qword_ptr, r10, rbx, rcx, rdx, rsi, rsp, st0, st1,
+    CodeAssembler, CodeLabel, dword_ptr, eax, ecx, edx, qword_ptr, r10, rbx, rcx, rdx, rsi, rsp,
+    st0, st1, xmm0, xmm1, xmmword_ptr,
 };
 use iced_x86::{Decoder, DecoderOptions, IcedError, Instruction, Mnemonic, OpKind};
 use xenolith_translator::emit::{Frame, Page, Routines, Translation, Translator};
@@ -131,4 +132,53 @@ fn not_while_x87_registers_are_the_hosts() {
         asm.ret()
     });
     assert_eq!(found, [true, true, false, false]);
+}
+
+/// Whether a loop of one block looks up the windows of its accesses before the first round.
+fn looks_ahead(write: impl Fn(&mut CodeAssembler, CodeLabel) -> Result<(), IcedError>) -> bool {
+    let block = block(true, false, |asm| {
+        let mut again = asm.create_label();
+        asm.set_label(&mut again)?;
+        write(asm, again)?;
+        asm.ret()
+    });
+    block.again != block.polled
+}
+
+#[test]
+fn loops_look_ahead_where_each_round_is_near_the_last() {
+    assert!(looks_ahead(|asm, again| {
+        asm.mov(eax, dword_ptr(rsi))?;
+        asm.add(qword_ptr(rbx + rcx * 8), rdx)?;
+        asm.add(rsi, 4)?;
+        asm.inc(rcx)?;
+        asm.jne(again)
+    }));
+    // What comes from memory may lead anywhere.
+    assert!(!looks_ahead(|asm, again| {
+        asm.mov(rsi, qword_ptr(rsi))?;
+        asm.dec(rcx)?;
+        asm.jne(again)
+    }));
+    // Too far in a round.
+    assert!(!looks_ahead(|asm, again| {
+        asm.mov(eax, dword_ptr(rsi))?;
+        asm.add(rsi, 0x10_0001)?;
+        asm.dec(rcx)?;
+        asm.jne(again)
+    }));
+    // It need not be accessed.
+    assert!(!looks_ahead(|asm, again| {
+        asm.vmaskmovps(xmm0, xmm1, xmmword_ptr(rsi))?;
+        asm.add(rsi, 16)?;
+        asm.dec(rcx)?;
+        asm.jne(again)
+    }));
+    // What is left to Rust may change the windows.
+    assert!(!looks_ahead(|asm, again| {
+        asm.mov(eax, dword_ptr(rsi))?;
+        asm.cpuid()?;
+        asm.dec(rcx)?;
+        asm.jne(again)
+    }));
 }

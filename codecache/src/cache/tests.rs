@@ -32,6 +32,7 @@ impl Rig {
             sites: &[],
             indirect: 0,
             polled: 0,
+            again: 0,
             plain: 0,
             exits: 64,
             bytes: &self.memory[at..at + len],

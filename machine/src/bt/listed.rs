@@ -69,6 +69,7 @@ impl Bt {
                     at if at == entries.polled => "polled",
                     at if at == entries.indirect => "indirect",
                     at if at == entries.plain => "plain",
+                    at if at == entries.again => "again",
                     _ => return None,
                 };
                 Some(format!("{:x}, entry {entry}", rip_of(other.tag)))

@@ -274,6 +274,7 @@ impl Bt {
             sites: &translation.sites,
             indirect: translation.indirect,
             polled: translation.polled,
+            again: translation.again,
             plain: translation.plain,
             exits: translation.exits,
             bytes: &code[..translation.bytes],

@@ -509,8 +509,8 @@ impl Bt {
             let entry = found.entries.indirect as u64;
             let mut cache = self.shared.cache();
             // Under the lock: whoever drops the block from now on makes this jump cache forget it.
-            if cache.find(key) == Some(found.entries)
-                && let Some(tag) = cache.tag_mut(key)
+            if let Some((entries, tag)) = cache.find_mut(key)
+                && entries == found.entries
             {
                 note_place(tag, at);
                 let privilege = usize::from(mode.privilege);

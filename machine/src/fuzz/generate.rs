@@ -33,6 +33,8 @@ use crate::snippet::{Bits, FLAGS, Snippet, System};
 
 /// Instructions in a snippet at most.
 const LENGTH_MAX: u64 = 8;
+/// One 64-bit snippet of so many is a loop.
+const LOOP_ODDS: u64 = 8;
 /// Snippets that are best run together begin at multiples of this.
 pub const BATCH: u64 = 128;
 /// Attempts at an instruction before the snippet is taken as it is.
@@ -96,6 +98,9 @@ impl Generator {
         }
         if draft.snippet.code.is_empty() {
             draft.snippet.code.push(0x90);
+        }
+        if bits == Bits::B64 && rng.one_in(LOOP_ODDS) {
+            repeat(rng, &mut draft);
         }
         finish(rng, draft)
     }
@@ -359,6 +364,35 @@ fn target(rng: &mut Rng, bits: Bits, template: &Template, rip: u64) -> u64 {
             line + if align == 1 { rng.below(32) } else { rng.below(32 / align) * align }
         }
     }
+}
+
+/// Makes a loop of the snippet, with a register that it leaves alone as its count; some others move from round to round.
+fn repeat(rng: &mut Rng, draft: &mut Draft) {
+    let free: Vec<u8> = (0..16).filter(|n| *n != 4 && draft.registers.free >> n & 1 != 0).collect();
+    if free.is_empty() {
+        return;
+    }
+    let count = rng.pick(&free);
+    draft.registers.initial[usize::from(count)] = 2 + rng.below(6);
+    let mut append = |bytes: &[u8]| {
+        draft.starts.push(draft.snippet.code.len());
+        draft.snippet.code.extend_from_slice(bytes);
+    };
+    // ADD r64, imm8 and SUB r64, imm8.
+    let add = |to: u8, what: i8| [0x48 | to >> 3, 0x83, 0xc0 | to & 7, what.cast_unsigned()];
+    let subtract = |from: u8, what: u8| [0x48 | from >> 3, 0x83, 0xe8 | from & 7, what];
+    for _ in 0..rng.below(4) {
+        let moved = rng.pick(&[0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        if moved != count {
+            append(&add(moved, rng.pick(&[1, 4, 8, 16, 32, 64, -1, -8, -32])));
+        }
+    }
+    append(&subtract(count, 1));
+    let behind = draft.snippet.code.len() as i32 + 6;
+    let [a, b, c, d] = (-behind).to_le_bytes();
+    // JNE.
+    draft.starts.push(draft.snippet.code.len());
+    draft.snippet.code.extend_from_slice(&[0x0f, 0x85, a, b, c, d]);
 }
 
 /// Takes over what was chosen for the registers.

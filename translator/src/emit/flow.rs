@@ -73,6 +73,19 @@ impl Emitter<'_> {
         entry
     }
 
+    /// Looks up what a loop keeps, and goes to its first round. Gives the entry of the others.
+    pub(super) fn enter_again(&mut self, plan: &Plan) -> Result<usize, EmitError> {
+        let first = self.asm.new_dynamic_label();
+        for step in plan.again.ahead.iter().map(|&number| &plan.steps[number]) {
+            self.look_ahead(step)?;
+        }
+        dynasm!(self.asm ; .arch x64 ; jmp =>first);
+        let entry = self.offset();
+        self.poll();
+        dynasm!(self.asm ; .arch x64 ; =>first);
+        Ok(entry)
+    }
+
     /// The block's second page is there.
     pub(super) fn guard_second(&mut self, page: Page) {
         if !self.has_home() {
@@ -182,6 +195,9 @@ impl Emitter<'_> {
         let mut link = self.link(target);
         if link == Link::Plain && target <= from {
             link = Link::Polled;
+        }
+        if self.at_edge {
+            link = Link::Again;
         }
         let site = self.site(Site::Chain { target, patch, link });
         self.stubs.push(Stub { label, site, restore: Restore::Nothing });

@@ -240,6 +240,16 @@ impl Emitter<'_> {
         dynasm!(self.asm ; .arch x64 ; gs mov rcx, [offset::spill(0)]);
     }
 
+    /// Keeps the delta of a step's access, which comes later.
+    pub(super) fn look_ahead(&mut self, step: &Step) -> Result<(), EmitError> {
+        let Some(Part { window, .. }) = step.part else { return Ok(()) };
+        self.effective_address(&step.insn, R10, R11)?;
+        self.region = None;
+        self.delta(R11, R10);
+        dynasm!(self.asm ; .arch x64 ; gs mov [offset::window(usize::from(window))], r11);
+        Ok(())
+    }
+
     /// Makes an access part of its window, or checks it alone: the address is in `b.address`, after it
     /// `[address + addend + displacement]` is the host's, with the displacement that comes back.
     /// `displace` adds to the address before a check.

@@ -26,6 +26,7 @@
 //!   indirect  notes where a floating block runs; for whoever comes by the jump cache
 //!   polled    looks at the attention word; for whoever comes from behind, or indirectly
 //!   plain
+//!   again     in a block that is a loop: as polled, behind what is looked up before the first round ([`crate::hoist`])
 //! ```
 
 #![allow(clippy::useless_conversion, reason = "dynasm! converts register numbers")]
@@ -129,6 +130,7 @@ pub struct Translation {
     /// Offsets of the other entries; `guarded` is at 0.
     pub indirect: u32,
     pub polled: u32,
+    pub again: u32,
     pub plain: u32,
     /// Where the exits begin: what is behind this is run only to leave.
     pub exits: u32,
@@ -256,6 +258,8 @@ struct Emitter<'a> {
     spilled: [u8; 2],
     /// The region that the instruction in hand will probably access.
     region: Option<u32>,
+    /// The instruction in hand leads back to the beginning of the block's loop.
+    at_edge: bool,
     /// Instructions since the last count, where blocks count.
     counts: bool,
     uncounted: u8,
@@ -390,6 +394,7 @@ impl<'a> Emitter<'a> {
             x87_live: false,
             spilled: [MapEntry::NONE; 2],
             region: None,
+            at_edge: false,
             counts,
             uncounted: 0,
         }
@@ -405,6 +410,8 @@ impl<'a> Emitter<'a> {
         if let Some(second) = self.frame.second {
             self.guard_second(second);
         }
+        let head = self.offset();
+        let again = if plan.again.edge.is_some() { self.enter_again(plan)? } else { polled };
         let mut last_uses = [0; WINDOWS_MAX];
         for (number, step) in plan.steps.iter().enumerate() {
             if let Some(part) = step.part {
@@ -414,8 +421,10 @@ impl<'a> Emitter<'a> {
         // Up to here an addend is kept.
         let mut kept_until = 0;
         for (number, step) in plan.steps.iter().enumerate() {
-            let host = self.offset() as u32;
-            let enters = (number == 0 || kept_until < number) && !self.x87_live;
+            let host = if number == 0 { head } else { self.offset() } as u32;
+            let in_loop = plan.again.edge.is_some_and(|edge| number <= edge);
+            let enters = (number == 0 || kept_until < number && !in_loop) && !self.x87_live;
+            self.at_edge = plan.again.edge == Some(number);
             if let Some(part) = step.part {
                 kept_until = kept_until.max(last_uses[usize::from(part.window)]);
             }
@@ -445,6 +454,7 @@ impl<'a> Emitter<'a> {
             indirect: indirect as u32,
             polled: polled as u32,
             plain: plain as u32,
+            again: again as u32,
             exits: exits as u32,
             bytes: plan.bytes,
             instructions: plan.steps.len(),
