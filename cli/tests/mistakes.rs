@@ -47,6 +47,7 @@ fn usage() {
     names(&["run", "--initrd", "x"], &["--kernel"]);
     names(&["run", "nosuchguest"], &["nosuchguest", "debian", "debian-i386"]);
     names(&["run", "--kernel", "x", "--engine", "jit"], &["jit", "interp"]);
+    names(&["run", "--kernel", "x", "--kernel-unpack", "us"], &["us", "guest"]);
 }
 
 #[test]

@@ -41,6 +41,18 @@ pub enum Mmu {
     Shadow,
 }
 
+/// Who unpacks the compressed kernel in a bzImage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unpacker {
+    /// The loader, where it can; else the guest.
+    #[default]
+    Auto,
+    /// The loader; a kernel that it can't unpack is refused.
+    Host,
+    /// The kernel itself, in the guest.
+    Guest,
+}
+
 /// What a disk image is attached to the machine as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Attachment {
@@ -124,6 +136,8 @@ pub struct Config {
     pub debug_output: Option<PathBuf>,
     /// bzImage, ELF with a PVH note, or multiboot-1 image.
     pub kernel: PathBuf,
+    /// Who unpacks a bzImage (`--kernel-unpack`).
+    pub unpacker: Unpacker,
     pub initrd: Option<PathBuf>,
     /// Kernel command line (`--append`).
     pub command_line: String,
@@ -178,6 +192,7 @@ impl Default for Config {
             firmware: None,
             debug_output: None,
             kernel: PathBuf::new(),
+            unpacker: Unpacker::Auto,
             initrd: None,
             command_line: String::new(),
             console_is_virtio: None,

@@ -33,7 +33,7 @@ mod video;
 pub use bt::Report;
 pub use bt::probe;
 pub use config::{
-    Attachment, Config, ConfigError, DiskConfig, Engine, Making, Mmu, NetConfig, NetModel,
+    Attachment, Config, ConfigError, DiskConfig, Engine, Making, Mmu, NetConfig, NetModel, Unpacker,
 };
 pub use inspect::Inspector;
 pub use machine::{End, Handle, Machine, SerialInput};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use xenolith_devices::power::PowerEvent;
 use xenolith_net::Network;
 
-use crate::boot::{self, Start};
+use crate::boot::Files;
 use crate::builder::{Board, open_network};
 use crate::config::{Config, ConfigError};
 use crate::console::{Input, Sink};
@@ -22,7 +22,11 @@ use crate::control::{Cause, Control};
 use crate::drives::{Disk, open_disks};
 use crate::inspect::Inspector;
 use crate::memory_map::{ACPI_TABLES, MemoryMap};
+use crate::random::Random;
 use crate::screen::Screen;
+
+/// Of random numbers under counted time; vCPUs and devices have others.
+const RANDOM_SEED: u64 = u64::MAX / 2;
 
 /// How long an ended run waits for a reader that is slow to take the last output.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -52,7 +56,9 @@ pub enum End {
 pub struct Machine {
     config: Config,
     map: MemoryMap,
-    start: Start,
+    files: Files,
+    /// For where a kernel is put.
+    random: Random,
     disks: Vec<Disk>,
     network: Option<Network>,
     sink: Sink,
@@ -117,7 +123,9 @@ impl Machine {
     pub fn new(config: Config, serial_output: Box<dyn Write + Send>) -> Result<Self, ConfigError> {
         config.check()?;
         let map = MemoryMap::new(config.memory_bytes);
-        let start = boot::load(&config, &map, ACPI_TABLES.0)?;
+        let files = Files::read(&config)?;
+        let mut random = if config.icount { Random::fixed(RANDOM_SEED) } else { Random::host() };
+        let start = files.load(&config, &map, ACPI_TABLES.0, &mut random)?;
         let disks = open_disks(&config.disks)?;
         let network = open_network(&config)?;
         let sink = Sink::new(serial_output);
@@ -127,7 +135,8 @@ impl Machine {
         Ok(Self {
             config,
             map,
-            start,
+            files,
+            random,
             disks,
             network,
             sink,
@@ -161,6 +170,13 @@ impl Machine {
         Handle { control: Arc::clone(&self.control), input: self.input.clone() }
     }
 
+    /// Another board, after a reset.
+    fn again(&mut self) -> Result<Board, ConfigError> {
+        let start = self.files.load(&self.config, &self.map, ACPI_TABLES.0, &mut self.random)?;
+        let network = self.network.as_ref();
+        Board::build(&self.config, &self.map, &start, &self.disks, network, &self.sink)
+    }
+
     /// Runs the machine to its end.
     pub fn run(mut self) -> End {
         let deadline = self.config.timeout.and_then(|limit| Instant::now().checked_add(limit));
@@ -168,14 +184,7 @@ impl Machine {
         loop {
             let board = match self.first.take() {
                 Some(board) => Ok(board),
-                None => Board::build(
-                    &self.config,
-                    &self.map,
-                    &self.start,
-                    &self.disks,
-                    self.network.as_ref(),
-                    &self.sink,
-                ),
+                None => self.again(),
             };
             let board = match board {
                 Ok(board) => board,

@@ -3,12 +3,13 @@
 //! What a person sees and types on a terminal is in cli/tests/boots.rs.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
 use anyhow::{Result, ensure};
-use xenolith_testsuites::Program;
-use xenolith_testsuites::debian::{Debian, PATIENCE};
+use xenolith_testsuites::debian::{Debian, PATIENCE, QUICK};
+use xenolith_testsuites::{Program, program};
 
 fn debian(name: &'static str) -> Result<Debian> {
     Debian::get(name, env!("CARGO_TARGET_TMPDIR"))
@@ -93,6 +94,73 @@ fn boots_into_a_file_and_a_reboot_ends_it_under_no_reboot() -> Result<()> {
     ensure!(ended.stdout.is_empty() && ended.stderr.is_empty(), "something on the terminal");
     ensure!(serial.starts_with("[    0.000000] Linux version"), "{serial}");
     ensure!(serial.trim_end().ends_with("reboot: machine restart"), "{serial}");
+    Ok(())
+}
+
+/// A command that runs the guest's bzImage with its kernel unpacked by `who`.
+fn unpacked_by(guest: &Debian, who: &str, append: &str) -> Result<Command> {
+    let mut command = program::xenolith()?;
+    command.args(["run", "--net", "none", "--log", "info", "--kernel-unpack", who]);
+    command.arg("--kernel").arg(&guest.vmlinuz).arg("--initrd").arg(&guest.initrd);
+    command.args(["--append", &format!("console=ttyS0 {QUICK} {append}")]);
+    Ok(command)
+}
+
+/// The address of the kernel's first instruction.
+fn kernel_address(program: &mut Program) -> Result<u64> {
+    let symbol = program.command("grep ' _text$' /proc/kallsyms", PATIENCE)?;
+    Ok(u64::from_str_radix(symbol.split(' ').next().unwrap_or_default(), 16)?)
+}
+
+/// A kernel ends up alike whoever unpacks it: where it was linked for, or elsewhere at a multiple of `step`.
+fn unpacked_both_ways(name: &'static str, linked_at: u64, step: u64) -> Result<()> {
+    let guest = debian(name)?;
+    for who in ["host", "guest"] {
+        let mut program = guest.boot(unpacked_by(&guest, who, "nokaslr")?)?;
+        let address = kernel_address(&mut program)?;
+        ensure!(address == linked_at, "{who}: {address:#x}");
+        program.type_line("poweroff");
+        let ended = program.end(PATIENCE)?;
+        ensure!(ended.status.code() == Some(0), "{}: {}", ended.status, ended.stderr);
+        let told = ended.stderr.contains("not at a random address: nokaslr");
+        ensure!(told == (who == "host"), "{}", ended.stderr);
+    }
+    let mut program = guest.boot(unpacked_by(&guest, "host", "")?)?;
+    for life in 0..2 {
+        let address = kernel_address(&mut program)?;
+        ensure!(address >= linked_at && address % step == 0, "life {life}: {address:#x}");
+        if life == 0 {
+            program.type_line("reboot");
+            program.wait_for("reboot: Restarting system", PATIENCE)?;
+            program.wait_for(&guest.prompt(), PATIENCE)?;
+        }
+    }
+    program.type_line("poweroff");
+    let ended = program.end(PATIENCE)?;
+    ensure!(ended.status.code() == Some(0), "{}: {}", ended.status, ended.stderr);
+    ensure!(ended.stderr.is_empty(), "it was left to the guest, or not moved: {}", ended.stderr);
+    Ok(())
+}
+
+#[test]
+fn boots_amd64_unpacked_by_host_and_guest() -> Result<()> {
+    unpacked_both_ways("debian", 0xffff_ffff_8100_0000, 2 << 20)
+}
+
+#[test]
+fn boots_i386_unpacked_by_host_and_guest() -> Result<()> {
+    unpacked_both_ways("debian-i386", 0xc100_0000, 16 << 20)
+}
+
+/// To where the kernel has set up its memory, on the interpreter.
+#[test]
+fn boots_unpacked_kernels_on_the_interpreter() -> Result<()> {
+    for name in ["debian", "debian-i386"] {
+        let mut command = unpacked_by(&debian(name)?, "host", "")?;
+        command.args(["--engine", "interp"]);
+        let mut program = Program::start(command)?;
+        program.wait_for("Memory: ", PATIENCE)?;
+    }
     Ok(())
 }
 

@@ -36,5 +36,5 @@ pub fn of(group: &str) -> Bar {
 
 /// Whether a group is compute work.
 pub fn is_compute(group: &str) -> bool {
-    !matches!(group, "boot" | "system")
+    !matches!(group, "boot" | "boot-guest" | "system")
 }

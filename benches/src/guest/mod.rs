@@ -29,7 +29,7 @@ use target::{Column, Sample, Target};
 
 #[derive(Args, Debug)]
 pub struct GuestArgs {
-    /// Only these: names, groups (integer, memory, crypto, float, register, program, system, boot,
+    /// Only these: names, groups (integer, memory, crypto, float, register, program, system, boot, boot-guest,
     /// idle, stats) or beginnings of names, separated by commas
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     only: Vec<String>,
@@ -145,7 +145,9 @@ pub fn run(args: &GuestArgs) -> Result<bool> {
         for Workload { name, group } in &workloads {
             println!("{group:<10} {name}");
         }
-        println!("boot       boot-amd64\nboot       boot-i386");
+        for boot in &boots::BOOTS {
+            println!("{:<10} {}", boot.group, boot.name);
+        }
         println!("idle       processor and memory of an idle guest");
         println!("stats      what the translator counts over a boot");
         return Ok(true);
@@ -165,7 +167,7 @@ pub fn run(args: &GuestArgs) -> Result<bool> {
 
     let mut table = Table::new(&columns, args.out.as_deref())?;
     for boot in boots::BOOTS {
-        if args.wants(boot.name, "boot") {
+        if args.wants(boot.name, boot.group) {
             table.add(boots::measure(&boot, &files, &columns, args.runs, args.raw)?)?;
         }
     }

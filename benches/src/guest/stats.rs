@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 
-use super::boots::{BOOTS, Boot, MEMORY_MIB};
+use super::boots::{BOOTS, Boot};
 use super::files::Files;
 use super::table::Table;
 use super::target::Column;
@@ -38,9 +38,7 @@ pub fn measure(files: &Files, columns: &[Column], table: &mut Table) -> Result<(
 }
 
 fn once(boot: &Boot, files: &Files, column: &Column) -> Result<String> {
-    let (kernel, initrd) = (files.vmlinuz(boot.guest), files.hello(boot.bits));
-    let mut command =
-        column.boot(&kernel, &initrd, MEMORY_MIB, COMMAND_LINE).context("something to boot")?;
+    let mut command = boot.command(files, column, COMMAND_LINE).context("something to boot")?;
     let output = command
         .arg("--stats")
         .stdin(Stdio::null())

@@ -116,6 +116,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         vcpus: args.machine.cpus,
         cpu: args.machine.cpu.clone(),
         engine: args.machine.engine.into(),
+        unpacker: args.boot.kernel_unpack.into(),
         disks: args.boot.disks.clone(),
         timeout: args.limits.timeout,
         no_reboot: args.limits.no_reboot,

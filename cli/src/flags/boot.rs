@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use xenolith_devices::disk::{DiskOptions, Format};
-use xenolith_machine::{Attachment, DiskConfig};
+use xenolith_machine::{Attachment, DiskConfig, Unpacker};
 
 #[derive(Args, Debug)]
 pub struct BootFlags {
@@ -27,6 +27,12 @@ pub struct BootFlags {
     /// multiboot-1 image
     #[arg(long, value_name = "FILE", help_heading = "What to boot")]
     pub kernel: Option<PathBuf>,
+
+    /// Who unpacks the compressed kernel in a bzImage: this program (gzip, LZ4, LZMA, xz or Zstandard), which is
+    /// faster, or the guest by itself, as when firmware loads it
+    #[arg(long, value_name = "WHO", help_heading = "What to boot", value_enum)]
+    #[arg(default_value_t = UnpackFlag::Auto)]
+    pub kernel_unpack: UnpackFlag,
 
     /// Initial ramdisk for --kernel; for a multiboot image, its first module
     #[arg(long, value_name = "FILE", help_heading = "What to boot", conflicts_with = "guest")]
@@ -59,6 +65,26 @@ pub struct BootFlags {
     #[arg(long = "floppy", value_name = "FILE[,ro][,snapshot]", help_heading = "What to boot")]
     #[arg(value_parser = parse_floppy)]
     pub floppies: Vec<DiskConfig>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnpackFlag {
+    /// this program where it can, else the guest
+    Auto,
+    /// this program; a bzImage that it can't unpack is refused
+    Host,
+    /// the guest
+    Guest,
+}
+
+impl From<UnpackFlag> for Unpacker {
+    fn from(flag: UnpackFlag) -> Self {
+        match flag {
+            UnpackFlag::Auto => Self::Auto,
+            UnpackFlag::Host => Self::Host,
+            UnpackFlag::Guest => Self::Guest,
+        }
+    }
 }
 
 /// Takes options from the end, since a file's name may have commas too.

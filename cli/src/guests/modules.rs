@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -112,10 +113,10 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         return Ok(bytes);
     }
     let mut elf = Vec::new();
-    match lzma_rs::xz_decompress(&mut bytes.as_slice(), &mut elf) {
-        Ok(()) => Ok(elf),
-        Err(error) => bail!("cannot decompress {}: {error:?}", path.display()),
-    }
+    liblzma::read::XzDecoder::new(bytes.as_slice())
+        .read_to_end(&mut elf)
+        .with_context(|| format!("cannot decompress {}", path.display()))?;
+    Ok(elf)
 }
 
 /// A kernel asks for `crypto-crc32c` only when it mounts, and a program of ours may mount without a
@@ -356,7 +357,8 @@ mod tests {
     fn compressed_modules_are_read() {
         let elf = module(true, "depends=\0");
         let mut compressed = Vec::new();
-        lzma_rs::xz_compress(&mut elf.as_slice(), &mut compressed).expect("memory");
+        let mut compressor = liblzma::read::XzEncoder::new(elf.as_slice(), 1);
+        compressor.read_to_end(&mut compressed).expect("memory");
         let path = std::env::temp_dir().join(format!("xenolith-{}.ko.xz", std::process::id()));
         fs::write(&path, compressed).expect("a file");
         let back = read(&path);

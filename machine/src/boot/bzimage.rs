@@ -1,14 +1,17 @@
-//! Linux's bzImage through the 32-bit boot protocol.
+//! Linux's bzImage through the 32-bit boot protocol, or unpacked by us.
 //!
-//! Problem: start a Linux kernel of either word size without firmware. Scheme: the protected-mode part
-//! goes to `code32_start`; a page of boot parameters carries the setup header as the file has it, plus
-//! our fields, the memory map and the ACPI root pointer; the kernel is entered there in 32-bit mode, and
-//! a 64-bit one finds its own way to long mode. Invariant: nothing we place reaches into the
-//! `init_size` bytes that the kernel unpacks itself in. Source: Linux Documentation/arch/x86/boot.rst,
-//! "The Real-Mode Kernel Header" and "32-bit BOOT PROTOCOL"; zero-page.rst.
+//! Problem: start a Linux kernel of either word size without firmware. Scheme: a page of boot parameters carries
+//! the setup header as the file has it, plus our fields, the memory map and the ACPI root pointer. The kernel is
+//! unpacked here ([`super::linux`]); or the protected-mode part goes to `code32_start` and is entered there in 32-bit
+//! mode, the kernel unpacks itself, and a 64-bit one finds its own way to long mode. Invariants: nothing else that we
+//! place reaches into the `init_size` bytes that the kernel unpacks itself in; what can't be unpacked here is left to
+//! the guest, unless the person said otherwise. Source: Linux Documentation/arch/x86/boot.rst, "The Real-Mode
+//! Kernel Header" and "32-bit BOOT PROTOCOL"; zero-page.rst.
 
+use super::linux::{self, Kernel, Packed};
 use super::{Loaded, Piece, Request, place, put, u16_at, u32_at, u64_at};
-use crate::config::ConfigError;
+use crate::config::{ConfigError, Unpacker};
+use crate::random::Random;
 
 /// Offsets in the file's first sectors, which are those in the boot parameters too.
 mod header {
@@ -26,8 +29,11 @@ mod header {
     pub const RAMDISK_SIZE: usize = 0x21c;
     pub const CMD_LINE_PTR: usize = 0x228;
     pub const INITRD_ADDR_MAX: usize = 0x22c;
+    pub const KERNEL_ALIGNMENT: usize = 0x230;
     pub const RELOCATABLE_KERNEL: usize = 0x234;
     pub const CMDLINE_SIZE: usize = 0x238;
+    pub const PAYLOAD_OFFSET: usize = 0x248;
+    pub const PAYLOAD_LENGTH: usize = 0x24c;
     pub const PREF_ADDRESS: usize = 0x258;
     pub const INIT_SIZE: usize = 0x260;
 }
@@ -43,6 +49,8 @@ mod params {
 }
 
 const LOADED_HIGH: u8 = 1 << 0;
+/// Told by the kernel's unpacker to the kernel: it is at a random address.
+const KASLR: u8 = 1 << 1;
 const KEEP_SEGMENTS: u8 = 1 << 6;
 const LOADER_UNDEFINED: u8 = 0xff;
 
@@ -69,8 +77,8 @@ fn signature_end(image: &[u8]) -> Option<u64> {
     Some(u64::from(at) + u64::from(size))
 }
 
-pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
-    let image = request.kernel;
+pub fn load(mut request: Request<'_>, random: &mut Random) -> Result<Loaded, ConfigError> {
+    let image: &[u8] = request.kernel;
     let short = || request.bad("the bzImage is cut short in its header");
     let version = u16_at(image, header::VERSION).ok_or_else(short)?;
     if version < 0x0202 {
@@ -138,6 +146,7 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
         )));
     }
 
+    let code_at = setup_bytes..setup_bytes + code.len();
     let command_line = {
         let max = if version >= 0x0206 { field32(header::CMDLINE_SIZE) as usize } else { 255 };
         request.command_line(max)?
@@ -148,9 +157,27 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
     };
     let initrd = request.place_initrd(kernel_end.next_multiple_of(0x1000), initrd_limit)?;
 
+    let span = |piece: &Piece| (piece.gpa, piece.gpa + piece.bytes.len() as u64);
+    let unpacked = match request.unpacker {
+        Unpacker::Guest => None,
+        who => match unpack(&request, &boot_params, code, initrd.as_ref().map(span), random) {
+            Ok(kernel) => Some(kernel),
+            Err(reason) if who == Unpacker::Host => {
+                return Err(request.bad(format!("it can't be unpacked here: {reason}")));
+            }
+            Err(reason) => {
+                tracing::info!("the guest unpacks its kernel itself: {reason}");
+                None
+            }
+        },
+    };
+
     boot_params[header::TYPE_OF_LOADER] = LOADER_UNDEFINED;
     // We enter in 32-bit mode with our own descriptors, so the kernel may load its own.
-    boot_params[header::LOADFLAGS] &= !KEEP_SEGMENTS;
+    boot_params[header::LOADFLAGS] &= !(KEEP_SEGMENTS | KASLR);
+    if unpacked.as_ref().is_some_and(|kernel| kernel.random) {
+        boot_params[header::LOADFLAGS] |= KASLR;
+    }
     put(&mut boot_params, header::CMD_LINE_PTR, &(place::COMMAND_LINE as u32).to_le_bytes());
     if let Some(initrd) = &initrd {
         // Both fit: low memory ends below 4 GiB.
@@ -173,14 +200,47 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
     // A memory map has a handful of entries; the table holds 128.
     boot_params[params::E820_ENTRIES] = request.map.e820().len() as u8;
 
-    let mut pieces = vec![
-        Piece { gpa: u64::from(start), bytes: code.to_vec() },
-        Piece { gpa: place::BOOT_PARAMS, bytes: boot_params },
-        Piece { gpa: place::COMMAND_LINE, bytes: command_line },
-    ];
+    let Kernel { mut pieces, entry, page_tables, .. } = unpacked.unwrap_or_else(|| Kernel {
+        pieces: vec![Piece { gpa: u64::from(start), bytes: request.kernel.part(code_at) }],
+        entry: start,
+        page_tables: None,
+        random: false,
+    });
+    pieces.push(Piece { gpa: place::BOOT_PARAMS, bytes: boot_params.into() });
+    pieces.push(Piece { gpa: place::COMMAND_LINE, bytes: command_line.into() });
     pieces.extend(initrd);
     let esi = place::BOOT_PARAMS as u32;
     let gdt = place::GDT;
     let linux_params = Some(place::BOOT_PARAMS);
-    Ok(Loaded { pieces, eip: start, eax: 0, ebx: 0, esi, gdt, linux_params })
+    Ok(Loaded { pieces, entry, eax: 0, ebx: 0, esi, gdt, page_tables, linux_params })
+}
+
+/// Unpacks the kernel in the protected-mode part `code`. The error is a reason.
+fn unpack(
+    request: &Request<'_>,
+    boot_params: &[u8],
+    code: &[u8],
+    initrd: Option<(u64, u64)>,
+    random: &mut Random,
+) -> Result<Kernel, String> {
+    // A header has zeroes where its protocol had no field yet.
+    let field = |at| u32_at(boot_params, at).unwrap_or(0);
+    let start = field(header::PAYLOAD_OFFSET) as usize;
+    let end = start.saturating_add(field(header::PAYLOAD_LENGTH) as usize);
+    if start == 0 {
+        return Err("its header doesn't say where the compressed kernel is".to_owned());
+    }
+    let payload = code.get(start..end).ok_or("the compressed kernel is not inside the file")?;
+    let packed = Packed {
+        payload,
+        unpacker: [&code[..start], &code[end..]],
+        init_size: u64::from(field(header::INIT_SIZE)),
+        alignment: u64::from(field(header::KERNEL_ALIGNMENT)),
+        relocatable: boot_params[header::RELOCATABLE_KERNEL] != 0,
+        command_line: request.command_line,
+        initrd,
+        map: request.map,
+        long_mode: request.long_mode,
+    };
+    linux::unpack(&packed, random)
 }

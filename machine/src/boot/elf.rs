@@ -5,18 +5,25 @@
 //! file bytes are inside the file and fit its memory size. Source: System V ABI, "ELF Header",
 //! "Program Header", "Note Section".
 
+use std::ops::Range;
+
 use super::{u16_at, u32_at, u64_at};
 
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
-const EM_386: u16 = 3;
-const EM_X86_64: u16 = 62;
+pub const EM_386: u16 = 3;
+pub const EM_X86_64: u16 = 62;
 /// More program headers than any kernel has; bounds the work on a hostile file.
 const SEGMENTS_MAX: u16 = 128;
 
 pub struct Elf<'a> {
+    /// 64-bit headers.
+    pub wide: bool,
+    pub machine: u16,
     pub entry: u64,
     pub segments: Vec<Segment<'a>>,
+    /// Where the section headers end, which linkers put behind everything else.
+    pub end: u64,
 }
 
 /// A program header with its bytes.
@@ -24,9 +31,18 @@ pub struct Segment<'a> {
     kind: u32,
     pub physical: u64,
     pub linear: u64,
+    /// Where its bytes are in the file.
+    pub offset: usize,
     pub bytes: &'a [u8],
     pub memory_bytes: u64,
     align: u64,
+}
+
+impl Segment<'_> {
+    /// Its bytes in the file.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.bytes.len()
+    }
 }
 
 pub fn matches(image: &[u8]) -> bool {
@@ -45,9 +61,9 @@ impl<'a> Elf<'a> {
         if image.get(5) != Some(&1) {
             return Err("the ELF file is not little-endian".to_owned());
         }
-        match u16_at(image, 18).ok_or_else(cut)? {
-            EM_386 | EM_X86_64 => {}
-            machine => return Err(format!("the ELF file is for machine {machine}, not for x86")),
+        let machine = u16_at(image, 18).ok_or_else(cut)?;
+        if ![EM_386, EM_X86_64].contains(&machine) {
+            return Err(format!("the ELF file is for machine {machine}, not for x86"));
         }
         let word = |at: usize, narrow: usize, wide_at: usize| {
             if wide {
@@ -91,19 +107,23 @@ impl<'a> Elf<'a> {
             if kind == PT_LOAD && memory_bytes < file_bytes {
                 return Err("an ELF segment is larger in the file than in memory".to_owned());
             }
-            segments.push(Segment { kind, physical, linear, bytes, memory_bytes, align });
+            // The range was looked up.
+            let offset = offset as usize;
+            segments.push(Segment { kind, physical, linear, offset, bytes, memory_bytes, align });
         }
         // Nothing is loaded from the sections, but they end a file that is whole.
         let sections = word(0, 32, 40)?;
         let section_size = u64::from(u16_at(image, size_at + 4).ok_or_else(cut)?);
         let section_count = u64::from(u16_at(image, count_at + 4).ok_or_else(cut)?);
         match sections.checked_add(section_size * section_count) {
-            Some(end) if end <= image.len() as u64 => {}
-            _ => return Err(cut()),
+            Some(end) if end <= image.len() as u64 => {
+                Ok(Self { wide, machine, entry, segments, end })
+            }
+            _ => Err(cut()),
         }
-        Ok(Self { entry, segments })
     }
 
+    /// The segments to load, empty ones left out.
     pub fn loads(&self) -> impl Iterator<Item = &Segment<'a>> {
         self.segments.iter().filter(|segment| segment.kind == PT_LOAD && segment.memory_bytes > 0)
     }

@@ -1,19 +1,23 @@
 //! Boot loaders: from kernel files to bytes in guest memory and a processor to start.
 //!
 //! Problem: three formats, each with its own header, information block and register contract, from
-//! files that may be cut short or hostile. Scheme: a loader is a pure function from the files and the
-//! [`MemoryMap`] to a [`Loaded`]: pieces of memory and entry registers. The machine copies the pieces
-//! at every (re)start, so loaders need no RAM to be tested. Every format we take is entered in flat
-//! 32-bit protected mode with paging off. Invariants: pieces lie in RAM, apart from each other and from
-//! the firmware's tables; a file offset is used only after it was checked against the file's length.
-//! Called before the machine runs.
+//! files that may be cut short or hostile. Scheme: a loader is a pure function from the files, the
+//! [`MemoryMap`] and random numbers to a [`Loaded`]: pieces of memory and entry registers. [`Files`] are read once,
+//! and loaded from at every (re)start; loaders need no RAM to be tested. Every format we take is entered in flat
+//! 32-bit protected mode with paging off, but for 64-bit Linux that we have unpacked. Invariants: pieces lie in RAM,
+//! apart from each other and from the firmware's tables; a file offset is used only after it was checked against the
+//! file's length. Called before the machine runs.
 //!
 //! The image is tried as QEMU does: bzImage, multiboot, then ELF with a PVH note.
 
+mod bytes;
 mod bzimage;
 mod elf;
 mod firmware;
+mod kaslr;
+mod linux;
 mod multiboot;
+mod payload;
 mod pvh;
 
 use std::fs;
@@ -21,10 +25,13 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use xenolith_cpu::CpuState;
-use xenolith_cpu::state::{Segment, TableRegister, sreg};
+use xenolith_cpu::cpuid::{CpuidModel, Feature};
+use xenolith_cpu::state::{Cr0, Cr4, Efer, Segment, TableRegister, sreg};
 
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Unpacker};
 use crate::memory_map::{EBDA_START, EXTENDED_START, MemoryMap};
+use crate::random::Random;
+use bytes::Bytes;
 
 /// Where loaders put their own blocks in low memory, if the kernel leaves these places free. The
 /// firmware's data area is at 0x400, its extended one at [`crate::memory_map::EBDA_START`].
@@ -35,21 +42,26 @@ mod place {
     pub const INFO: u64 = 0x1000;
     /// Linux's boot parameters.
     pub const BOOT_PARAMS: u64 = 0x7000;
+    /// Page tables of a 64-bit Linux, six pages.
+    pub const PAGE_TABLES: u64 = 0x9000;
     pub const COMMAND_LINE: u64 = 0x2_0000;
     /// Longest command line that fits below the extended BIOS data area, with its NUL.
     pub const COMMAND_LINE_MAX: usize = 0x1_0000;
 }
 
 /// Null, null, flat code at 0x10, flat data at 0x18 (the selectors of Linux's boot protocol), and a
-/// task state segment for PVH.
-const GDT: [u64; 5] = [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067];
+/// task state segment for PVH, which in long mode has two places.
+const GDT: [u64; 6] =
+    [0, 0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067, 0];
 const GDT_BYTES: u64 = 8 * GDT.len() as u64;
+/// The code segment of 64-bit mode.
+const LONG_CODE: u64 = 0x00af_9b00_0000_ffff;
 
 /// Bytes to place in guest memory before the start.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Piece {
     pub gpa: u64,
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
 }
 
 impl std::fmt::Debug for Piece {
@@ -62,31 +74,49 @@ impl std::fmt::Debug for Piece {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
     pub pieces: Vec<Piece>,
-    pub eip: u32,
+    pub entry: u32,
     pub eax: u32,
     pub ebx: u32,
     pub esi: u32,
     /// Address of the descriptor table.
     pub gdt: u64,
+    /// Address of the page tables of a guest that is entered in long mode.
+    pub page_tables: Option<u64>,
     /// Address of Linux's boot parameters, whose description of the screen is still missing.
     pub linux_params: Option<u64>,
 }
 
 impl Loaded {
-    /// Gives the boot processor its registers: flat 32-bit protected mode, paging off, interrupts off.
+    fn descriptors(&self) -> [u64; 6] {
+        let mut table = GDT;
+        if self.page_tables.is_some() {
+            table[2] = LONG_CODE;
+        }
+        table
+    }
+
+    /// Gives the boot processor its registers: flat 32-bit protected mode with paging off, or 64-bit mode with
+    /// the guest's page tables; interrupts off.
     pub fn enter(&self, cpu: &mut CpuState) {
         cpu.gpr = [0; 16];
         cpu.gpr[0] = u64::from(self.eax);
         cpu.gpr[3] = u64::from(self.ebx);
         cpu.gpr[6] = u64::from(self.esi);
-        cpu.rip = u64::from(self.eip);
+        cpu.rip = u64::from(self.entry);
         cpu.rflags = 2;
-        cpu.cr0 = 0x11;
+        cpu.cr0 = (Cr0::PE | Cr0::ET).bits();
+        if let Some(root) = self.page_tables {
+            cpu.cr3 = root;
+            cpu.cr4 = Cr4::PAE.bits();
+            cpu.efer = (Efer::LME | Efer::LMA).bits();
+            cpu.cr0 |= Cr0::PG.bits();
+        }
+        let table = self.descriptors();
         cpu.gdtr = TableRegister { base: self.gdt, limit: (GDT_BYTES - 1) as u16 };
         cpu.idtr = TableRegister { base: 0, limit: 0 };
-        cpu.seg = [Segment::from_descriptor(0x18, GDT[3]); 6];
-        cpu.seg[sreg::CS] = Segment::from_descriptor(0x10, GDT[2]);
-        cpu.tr = Segment::from_descriptor(0x20, GDT[4]);
+        cpu.seg = [Segment::from_descriptor(0x18, table[3]); 6];
+        cpu.seg[sreg::CS] = Segment::from_descriptor(0x10, table[2]);
+        cpu.tr = Segment::from_descriptor(0x20, table[4]);
     }
 }
 
@@ -101,14 +131,17 @@ pub enum Start {
 
 /// What the loaders work from.
 struct Request<'a> {
-    kernel: &'a [u8],
+    kernel: &'a Bytes,
     kernel_path: &'a Path,
-    initrd: Option<Vec<u8>>,
+    initrd: Option<Bytes>,
     initrd_path: &'a Path,
     command_line: &'a str,
     map: &'a MemoryMap,
     /// Address of the ACPI root pointer.
     rsdp: u64,
+    unpacker: Unpacker,
+    /// The processor has long mode.
+    long_mode: bool,
 }
 
 impl Request<'_> {
@@ -251,37 +284,67 @@ pub fn option_rom(path: &Path, max: usize) -> io::Result<Vec<u8>> {
     if rom.starts_with(&[0x55, 0xaa]) { Ok(rom) } else { Err(io::Error::other(reason)) }
 }
 
-/// Loads what `config` names: firmware, or a kernel.
-///
-/// # Errors
-/// A file can't be read, isn't a kernel, is damaged, or doesn't fit.
-pub fn load(config: &Config, map: &MemoryMap, rsdp: u64) -> Result<Start, ConfigError> {
-    if let Some(path) = &config.firmware {
-        return firmware::load(path).map(Start::Firmware);
-    }
-    let kernel = read_file("--kernel", &config.kernel, config.memory_bytes)?;
-    let empty = Path::new("");
-    let initrd = match &config.initrd {
-        None => None,
-        Some(path) => Some(read_file("--initrd", path, config.memory_bytes)?),
-    };
-    let request = Request {
-        kernel: &kernel,
-        kernel_path: &config.kernel,
-        initrd,
-        initrd_path: config.initrd.as_deref().unwrap_or(empty),
-        command_line: &config.command_line,
-        map,
-        rsdp,
-    };
-    let loaded = load_image(request)?;
-    check(&loaded, map, &config.kernel)?;
-    Ok(Start::Kernel(loaded))
+/// What a machine starts from, as it was read once.
+#[derive(Debug)]
+pub enum Files {
+    Firmware(Vec<u8>),
+    Kernel { kernel: Bytes, initrd: Option<Bytes> },
 }
 
-fn load_image(request: Request<'_>) -> Result<Loaded, ConfigError> {
+impl Files {
+    /// Reads what `config` names: firmware, or a kernel.
+    ///
+    /// # Errors
+    /// A file can't be read, or is too large.
+    pub fn read(config: &Config) -> Result<Self, ConfigError> {
+        if let Some(path) = &config.firmware {
+            return firmware::load(path).map(Self::Firmware);
+        }
+        let kernel = read_file("--kernel", &config.kernel, config.memory_bytes)?.into();
+        let initrd = match &config.initrd {
+            None => None,
+            Some(path) => Some(read_file("--initrd", path, config.memory_bytes)?.into()),
+        };
+        Ok(Self::Kernel { kernel, initrd })
+    }
+
+    /// Makes a start of them. `config` is what they were read for, `rsdp` the address of the ACPI root
+    /// pointer.
+    ///
+    /// # Errors
+    /// The file isn't a kernel, is damaged, or doesn't fit.
+    pub fn load(
+        &self,
+        config: &Config,
+        map: &MemoryMap,
+        rsdp: u64,
+        random: &mut Random,
+    ) -> Result<Start, ConfigError> {
+        let (kernel, initrd) = match self {
+            Self::Firmware(rom) => return Ok(Start::Firmware(rom.clone())),
+            Self::Kernel { kernel, initrd } => (kernel, initrd),
+        };
+        let request = Request {
+            kernel,
+            kernel_path: &config.kernel,
+            initrd: initrd.clone(),
+            initrd_path: config.initrd.as_deref().unwrap_or(Path::new("")),
+            command_line: &config.command_line,
+            map,
+            rsdp,
+            unpacker: config.unpacker,
+            // A model that is none is refused where the processors are made.
+            long_mode: CpuidModel::parse(&config.cpu).is_ok_and(|model| model.has(Feature::Lm)),
+        };
+        let loaded = load_image(request, random)?;
+        check(&loaded, map, &config.kernel)?;
+        Ok(Start::Kernel(loaded))
+    }
+}
+
+fn load_image(request: Request<'_>, random: &mut Random) -> Result<Loaded, ConfigError> {
     let mut loaded = if bzimage::matches(request.kernel) {
-        bzimage::load(request)
+        bzimage::load(request, random)
     } else if let Some(header) = multiboot::find(request.kernel) {
         multiboot::load(request, header)
     } else if elf::matches(request.kernel) {
@@ -292,8 +355,8 @@ fn load_image(request: Request<'_>) -> Result<Loaded, ConfigError> {
             hint: hint(request.kernel),
         })
     }?;
-    let gdt = GDT.into_iter().flat_map(u64::to_le_bytes).collect();
-    loaded.pieces.push(Piece { gpa: loaded.gdt, bytes: gdt });
+    let gdt: Vec<u8> = loaded.descriptors().into_iter().flat_map(u64::to_le_bytes).collect();
+    loaded.pieces.push(Piece { gpa: loaded.gdt, bytes: gdt.into() });
     loaded.pieces.retain(|piece| !piece.bytes.is_empty());
     Ok(loaded)
 }

@@ -51,7 +51,7 @@ pub fn find(image: &[u8]) -> Option<usize> {
 }
 
 pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigError> {
-    let image = request.kernel;
+    let image: &[u8] = request.kernel;
     let flags = u32_at(image, header + 4).unwrap_or(0);
     if flags & WANT_REQUIRED & !WANT_KNOWN != 0 {
         return Err(request.bad(format!(
@@ -61,7 +61,7 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
     if flags & WANT_VIDEO != 0 {
         tracing::debug!("the multiboot kernel asks for a video mode; there is no display");
     }
-    let (mut pieces, taken, eip) = if flags & HAS_ADDRESSES != 0 {
+    let (mut pieces, taken, entry) = if flags & HAS_ADDRESSES != 0 {
         flat(&request, header)?
     } else if elf::matches(image) {
         segments(&request)?
@@ -104,7 +104,7 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
         put32(MODULE_AT + 4, module.gpa + module.bytes.len() as u64);
         let line_at = command_line_at + command_line.len() as u64;
         put32(MODULE_AT + 8, line_at);
-        pieces.push(Piece { gpa: line_at, bytes: module_line });
+        pieces.push(Piece { gpa: line_at, bytes: module_line.into() });
     }
     put32(44, 24 * request.map.e820().len() as u64);
     put32(48, info_at + MEMORY_MAP_AT as u64);
@@ -118,11 +118,11 @@ pub fn load(mut request: Request<'_>, header: usize) -> Result<Loaded, ConfigErr
         info.extend(entry.len.to_le_bytes());
         info.extend((entry.kind as u32).to_le_bytes());
     }
-    pieces.push(Piece { gpa: info_at, bytes: info });
-    pieces.push(Piece { gpa: command_line_at, bytes: command_line });
+    pieces.push(Piece { gpa: info_at, bytes: info.into() });
+    pieces.push(Piece { gpa: command_line_at, bytes: command_line.into() });
     pieces.extend(module);
     let (eax, ebx) = (LOADER_MAGIC, info_at as u32);
-    Ok(Loaded { pieces, eip, eax, ebx, esi: 0, gdt, linux_params: None })
+    Ok(Loaded { pieces, entry, eax, ebx, esi: 0, gdt, page_tables: None, linux_params: None })
 }
 
 /// A kernel's pieces, start and end of what it takes in memory, and its entry point.
@@ -130,7 +130,7 @@ type Kernel = (Vec<Piece>, Vec<(u64, u64)>, u32);
 
 /// Loads an image with load addresses in its header.
 fn flat(request: &Request<'_>, header: usize) -> Result<Kernel, ConfigError> {
-    let image = request.kernel;
+    let image: &[u8] = request.kernel;
     let field = |n: usize| {
         u32_at(image, header + 12 + 4 * n)
             .ok_or_else(|| request.bad("its multiboot header is cut short"))
@@ -162,7 +162,8 @@ fn flat(request: &Request<'_>, header: usize) -> Result<Kernel, ConfigError> {
         )));
     }
     let start = u64::from(load_addr);
-    Ok((vec![Piece { gpa: start, bytes: bytes.to_vec() }], vec![(start, end)], entry))
+    let bytes = request.kernel.part(offset..offset + bytes.len());
+    Ok((vec![Piece { gpa: start, bytes }], vec![(start, end)], entry))
 }
 
 /// Loads an ELF image.
@@ -184,7 +185,7 @@ fn segments(request: &Request<'_>) -> Result<Kernel, ConfigError> {
         {
             entry = segment.physical + into;
         }
-        pieces.push(Piece { gpa: segment.physical, bytes: segment.bytes.to_vec() });
+        pieces.push(Piece { gpa: segment.physical, bytes: request.kernel.part(segment.range()) });
     }
     let Ok(entry) = u32::try_from(entry) else {
         return Err(request.bad(format!("its entry point {entry:#x} is above 4 GiB")));

@@ -34,7 +34,7 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
                 segment.memory_bytes, segment.physical
             )));
         }
-        pieces.push(Piece { gpa: segment.physical, bytes: segment.bytes.to_vec() });
+        pieces.push(Piece { gpa: segment.physical, bytes: request.kernel.part(segment.range()) });
     }
     let command_line = request.command_line(usize::MAX)?;
     let initrd = request.place_initrd(end.next_multiple_of(0x1000).max(0x10_0000), u64::MAX)?;
@@ -68,9 +68,9 @@ pub fn load(mut request: Request<'_>) -> Result<Loaded, ConfigError> {
         info.extend((entry.kind as u32).to_le_bytes());
         info.extend([0; 4]);
     }
-    pieces.push(Piece { gpa: info_at, bytes: info });
-    pieces.push(Piece { gpa: command_line_at, bytes: command_line });
+    pieces.push(Piece { gpa: info_at, bytes: info.into() });
+    pieces.push(Piece { gpa: command_line_at, bytes: command_line.into() });
     pieces.extend(initrd);
     let ebx = info_at as u32;
-    Ok(Loaded { pieces, eip: entry, eax: 0, ebx, esi: 0, gdt, linux_params: None })
+    Ok(Loaded { pieces, entry, eax: 0, ebx, esi: 0, gdt, page_tables: None, linux_params: None })
 }

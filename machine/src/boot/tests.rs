@@ -2,21 +2,26 @@
 
 use super::*;
 
-fn request<'a>(kernel: &'a [u8], map: &'a MemoryMap, initrd: Option<Vec<u8>>) -> Request<'a> {
+mod packed;
+
+fn request<'a>(kernel: &'a Bytes, map: &'a MemoryMap, initrd: Option<Vec<u8>>) -> Request<'a> {
     Request {
         kernel,
         kernel_path: Path::new("k"),
-        initrd,
+        initrd: initrd.map(Bytes::from),
         initrd_path: Path::new("i"),
         command_line: "console=ttyS0 quiet",
         map,
         rsdp: 0xe_0000,
+        unpacker: Unpacker::Auto,
+        long_mode: true,
     }
 }
 
 fn load_from(kernel: &[u8], initrd: Option<Vec<u8>>) -> Result<Loaded, ConfigError> {
     let map = MemoryMap::new(64 << 20);
-    let loaded = load_image(request(kernel, &map, initrd))?;
+    let kernel = kernel.to_vec().into();
+    let loaded = load_image(request(&kernel, &map, initrd), &mut Random::fixed(0))?;
     check(&loaded, &map, Path::new("k"))?;
     Ok(loaded)
 }
@@ -132,7 +137,7 @@ fn flat_multiboot() -> Vec<u8> {
 #[test]
 fn bzimage_gets_its_boot_parameters() {
     let loaded = load_from(&bzimage(5000), Some(vec![7; 10_000])).expect("sound");
-    assert_eq!((loaded.eip, loaded.esi), (0x10_0000, 0x7000));
+    assert_eq!((loaded.entry, loaded.esi), (0x10_0000, 0x7000));
     assert_eq!(bytes_at(&loaded, 0x10_0000, 3), [0, 1, 2]);
     let zero_page = place::BOOT_PARAMS;
     assert_eq!(bytes_at(&loaded, zero_page + 0x202, 4), b"HdrS");
@@ -208,7 +213,7 @@ fn pvh_kernels_start_at_their_note() {
     for wide in [false, true] {
         let image = elf(wide, &[0x90; 64], &pvh_note());
         let loaded = load_from(&image, Some(vec![1; 5])).expect("sound");
-        assert_eq!(loaded.eip, 0x10_0020);
+        assert_eq!(loaded.entry, 0x10_0020);
         let info = u64::from(loaded.ebx);
         assert_eq!(dword(&loaded, info), 0x336e_c578);
         assert_eq!(dword(&loaded, info + 12), 1);
@@ -270,7 +275,7 @@ fn damaged_elf_files_are_refused() {
 #[test]
 fn multiboot_by_addresses() {
     let loaded = load_from(&flat_multiboot(), Some(vec![9; 3])).expect("sound");
-    assert_eq!((loaded.eip, loaded.eax), (0x10_0070, 0x2bad_b002));
+    assert_eq!((loaded.entry, loaded.eax), (0x10_0070, 0x2bad_b002));
     assert_eq!(bytes_at(&loaded, 0x10_0000, 1), [0x90]);
     let info = u64::from(loaded.ebx);
     let flags = dword(&loaded, info);
@@ -295,7 +300,7 @@ fn multiboot_by_addresses() {
 fn multiboot_by_elf_headers() {
     for wide in [false, true] {
         let loaded = load_from(&elf(wide, &multiboot_header(3), b""), None).expect("sound");
-        assert_eq!((loaded.eip, loaded.eax), (0x10_0010, 0x2bad_b002));
+        assert_eq!((loaded.entry, loaded.eax), (0x10_0010, 0x2bad_b002));
         assert_eq!(dword(&loaded, 0x10_0000), 0x1bad_b002);
     }
 }
@@ -312,7 +317,7 @@ fn multiboot_kernels_in_low_memory_get_their_information_around_them() {
         }
         for module in [None, Some(vec![9; 0x1_0000]), Some(vec![9; 1 << 20])] {
             let loaded = load_from(&image, module.clone()).expect("there is room");
-            assert_eq!(loaded.eip, start + 0x70);
+            assert_eq!(loaded.entry, start + 0x70);
             let line = u64::from(dword(&loaded, u64::from(loaded.ebx) + 16));
             assert_eq!(bytes_at(&loaded, line, 22), b"k console=ttyS0 quiet\0");
             let within = |piece: &&Piece| {
@@ -322,7 +327,7 @@ fn multiboot_kernels_in_low_memory_get_their_information_around_them() {
             let inside: Vec<_> = loaded.pieces.iter().filter(within).collect();
             assert_eq!(inside.len(), 1, "only the kernel itself: {inside:?}");
             let table = loaded.pieces.iter().find(|piece| piece.gpa == loaded.gdt);
-            assert_eq!(table.map(|piece| piece.bytes.len()), Some(40));
+            assert_eq!(table.map(|piece| piece.bytes.len()), Some(48));
             if let Some(module) = module {
                 let list = u64::from(dword(&loaded, u64::from(loaded.ebx) + 24));
                 let at = dword(&loaded, list);

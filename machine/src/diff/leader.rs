@@ -18,12 +18,13 @@ use xenolith_mmu::GuestRam;
 
 use super::replay::{Event, Log, Recorder};
 use super::{DiffConfig, DiffError, Stop};
-use crate::boot::{self, Start};
+use crate::boot::{Files, Start};
 use crate::builder::{Board, Clockwork, EngineParts};
 use crate::config::{self, Config, ConfigError};
 use crate::console::Sink;
 use crate::engine::{Engine, Exit};
 use crate::memory_map::{ACPI_TABLES, MemoryMap};
+use crate::random::Random;
 use xenolith_devices::clock::{Clock, lock};
 
 /// COM1's data and line control registers, whose output `--until` reads.
@@ -60,11 +61,15 @@ impl Plan {
             icount: true,
             disks: Vec::new(),
             engine: config::Engine::Interp,
+            // The follower may be QEMU, which is brought into flat protected mode only; and a kernel's unpacker
+            // is code to compare, too.
+            unpacker: config::Unpacker::Guest,
             ..config.machine.clone()
         };
         config.check()?;
         let map = MemoryMap::new(config.memory_bytes);
-        let start = boot::load(&config, &map, ACPI_TABLES.0)?;
+        let files = Files::read(&config)?;
+        let start = files.load(&config, &map, ACPI_TABLES.0, &mut Random::fixed(0))?;
         Ok(Self { config, map, start })
     }
 
