@@ -711,41 +711,16 @@ impl<S: Copy> Cache<S> {
         }
         let spared_max = (2 * page.spared_max).min(SPARED_MAX_LAST);
         *page = Page { lines: 0, spared: 0, spared_max };
-        let mut count = 0;
-        self.drop_of_page(
-            gpn,
-            |_| true,
-            |key, tag| {
-                dropped(key, tag);
-                count += 1;
-            },
-        );
-        self.counters.outwritten += count;
-    }
-
-    /// Drops the blocks of a guest page whose keys `which` chooses; `dropped` is told the key and tag of each.
-    pub fn drop_of_page(
-        &mut self,
-        gpn: u64,
-        which: impl Fn(Key) -> bool,
-        mut dropped: impl FnMut(Key, u64),
-    ) {
-        for segment in 0..SEGMENTS {
-            let Some(mut numbers) = self.segments[segment].by_page.remove(&gpn) else { continue };
-            numbers.retain(|&number| {
-                let block = &self.blocks[number as usize];
-                if !block.live {
-                    return false;
-                }
-                let chosen = which(block.key);
-                if chosen {
-                    dropped(block.key, block.tag);
-                    self.unlink(number);
-                }
-                !chosen
-            });
-            if !numbers.is_empty() {
-                self.segments[segment].by_page.insert(gpn, numbers);
+        let mut gone = Vec::new();
+        for segment in &mut self.segments {
+            gone.append(&mut segment.by_page.remove(&gpn).unwrap_or_default());
+        }
+        for number in gone {
+            let block = &self.blocks[number as usize];
+            if block.live {
+                dropped(block.key, block.tag);
+                self.counters.outwritten += 1;
+                self.unlink(number);
             }
         }
     }
