@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use xenolith_testsuites::Program;
 use xenolith_testsuites::debian::Debian;
-use xenolith_testsuites::debootstrap::{self, HOST, PASSWORD, PATIENT};
+use xenolith_testsuites::debootstrap::{self, HOST, PASSWORD};
 use xenolith_testsuites::disk::Scratch;
 use xenolith_testsuites::program::xenolith;
 
@@ -72,7 +72,7 @@ fn debian_boots_to_a_login_installs_compiles_and_shuts_down() -> Result<()> {
     debootstrap::check(&disk)?;
 
     // As a kernel and its disk; what was installed is there.
-    let mut command = guest.run_elf(&format!("{PATIENT} root=/dev/vda1"))?;
+    let mut command = guest.run_elf("root=/dev/vda1")?;
     command.args(["-m", "512M", "-c", "2", "--disk"]).arg(&disk);
     let mut program = Program::start(command)?;
     log_in(&mut program)?;
