@@ -17,7 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 
 const STEPS: usize = 200_000;
-const WARM_UP: Duration = Duration::from_secs(2);
+const WARM_UP: Duration = Duration::from_millis(500);
 /// Fewer say nothing.
 const ITERATIONS_MIN: u64 = 40;
 
