@@ -80,6 +80,7 @@ pub struct Window {
 pub struct Plan {
     pub steps: Vec<Step>,
     pub windows: Vec<Window>,
+    /// The loop that the block is, if it is one.
     pub again: Loop,
     /// Guest bytes of the steps.
     pub bytes: usize,

@@ -13,7 +13,7 @@
 //! leaves the guest exactly at that instruction; all exits go through a [`Site`]; a displacement that
 //! may be patched lies within one line of the cache, so that a patch is one store to whoever runs it.
 //!
-//! User code of 64 bits *floats*, as a rule: the same page of a library lies elsewhere in every process, and its blocks
+//! User code that isn't segmented *floats*, as a rule: the same page of a library lies elsewhere in every process, and its blocks
 //! serve them all. The area has the page's present address, from the entry that was taken; what a block wants of
 //! its own address is relative to that, and a transfer to another page says at which address it means that to be.
 //!
@@ -24,7 +24,7 @@
 //! entries:
 //!   guarded   checks that the page is still the block's; for whoever comes from another page
 //!   indirect  notes where a floating block runs; for whoever comes by the jump cache
-//!   polled    looks at the attention word; for whoever comes from behind, or indirectly
+//!   polled    looks at the attention word; for whoever comes from behind, or indirectly to what does not float
 //!   plain
 //!   again     in a block that is a loop: as polled, behind what is looked up before the first round ([`crate::hoist`])
 //! ```
@@ -49,8 +49,7 @@ use dynasmrt::x64::X64Relocation;
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, VecAssembler, dynasm};
 use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
 
-use crate::area::WINDOWS_MAX;
-use crate::area::{FLOATING, is_floating, offset};
+use crate::area::{FLOATING, WINDOWS_MAX, is_floating, offset};
 use crate::classify::{Class, slot_bytes};
 use crate::host::Host;
 use crate::mode::Mode;
