@@ -62,7 +62,8 @@ fn deadly_signals_give_the_terminal_back() {
 fn a_stop_gives_the_terminal_back_and_a_continue_takes_it_again() {
     let (mut session, _scratch) = start("stop");
     session.signal(libc::SIGTSTP);
-    session.wait_for_settings(is_cooked);
+    session.wait_for_stop();
+    assert!(is_cooked(&session.settings()));
     session.signal(libc::SIGCONT);
     session.wait_for_settings(|settings| !is_cooked(settings));
     session.press(b"b");

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{
     InputModes, LocalModes, OutputModes, Termios, Winsize, tcgetattr, tcsetwinsize,
@@ -134,6 +135,17 @@ impl Session {
             if let Some(status) = self.child.try_wait().expect("ours") {
                 return status;
             }
+            assert!(start.elapsed() < self.patience, "it goes on");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until all its threads have stopped, as a shell does before it shows its prompt. Given back before that, a
+    /// terminal says only that it is about to: a SIGCONT then would be lost.
+    pub fn wait_for_stop(&self) {
+        let pid = Pid::from_child(&self.child);
+        let start = Instant::now();
+        while !matches!(waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG), Ok(Some(_))) {
             assert!(start.elapsed() < self.patience, "it goes on");
             thread::sleep(Duration::from_millis(10));
         }
