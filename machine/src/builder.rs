@@ -307,8 +307,8 @@ impl Board {
                 display.start(&ram, &buses, &model)?;
             }
             for piece in &loaded.pieces {
-                let bytes = &piece.bytes;
-                ram.memory().write_slice(bytes, GuestAddress(piece.gpa)).map_err(filled)?;
+                let filled = host("fill the guest's memory");
+                ram.load(Gpa(piece.gpa), &piece.bytes).map_err(|error| filled(error.into()))?;
             }
             if let (Some(_), Some(params)) = (&display, loaded.linux_params) {
                 video::describe(&ram, params).map_err(filled)?;

@@ -315,17 +315,7 @@ impl GuestRam {
     /// zeroes wherever they are mapped, until somebody stores there. What isn't RAM is left alone, and so is
     /// everything if the host refuses.
     pub fn give_back(&self, gpa: Gpa, bytes: u64) {
-        let end = gpa.0.saturating_add(bytes);
-        let parts = [
-            (0, self.layout.low_bytes, 0),
-            (HOLE_END, self.layout.high_bytes, self.layout.low_bytes),
-        ];
-        for (base, len, file_offset) in parts {
-            let (first, last) = (gpa.0.max(base), end.min(base + len));
-            if first >= last {
-                continue;
-            }
-            let (offset, len) = (first - base + file_offset, last - first);
+        for (_, offset, len) in self.in_file(gpa, bytes) {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             match fallocate(&*self.file, flags, offset, len) {
                 // A store like a device's: code that stood there is gone.
@@ -333,6 +323,37 @@ impl GuestRam {
                 Err(error) => tracing::debug!("the host takes no memory back: {error}"),
             }
         }
+    }
+
+    /// Copies `bytes` to `gpa`, as a loader does before the guest runs. Through the file: pages that are written whole
+    /// needn't be zeroed first, and aren't mapped one by one.
+    ///
+    /// # Errors
+    /// Not all of it is RAM, or the host has no memory; a part may have been copied.
+    pub fn load(&self, gpa: Gpa, bytes: &[u8]) -> std::io::Result<()> {
+        let mut loaded = 0;
+        for (start, offset, len) in self.in_file(gpa, bytes.len() as u64) {
+            let from = (start - gpa.0) as usize;
+            self.file.write_all_at(&bytes[from..from + len as usize], offset)?;
+            self.code.stored_file_range(offset, len);
+            loaded += len;
+        }
+        if loaded != bytes.len() as u64 {
+            let message = format!("{:#x} bytes at {:#x} aren't all RAM", bytes.len(), gpa.0);
+            return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, message));
+        }
+        Ok(())
+    }
+
+    /// The RAM among `bytes` bytes from `gpa` on: where it begins, where that is in the file, and how much it is.
+    fn in_file(&self, gpa: Gpa, bytes: u64) -> impl Iterator<Item = (u64, u64, u64)> {
+        let end = gpa.0.saturating_add(bytes);
+        let Layout { low_bytes, high_bytes, .. } = self.layout;
+        let parts = [(0, low_bytes, 0), (HOLE_END, high_bytes, low_bytes)];
+        parts.into_iter().filter_map(move |(base, len, file_offset)| {
+            let (first, last) = (gpa.0.max(base), end.min(base + len));
+            (first < last).then(|| (first, first - base + file_offset, last - first))
+        })
     }
 
     /// The file that holds all RAM, laid out as [`Layout::file_page`] says.
@@ -540,6 +561,24 @@ mod tests {
             assert_eq!(ram.code().version(gpa >> 12), version, "a read changed the version");
             ram.memory().write_slice(&[1; 32], GuestAddress(gpa - 16)).expect("RAM");
             assert_ne!(ram.code().version(gpa >> 12), version);
+        }
+    }
+
+    #[test]
+    fn what_is_loaded_is_ram_all_of_it() {
+        let ram = GuestRam::new(4 << 30).expect("4 GiB without reserve");
+        for gpa in [0x4ff0, HOLE_END + 0x4ff0] {
+            let versions = [0, 1].map(|page| ram.code().watch((gpa >> 12) + page));
+            ram.load(Gpa(gpa), &[7; 0x20]).expect("RAM");
+            let around = [gpa - 1, gpa, gpa + 0x1f, gpa + 0x20].map(|gpa| byte(&ram, gpa));
+            assert_eq!(around, [Some(0), Some(7), Some(7), Some(0)]);
+            for (page, version) in versions.into_iter().enumerate() {
+                assert_ne!(ram.code().version((gpa >> 12) + page as u64), version);
+            }
+        }
+        ram.load(Gpa(HOLE_START - 8), &[1; 8]).expect("the last bytes");
+        for gpa in [HOLE_START - 7, HOLE_START, HOLE_END - 1, (5 << 30) - 7, u64::MAX - 3] {
+            assert!(ram.load(Gpa(gpa), &[1; 8]).is_err(), "{gpa:#x}");
         }
     }
 

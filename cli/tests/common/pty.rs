@@ -145,7 +145,10 @@ impl Session {
     pub fn wait_for_stop(&self) {
         let pid = Pid::from_child(&self.child);
         let start = Instant::now();
-        while !matches!(waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG), Ok(Some(_))) {
+        while !matches!(
+            waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED | WaitIdOptions::NOHANG),
+            Ok(Some(_))
+        ) {
             assert!(start.elapsed() < self.patience, "it goes on");
             thread::sleep(Duration::from_millis(10));
         }
