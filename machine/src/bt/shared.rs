@@ -8,7 +8,7 @@
 //! the lock, and who waits is outside itself, so no two wait for each other.
 //!
 //! Invariants: a peer that is `inside` finds orders at its next poll; one that is outside obeys them before
-//! it goes in. A page's blocks are checked right after a store to it ([`Shared::page_written`]).
+//! it goes in, and takes the bit away that was for them. A page's blocks are checked right after a store to it ([`Shared::page_written`]).
 //! Any thread.
 
 use std::collections::HashMap;
@@ -417,6 +417,11 @@ impl Peer {
     /// About to run translated code. False if there are orders to obey first ([`Self::obey`]).
     pub fn go_in(&self) -> bool {
         self.inside.store(true, Ordering::SeqCst);
+        // Whoever orders sets the bit last, perhaps when the order has long been obeyed. It goes here, before orders are
+        // looked at: the bit of an order that isn't seen here is still to come.
+        if self.attention.load(Ordering::Relaxed) & attention::ENGINE != 0 {
+            self.attention.fetch_and(!attention::ENGINE, Ordering::SeqCst);
+        }
         let free = self.orders.load(Ordering::SeqCst) == 0;
         if !free {
             self.inside.store(false, Ordering::SeqCst);
@@ -433,8 +438,7 @@ impl Peer {
         while self.orders.load(Ordering::SeqCst) & order::PAUSE != 0 {
             std::thread::yield_now();
         }
-        self.attention.fetch_and(!attention::ENGINE, Ordering::SeqCst);
-        // Taken after that: a page that is told from now on comes with another order.
+        // Taken before the pages: one that is told from now on comes with another order.
         self.orders.fetch_and(!order::FORBID_WRITES, Ordering::SeqCst);
         lock(&self.forbidden).replace(Vec::new())
     }
@@ -456,6 +460,46 @@ mod tests {
             listing: None,
         };
         Shared::new(ram, options).expect("memory")
+    }
+
+    /// A vCPU whose bit stays would leave translated code at every poll.
+    #[test]
+    fn no_order_leaves_its_bit_behind_when_it_has_been_obeyed() {
+        let shared = shared(2);
+        let area = std::ptr::null();
+        let [me, other] = [(); 2].map(|()| shared.join(Arc::new(AtomicU32::new(0)), area));
+        // Obeyed between the order and its bit.
+        other.orders.fetch_or(order::FORBID_WRITES, Ordering::SeqCst);
+        assert!(!other.go_in());
+        assert_eq!(other.obey(), Some(Vec::new()));
+        other.attention.fetch_or(attention::ENGINE | attention::INTR, Ordering::SeqCst);
+        assert!(other.go_in(), "nothing is left to obey");
+        assert_eq!(other.attention.load(Ordering::SeqCst), attention::INTR);
+        other.go_out();
+
+        // As it comes: all pages are told, and no bit is left.
+        let told = std::thread::scope(|scope| {
+            let orders = scope.spawn(|| (0..200).for_each(|gpn| shared.forbid_writes(&me, gpn)));
+            let mut told = 0;
+            loop {
+                let last = orders.is_finished();
+                if !other.go_in() {
+                    told += other.obey().map_or(0, |pages| pages.len());
+                    continue;
+                }
+                while other.attention.load(Ordering::SeqCst) == attention::INTR
+                    && !orders.is_finished()
+                {
+                    std::hint::spin_loop();
+                }
+                other.go_out();
+                if last {
+                    return told;
+                }
+            }
+        });
+        assert_eq!(told, 200);
+        assert_eq!(other.attention.load(Ordering::SeqCst), attention::INTR);
     }
 
     #[test]
