@@ -5,17 +5,19 @@
 //! one process-wide handler asks [`simd_fault::recover`] where the interrupted stub resumes and
 //! changes the program counter in the signal frame. The kernel then restores the vector state of the
 //! fault, MXCSR flags included. In translated code it is a division that faults; from anywhere else it is a
-//! bug of ours and gets the default action. A poll of translated code that finds something in the attention word faults: the handler reads
-//! the site's number behind it and lets the thread leave by the common exit, on a stack of its own since
-//! the stack pointer is the guest's. An access through a shadow window that faults leaves likewise, with
-//! the place and the address written down. Invariants: the handler only reads a thread's own cell and writes the frame, so it is
-//! async-signal-safe. Installed once, before the first vCPU runs; runs on the faulting thread.
+//! bug of ours and gets the default action. A poll of translated code that finds something in the attention word
+//! faults: the handler reads the site's number behind it and lets the thread leave by the common exit, on a stack of
+//! its own since the stack pointer is the guest's. An access through a shadow window that faults leaves likewise, with
+//! the place and the address written down. Invariants: in translated code, where FS may be lent, the handler only reads
+//! lists of ranges and writes the area and the frame; elsewhere it reads a thread's own cell: it is async-signal-safe.
+//! Installed once, before the first vCPU runs; runs on the faulting thread.
 //! Source: sigaction(2); SDM vol. 3, "Interrupt 19, SIMD Floating-Point Exception".
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::io;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use xenolith_cpu::vector::simd_fault;
 use xenolith_translator::area::Area;
@@ -57,9 +59,7 @@ extern "C" fn on_sigfpe(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
     if leave_translated_code(context) {
         return;
     }
-    let Some(pc) = context.uc_mcontext.gregs.get_mut(libc::REG_RIP as usize) else { return };
-    if let Some(resume) = simd_fault::recover(pc.cast_unsigned()) {
-        *pc = resume.cast_signed();
+    if recover(context) {
         return;
     }
     // Raised again on return, and then fatal.
@@ -67,9 +67,89 @@ extern "C" fn on_sigfpe(signal: i32, _: *mut libc::siginfo_t, context: *mut libc
     unsafe { libc::signal(signal, libc::SIG_DFL) };
 }
 
+/// Lets a stub that faulted resume, if it was one. It reads what is thread-local, so it isn't to be mixed up with what
+/// comes before.
+#[inline(never)]
+fn recover(context: &mut libc::ucontext_t) -> bool {
+    let pc = &mut context.uc_mcontext.gregs[libc::REG_RIP as usize];
+    let resume = simd_fault::recover(pc.cast_unsigned());
+    if let Some(resume) = resume {
+        *pc = resume.cast_signed();
+    }
+    resume.is_some()
+}
+
+/// A range of translated code, or none. Never freed, as a handler may look at it any time.
+struct Span {
+    start: AtomicUsize,
+    end: AtomicUsize,
+    next: Option<&'static Self>,
+}
+
+/// All ranges of translated code in this process, and who may change them.
+static SPANS: AtomicPtr<Span> = AtomicPtr::new(std::ptr::null_mut());
+static CHANGING: Mutex<()> = Mutex::new(());
+
+/// The first range.
+fn spans() -> Option<&'static Span> {
+    // SAFETY: null, or the address of a leaked box.
+    unsafe { SPANS.load(Ordering::Acquire).as_ref() }
+}
+
+fn is_translated(at: usize) -> bool {
+    std::iter::successors(spans(), |span| span.next).any(|span| {
+        (span.start.load(Ordering::Acquire)..span.end.load(Ordering::Acquire)).contains(&at)
+    })
+}
+
+/// Faults in a range of translated code are understood while this lives.
+#[derive(Debug)]
+pub struct WatchedCode {
+    start: usize,
+}
+
+impl WatchedCode {
+    /// Understands faults in `code`, which is this process's.
+    ///
+    /// # Panics
+    /// The host refuses a signal handler: translated code can't be stopped then.
+    pub fn new(code: Range<usize>) -> Self {
+        static INSTALLED: OnceLock<()> = OnceLock::new();
+        INSTALLED.get_or_init(|| {
+            // Non-canonical addresses raise #GP or, by way of RSP and RBP, #SS, which is SIGBUS.
+            for signal in [libc::SIGSEGV, libc::SIGBUS] {
+                handle(signal, on_fault).expect("memory faults can be handled");
+            }
+        });
+        let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = std::iter::successors(spans(), |span| span.next)
+            .find(|span| span.end.load(Ordering::Relaxed) == 0);
+        // A range without an end has nothing in it.
+        let span = free.unwrap_or_else(|| {
+            let (start, end) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            let span = Box::leak(Box::new(Span { start, end, next: spans() }));
+            SPANS.store(span, Ordering::Release);
+            span
+        });
+        span.start.store(code.start, Ordering::Release);
+        span.end.store(code.end, Ordering::Release);
+        Self { start: code.start }
+    }
+}
+
+impl Drop for WatchedCode {
+    fn drop(&mut self) {
+        let _changing = CHANGING.lock().unwrap_or_else(PoisonError::into_inner);
+        for span in std::iter::successors(spans(), |span| span.next) {
+            if span.start.load(Ordering::Relaxed) == self.start {
+                span.end.store(0, Ordering::Release);
+                span.start.store(0, Ordering::Release);
+            }
+        }
+    }
+}
+
 thread_local! {
-    /// Where this thread's translated code is.
-    static TRANSLATED: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
     /// The stack that handlers run on while the guest has the stack pointer.
     static STACK: RefCell<Option<AltStack>> = const { RefCell::new(None) };
 }
@@ -112,19 +192,11 @@ impl Drop for AltStack {
     }
 }
 
-/// Understands faults of polls in this thread's translated code, which lies at `code`.
+/// Gives this thread a stack for handlers, which it needs before it runs translated code.
 ///
 /// # Panics
-/// The host refuses a signal handler or its stack: translated code can't be stopped then.
-pub fn watch_translated_code(code: Range<usize>) {
-    static INSTALLED: OnceLock<()> = OnceLock::new();
-    INSTALLED.get_or_init(|| {
-        // Non-canonical addresses raise #GP or, by way of RSP and RBP, #SS, which is SIGBUS.
-        for signal in [libc::SIGSEGV, libc::SIGBUS] {
-            handle(signal, on_fault).expect("memory faults can be handled");
-        }
-    });
-    TRANSLATED.set((code.start, code.end));
+/// The host refuses.
+pub fn take_stack() {
     STACK.with_borrow_mut(|stack| {
         if stack.is_none() {
             *stack = Some(AltStack::install().expect("a thread may have a stack for signals"));
@@ -142,13 +214,12 @@ extern "C" fn on_fault(signal: i32, _: *mut libc::siginfo_t, context: *mut libc:
     }
 }
 
-/// If the fault is one of this thread's translated code, writes down what it was and lets the thread leave by
-/// the common exit.
+/// If the fault is one of translated code, writes down what it was and lets the thread leave by the common exit. FS may be
+/// lent: nothing here may be thread-local.
 fn leave_translated_code(context: &mut libc::ucontext_t) -> bool {
     let registers = &mut context.uc_mcontext.gregs;
     let at = registers[libc::REG_RIP as usize] as usize;
-    let (start, end) = TRANSLATED.get();
-    if !(start..end).contains(&at) {
+    if !is_translated(at) {
         return false;
     }
     let area: *mut Area;

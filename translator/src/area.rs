@@ -187,6 +187,11 @@ pub struct Area {
     pub rip: u64,
     /// Rust's stack while the guest runs.
     pub host_rsp: u64,
+    /// The host's FS base while FS is lent to translated code; else 0. See
+    /// [`Mode::lends_fs`](crate::mode::Mode::lends_fs).
+    pub host_fs: u64,
+    /// FS base to enter that code with.
+    pub window_fs: u64,
     /// Registers borrowed for a memory access, and what else is put aside within an instruction.
     /// RCX is in the first; behind the last one is always 0.
     pub spill: [u64; 12],
@@ -877,6 +882,8 @@ pub fn name_of(offset: i32) -> Option<String> {
         flags,
         rip,
         host_rsp,
+        host_fs,
+        window_fs,
         spill,
         windows,
         seg_base,
@@ -987,6 +994,8 @@ pub mod offset {
     pub const FLAGS: i32 = at(offset_of!(Area, flags));
     pub const RIP: i32 = at(offset_of!(Area, rip));
     pub const HOST_RSP: i32 = at(offset_of!(Area, host_rsp));
+    pub const HOST_FS: i32 = at(offset_of!(Area, host_fs));
+    pub const WINDOW_FS: i32 = at(offset_of!(Area, window_fs));
     #[must_use]
     pub const fn spill(n: usize) -> i32 {
         at(offset_of!(Area, spill) + 8 * n)

@@ -90,6 +90,13 @@ impl Mode {
         self.privilege == Privilege::User as u8 && !self.segmented
     }
 
+    /// Whether FS is lent to such code: its base is where the windows of the privilege begin, if there are any. An
+    /// address of 32 bits is added to it as the guest's processor would add it to a base of 0, wrapping around at 4 GiB.
+    #[must_use]
+    pub fn lends_fs(&self) -> bool {
+        self.bits == 32 && !self.segmented
+    }
+
     /// The supervisor's mode with AC set.
     #[must_use]
     pub fn has_ac(&self) -> bool {

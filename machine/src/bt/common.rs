@@ -2,7 +2,7 @@
 //!
 //! Problem: translated code keeps the guest's registers in the host's, all of them, so getting there and
 //! back isn't a call that Rust could make. Scheme: five routines, published once before any block.
-//! Invariants: RSP is the guest's between `enter` and `exit`; status flags pass through both; vector
+//! Invariants: RSP is the guest's between `enter` and `exit`, and so is FS if it is lent; status flags pass through both; vector
 //! registers are saved on the way out if they were the guest's, and loaded on the way in if asked; x87
 //! registers stay where they are. Upper halves of vector registers that are all zero are left in the state that
 //! VZEROUPPER leaves them in: some processors pay some hundred cycles whenever code that uses AVX only for scalars comes
@@ -48,6 +48,11 @@ pub fn common(base: u64, host: Host) -> Common {
         ; jmp >load_vector
         ; plain:
         ; mov r11, rdi
+        ; gs cmp QWORD [offset::HOST_FS], 0
+        ; je >own
+        ; gs mov rax, [offset::WINDOW_FS]
+        ; wrfsbase rax
+        ; own:
         // OF by an addition that overflows or not, the others by SAHF.
         ; gs movzx eax, BYTE [offset::FLAGS + 1]
         ; shl eax, 28
@@ -121,6 +126,11 @@ pub fn common(base: u64, host: Host) -> Common {
         ; gs mov rsp, [offset::HOST_RSP]
         ; pushfq
         ; gs pop QWORD [offset::FLAGS]
+        ; gs mov rax, [offset::HOST_FS]
+        ; test rax, rax
+        ; jz >own
+        ; wrfsbase rax
+        ; own:
         ; gs cmp QWORD [offset::VECTOR_IDLE], 0
         ; jne >idle
     );

@@ -589,6 +589,7 @@ impl Bt {
                 self.area.remaining = self.entered_with;
             }
             self.ready_vectors(live);
+            self.lend_fs(mode);
             self.enter_guest(target);
             self.me.go_out();
             self.vectors_left();
@@ -939,6 +940,20 @@ impl Bt {
         state.rip = rip;
     }
 
+    /// Lends FS to code of `mode`, or doesn't.
+    fn lend_fs(&mut self, mode: Mode) {
+        self.area.host_fs = 0;
+        if mode.lends_fs() {
+            let base: u64;
+            // SAFETY: reads FS base.
+            unsafe { asm!("rdfsbase {}", out(reg) base, options(nomem, nostack, preserves_flags)) };
+            self.area.host_fs = base;
+            if let Some(regions) = self.area.regions.get(usize::from(mode.privilege)) {
+                self.area.window_fs = regions[0];
+            }
+        }
+    }
+
     fn enter_guest(&mut self, target: usize) {
         let area: *mut Area = self.area.as_ptr();
         // SAFETY: the common code keeps the registers that a C function keeps; translated code touches
@@ -956,7 +971,7 @@ impl Bt {
     fn prepare(&mut self) {
         if !std::mem::replace(&mut self.prepared, true) {
             block_signals();
-            signal::watch_translated_code(self.shared.code.clone());
+            signal::take_stack();
         }
     }
 }

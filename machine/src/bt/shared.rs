@@ -32,6 +32,7 @@ use super::common::common;
 use super::probe;
 use super::segments::{is_anywhere, mode_of, rip_of};
 use super::stats::Report;
+use crate::signal::WatchedCode;
 
 /// Orders to a vCPU.
 mod order {
@@ -137,6 +138,8 @@ pub struct Options {
 /// See the module's head.
 #[derive(Debug)]
 pub struct Shared {
+    /// Dropped before the code's memory is.
+    _watched: WatchedCode,
     cache: Mutex<Cache<Site>>,
     sites: Arc<Sites<Site>>,
     pages: Mutex<Numbers<PageKey>>,
@@ -158,7 +161,6 @@ pub struct Shared {
     pub has_probe: bool,
     pub enter: u64,
     pub routines: Routines,
-    pub code: std::ops::Range<usize>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -181,7 +183,7 @@ impl Shared {
         let shared = Arc::new(Self {
             sites: cache.sites(),
             enter: cache.common(),
-            code: cache.span(),
+            _watched: WatchedCode::new(cache.span()),
             routines,
             cache: Mutex::new(cache),
             pages: Mutex::default(),

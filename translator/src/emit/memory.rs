@@ -331,6 +331,13 @@ impl Emitter<'_> {
         if self.frame.unlocks && !is_fence(insn) {
             redirected.set_has_lock_prefix(false);
         }
+        if self.by_segment(step) && self.spot(insn) == Spot::Linear && !is_narrow(insn) {
+            redirected.set_segment_prefix(Register::FS);
+            if self.can_unlock(insn) {
+                return self.exchange(&redirected, R10);
+            }
+            return self.around(&redirected, uses);
+        }
         let later = matches!(step.part, Some(Part { first: false, .. }));
         if (later || !step.looks_up) && self.is_direct(insn) {
             // The base register and the window's addend make the address.
@@ -365,6 +372,17 @@ impl Emitter<'_> {
             align: alignment(step),
             ..Check::one(step, rip, uses.stores, size, start, spot)
         };
+        if self.by_segment(step) {
+            self.linearize(borrowed, &check, false);
+            redirected.set_segment_prefix(Register::FS);
+            redirected.set_memory_base(narrow(borrowed.address));
+            redirected.set_memory_index(Register::None);
+            redirected.set_memory_displacement64(0);
+            redirected.set_memory_displ_size(0);
+            self.around(&redirected, uses)?;
+            self.give_back(borrowed);
+            return Ok(());
+        }
         let displacement = self.reach(borrowed, check, step.part, plan);
         redirected.set_memory_base(full(borrowed.address));
         redirected.set_memory_index(full(borrowed.addend));
@@ -383,6 +401,11 @@ impl Emitter<'_> {
         }
         self.give_back(borrowed);
         Ok(())
+    }
+
+    /// A step's linear addresses are added to FS base, which is where the windows begin.
+    pub(super) fn by_segment(&self, step: &Step) -> bool {
+        self.frame.mode.lends_fs() && self.frame.mode.shadow && !step.looks_up
     }
 
     /// XCHG of memory and a register of its own name, which needn't be locked.
@@ -437,7 +460,13 @@ impl Emitter<'_> {
         let start = self.offset();
         let b = Borrowed::SCRATCH;
         self.effective_address(insn, b.address, b.addend)?;
-        self.check(b, Check::one(step, rip, false, size, start, self.spot(insn)));
+        let check = Check::one(step, rip, false, size, start, self.spot(insn));
+        if self.by_segment(step) {
+            self.linearize(b, &check, false);
+            self.load_by_segment(into, R10, size);
+            return Ok(());
+        }
+        self.check(b, check);
         match size {
             1 => dynasm!(self.asm ; .arch x64 ; movzx Rd(into), BYTE [r10 + r11]),
             2 => dynasm!(self.asm ; .arch x64 ; movzx Rd(into), WORD [r10 + r11]),

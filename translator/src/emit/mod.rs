@@ -557,7 +557,7 @@ impl<'a> Emitter<'a> {
                 let released = if insn.op_count() == 0 { 0 } else { i32::from(insn.immediate16()) };
                 let size = slot_bytes(insn);
                 let slot = i32::from(size);
-                self.stack_load(R10, 0, size, step, plan);
+                self.stack_load(R10, size, step, plan);
                 self.move_stack(slot + released);
                 self.indirect(rip, i64::from(slot + released));
             }

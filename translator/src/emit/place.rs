@@ -96,7 +96,13 @@ impl Emitter<'_> {
 
     /// Moves the stack pointer to `by` from the host register `base`. R11 is used where it has 16 bits.
     pub(super) fn set_stack(&mut self, base: u8, by: i32) {
-        if self.wide() {
+        if let (false, Ok(by)) = (self.frame.mode.stack16, i8::try_from(by)) {
+            if self.wide() {
+                dynasm!(self.asm ; .arch x64 ; lea rsp, [BYTE Rq(base) + by]);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; lea esp, [BYTE Rq(base) + by]);
+            }
+        } else if self.wide() {
             dynasm!(self.asm ; .arch x64 ; lea rsp, [Rq(base) + by]);
         } else if self.frame.mode.stack16 {
             // The bits above stay.

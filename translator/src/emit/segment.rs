@@ -55,7 +55,7 @@ impl Emitter<'_> {
     /// POP of a segment register whose base is made of the selector.
     pub(super) fn pop_segment(&mut self, step: &Step, plan: &Plan) {
         let size = slot_bytes(&step.insn);
-        self.stack_load(R10, 0, size, step, plan);
+        self.stack_load(R10, size, step, plan);
         self.move_stack(i32::from(size));
         self.set_segment(step.insn.op0_register());
         self.hold_off(step, true);

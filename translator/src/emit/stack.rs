@@ -49,16 +49,13 @@ impl Emitter<'_> {
         self.set_stack(RSP, by);
     }
 
-    /// Loads the slot of `size` bytes at RSP + `displacement` into a scratch register, zero-extended.
-    pub(super) fn stack_load(
-        &mut self,
-        into: u8,
-        displacement: i32,
-        size: u8,
-        step: &Step,
-        plan: &Plan,
-    ) {
-        let (base, at) = self.stack_access(displacement, size, false, step, plan);
+    /// Loads the slot of `size` bytes at RSP into a register, zero-extended.
+    pub(super) fn stack_load(&mut self, into: u8, size: u8, step: &Step, plan: &Plan) {
+        if self.by_segment(step) {
+            self.load_by_segment(into, RSP, size);
+            return;
+        }
+        let (base, at) = self.stack_access(0, size, false, step, plan);
         match size {
             2 => dynasm!(self.asm ; .arch x64 ; movzx Rd(into), WORD [Rq(base) + r11 + at]),
             4 => dynasm!(self.asm ; .arch x64 ; mov Rd(into), [Rq(base) + r11 + at]),
@@ -66,10 +63,33 @@ impl Emitter<'_> {
         }
     }
 
+    /// Loads from `base`, a linear address of 32 bits, by FS: see [`Self::by_segment`].
+    pub(super) fn load_by_segment(&mut self, into: u8, base: u8, size: u8) {
+        match size {
+            1 => dynasm!(self.asm ; .arch x64 ; fs movzx Rd(into), BYTE [Rd(base)]),
+            2 => dynasm!(self.asm ; .arch x64 ; fs movzx Rd(into), WORD [Rd(base)]),
+            _ => dynasm!(self.asm ; .arch x64 ; fs mov Rd(into), [Rd(base)]),
+        }
+    }
+
     /// Pushes a host register; if it is r11, what is in spill slot 3.
     pub(super) fn push_value(&mut self, from: u8, step: &Step, plan: &Plan) {
         let size = slot_bytes(&step.insn);
         let slot = i32::from(size);
+        if self.by_segment(step) {
+            let below = -size.cast_signed();
+            let from = if from == R11 {
+                dynasm!(self.asm ; .arch x64 ; gs mov r11, [offset::spill(3)]);
+                R11
+            } else {
+                from
+            };
+            match size {
+                2 => dynasm!(self.asm ; .arch x64 ; fs mov [BYTE esp + below], Rw(from)),
+                _ => dynasm!(self.asm ; .arch x64 ; fs mov [BYTE esp + below], Rd(from)),
+            }
+            return self.move_stack(-slot);
+        }
         let (base, at) = self.stack_access(-slot, size, true, step, plan);
         if from == R11 {
             dynasm!(self.asm ; .arch x64
@@ -95,6 +115,18 @@ impl Emitter<'_> {
     pub(super) fn push_constant(&mut self, value: u64, step: &Step, plan: &Plan) {
         let size = slot_bytes(&step.insn);
         let slot = i32::from(size);
+        if self.by_segment(step) {
+            let below = -size.cast_signed();
+            if is_floating(value) {
+                self.address(R11, value);
+                dynasm!(self.asm ; .arch x64 ; fs mov [BYTE esp + below], r11d);
+            } else if size == 2 {
+                dynasm!(self.asm ; .arch x64 ; fs mov WORD [BYTE esp + below], value as i16);
+            } else {
+                dynasm!(self.asm ; .arch x64 ; fs mov DWORD [BYTE esp + below], value as i32);
+            }
+            return self.move_stack(-slot);
+        }
         let (base, at) = self.stack_access(-slot, size, true, step, plan);
         let narrow = value as i64 == i64::from(value as i32);
         if is_floating(value) {
@@ -154,16 +186,16 @@ impl Emitter<'_> {
         let size = slot_bytes(&step.insn);
         let slot = i32::from(size);
         if scratch_number(register).is_some() {
-            self.stack_load(R10, 0, size, step, plan);
+            self.stack_load(R10, size, step, plan);
             dynasm!(self.asm ; .arch x64 ; gs mov [offset::gpr(usize::from(number))], r10);
             self.move_stack(slot);
         } else if size == 2 {
             // The register's upper part stays. POP SP: the popped value does.
-            self.stack_load(R10, 0, size, step, plan);
+            self.stack_load(R10, size, step, plan);
             self.move_stack(slot);
             dynasm!(self.asm ; .arch x64 ; mov Rw(number), r10w);
         } else {
-            self.stack_load(number, 0, size, step, plan);
+            self.stack_load(number, size, step, plan);
             // POP RSP: the popped value stays.
             if number != RSP {
                 self.move_stack(slot);
@@ -173,15 +205,19 @@ impl Emitter<'_> {
 
     pub(super) fn leave(&mut self, step: &Step, plan: &Plan) {
         let size = slot_bytes(&step.insn);
-        let rip = mask(step.insn.ip(), self.frame.mode.bits);
-        let start = self.offset();
-        self.slot_address(R10, RBP, 0);
-        let check = Check::one(step, rip, false, size, start, self.stack_spot());
-        let at = self.reach(Borrowed::SCRATCH, check, step.part, plan);
-        match size {
-            2 => dynasm!(self.asm ; .arch x64 ; movzx r10d, WORD [r10 + r11 + at]),
-            4 => dynasm!(self.asm ; .arch x64 ; mov r10d, [r10 + r11 + at]),
-            _ => dynasm!(self.asm ; .arch x64 ; mov r10, [r10 + r11 + at]),
+        if self.by_segment(step) {
+            self.load_by_segment(R10, RBP, size);
+        } else {
+            let rip = mask(step.insn.ip(), self.frame.mode.bits);
+            let start = self.offset();
+            self.slot_address(R10, RBP, 0);
+            let check = Check::one(step, rip, false, size, start, self.stack_spot());
+            let at = self.reach(Borrowed::SCRATCH, check, step.part, plan);
+            match size {
+                2 => dynasm!(self.asm ; .arch x64 ; movzx r10d, WORD [r10 + r11 + at]),
+                4 => dynasm!(self.asm ; .arch x64 ; mov r10d, [r10 + r11 + at]),
+                _ => dynasm!(self.asm ; .arch x64 ; mov r10, [r10 + r11 + at]),
+            }
         }
         self.set_stack(RBP, i32::from(size));
         match size {

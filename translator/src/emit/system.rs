@@ -149,7 +149,7 @@ impl Emitter<'_> {
     pub(super) fn pop_flags(&mut self, step: &Step, plan: &Plan, next: u64) {
         let out = self.hand_over_here(step, next);
         let size = slot_bytes(&step.insn);
-        self.stack_load(R10, 0, size, step, plan);
+        self.stack_load(R10, size, step, plan);
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(7)], r10
             ; gs mov [offset::spill(0)], rcx
@@ -203,6 +203,10 @@ impl Emitter<'_> {
     /// Goes to the address in r10 with another privilege.
     fn cross(&mut self, to: Privilege) {
         let jumps = offset::jumps(to as usize);
+        if self.frame.mode.lends_fs() && to != Privilege::SupervisorAc {
+            let window = offset::regions(to as usize);
+            dynasm!(self.asm ; .arch x64 ; gs mov r11, [window] ; wrfsbase r11);
+        }
         self.look_up_jump_of(to as u8, Site::Crossed);
         dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [r11 * 8 + jumps + 8]);
     }
