@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 mod console;
 mod control;
+mod cpu_time;
 pub mod diff;
 pub mod disasm;
 mod drives;

@@ -14,9 +14,12 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::DiffError;
+use crate::cpu_time::CpuClock;
 
-/// How long QEMU may take for anything but running the guest.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long QEMU may take to start, and for anything but running the guest.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// A guest that has run for so many times its limit is late, though QEMU has hardly had a processor.
+const WAITS_MAX: u32 = 20;
 /// Bytes written in one packet: half a packet of QEMU's, in hexadecimal digits.
 const WRITE_MAX: usize = 1024;
 /// Requests that are queued at most: their answers must find room in the socket.
@@ -36,6 +39,8 @@ pub struct Gdb {
     socket: UnixStream,
     received: Vec<u8>,
     patience: Duration,
+    /// QEMU's processor time.
+    clock: Option<CpuClock>,
     /// Requests that have not been sent, and how many "OK" are still to come, those for them included.
     queue: String,
     owed: usize,
@@ -46,11 +51,14 @@ fn lost(error: impl std::fmt::Display) -> DiffError {
 }
 
 impl Gdb {
+    /// A connection to the QEMU with the process id `pid`.
+    ///
     /// # Errors
     /// The socket's.
-    pub fn new(socket: UnixStream) -> Result<Self, DiffError> {
+    pub fn new(socket: UnixStream, pid: u32) -> Result<Self, DiffError> {
         socket.set_write_timeout(Some(PATIENCE)).map_err(lost)?;
         let mut gdb = Self::on(socket);
+        gdb.clock = CpuClock::of_process(pid);
         gdb.ask("qSupported")?;
         // Only who has asked for the description may write single registers.
         gdb.ask("qXfer:features:read:target.xml:0,fff")?;
@@ -61,7 +69,8 @@ impl Gdb {
 
     fn on(socket: UnixStream) -> Self {
         let queue = String::new();
-        Self { socket, received: Vec::new(), patience: Duration::ZERO, queue, owed: 0 }
+        let (received, patience) = (Vec::new(), Duration::ZERO);
+        Self { socket, received, patience, clock: None, queue, owed: 0 }
     }
 
     fn enqueue(&mut self, request: &str) {
@@ -185,11 +194,19 @@ impl Gdb {
         self.send()
     }
 
-    /// Lets the guest run to a breakpoint, or for `limit`.
+    /// Lets the guest run to a breakpoint, or for `limit` of QEMU's processor time.
     pub fn go(&mut self, limit: Duration) -> Result<Stopped, DiffError> {
+        let used = |gdb: &Self| gdb.clock.and_then(CpuClock::now);
+        let start = used(self);
         self.run()?;
-        if self.reply(limit)?.is_some() {
-            return Ok(Stopped::Trap);
+        for _ in 0..WAITS_MAX {
+            if self.reply(limit)?.is_some() {
+                return Ok(Stopped::Trap);
+            }
+            let late = |(start, now)| now - start >= limit;
+            if start.zip(used(self)).is_none_or(late) {
+                break;
+            }
         }
         self.socket.write_all(&[3]).map_err(lost)?;
         match self.reply(PATIENCE)? {
@@ -218,7 +235,7 @@ mod tests {
         theirs.write_all(b"++$T05thr").expect("room");
         assert_eq!(gdb.reply(Duration::from_millis(10)).expect("open"), None);
         theirs.write_all(b"ead:01;#07+$OK#9a").expect("room");
-        let soon = Duration::from_secs(5);
+        let soon = Duration::from_secs(60);
         assert_eq!(gdb.reply(soon).expect("open").as_deref(), Some("T05thread:01;"));
         assert_eq!(gdb.reply(soon).expect("open").as_deref(), Some("OK"));
         drop(theirs);
@@ -232,7 +249,7 @@ mod tests {
         gdb.set_register(1, &[0xab]).expect("queued");
         gdb.set_breakpoint(0x10).expect("queued");
         theirs.write_all(b"+$OK#9a+$OK#9a+$T05#b9").expect("room");
-        assert_eq!(gdb.go(Duration::from_secs(5)).expect("answered"), Stopped::Trap);
+        assert_eq!(gdb.go(Duration::from_secs(60)).expect("answered"), Stopped::Trap);
         let mut sent = [0; 64];
         let len = theirs.read(&mut sent).expect("open");
         assert_eq!(&sent[..len], b"$P1=ab#81$Z0,10,1#74$c#63");

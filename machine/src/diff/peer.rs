@@ -25,13 +25,12 @@ use xenolith_mmu::GuestRam;
 
 use super::DiffError;
 use super::compare::words_differing;
-use super::gdb::{Gdb, Stopped};
+use super::gdb::{Gdb, PATIENCE, Stopped};
 use super::memory::{Pages, resident};
 
 const PAGE: usize = PAGE_SIZE as usize;
 /// RAM beyond this would lie above 4 GiB on our side.
 const RAM_BYTES_MAX: u64 = 3 << 30;
-const START_UP: Duration = Duration::from_secs(20);
 
 /// Our numbers of the general registers in QEMU's order.
 const GPR_ORDER: [usize; 16] = [0, 3, 1, 2, 6, 7, 5, 4, 8, 9, 10, 11, 12, 13, 14, 15];
@@ -425,10 +424,10 @@ impl Pages for Peer {
 
 /// Waits until QEMU listens.
 fn connect(socket: &Path, mut child: Child) -> Result<(Gdb, Child), DiffError> {
-    let deadline = Instant::now() + START_UP;
+    let deadline = Instant::now() + PATIENCE;
     let reason = loop {
         if let Ok(stream) = UnixStream::connect(socket) {
-            match Gdb::new(stream) {
+            match Gdb::new(stream, child.id()) {
                 Ok(gdb) => return Ok((gdb, child)),
                 Err(error) => break error.to_string(),
             }

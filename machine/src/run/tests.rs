@@ -45,7 +45,7 @@ fn vcpu(index: u32, step: impl FnMut(&mut CpuState, u64) -> Exit + Send + 'stati
 }
 
 fn go(vcpus: Vec<Vcpu>, time: &Time, timers: &TimerQueue) -> Cause {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(120);
     run(vcpus, time, timers, &Control::new(), Some(deadline), |_| ())
 }
 

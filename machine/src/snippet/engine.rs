@@ -9,14 +9,15 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Once, Weak};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Once, Weak};
 use std::time::Duration;
 
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::attention;
 use xenolith_cpu::state::{Activity, Cr0, Rflags, Segment, VectorState, sreg};
 use xenolith_cpu::{CpuState, Gpa};
+use xenolith_devices::clock::lock;
 use xenolith_mmu::{GuestRam, SoftMmu};
 
 use super::image::{self, Memory, Tally};
@@ -27,6 +28,7 @@ use super::{End, Ending, Runner, RunnerError, Snippet, System};
 use crate::bt::{Options, SharedSlot};
 use crate::builder::EngineParts;
 use crate::config;
+use crate::cpu_time::CpuClock;
 use crate::engine::{Engine, Exit, Stubs};
 use crate::env::BareEnv;
 
@@ -34,23 +36,31 @@ use crate::env::BareEnv;
 const CACHE_BYTES: usize = 16 << 20;
 /// Instructions that a snippet may run.
 pub const BUDGET: u64 = 20_000;
-/// Host time that it may take, in ticks of the watch.
+/// Processor time that it may take.
+const TIME_MAX: Duration = Duration::from_millis(200);
+/// How often the watch looks.
 const TICK: Duration = Duration::from_millis(50);
-const TICKS_MAX: u32 = 4;
 
 /// Stops a run that takes too long.
 #[derive(Debug)]
 struct Watch {
     attention: Arc<AtomicU32>,
-    /// Number of the snippet that runs; odd while it does.
-    running: AtomicU64,
-    late: AtomicBool,
+    watched: Mutex<Watched>,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    /// Snippets so far.
+    count: u64,
+    /// Of the thread that runs one.
+    running: Option<CpuClock>,
+    /// The one that runs has been stopped.
+    late: bool,
 }
 
 impl Watch {
     fn start(attention: Arc<AtomicU32>) -> std::io::Result<Arc<Self>> {
-        let watch =
-            Arc::new(Self { attention, running: AtomicU64::new(0), late: AtomicBool::new(false) });
+        let watch = Arc::new(Self { attention, watched: Mutex::default() });
         let weak = Arc::downgrade(&watch);
         std::thread::Builder::new()
             .name("snippets".to_owned())
@@ -59,18 +69,34 @@ impl Watch {
     }
 
     fn guard(watch: &Weak<Self>) {
-        let (mut seen, mut ticks) = (0, 0);
+        let mut seen = (0, Duration::ZERO);
         loop {
             std::thread::sleep(TICK);
             let Some(watch) = watch.upgrade() else { return };
-            let running = watch.running.load(Ordering::SeqCst);
-            ticks = if running == seen && running & 1 == 1 { ticks + 1 } else { 0 };
-            seen = running;
-            if ticks >= TICKS_MAX {
-                watch.late.store(true, Ordering::SeqCst);
+            let mut watched = lock(&watch.watched);
+            let Some(now) = watched.running.and_then(CpuClock::now) else { continue };
+            if watched.count != seen.0 {
+                seen = (watched.count, now);
+            } else if now - seen.1 >= TIME_MAX {
+                watched.late = true;
                 watch.attention.fetch_or(attention::STOP, Ordering::SeqCst);
             }
         }
+    }
+
+    /// A snippet runs from now on, in this thread.
+    fn begin(&self) {
+        let mut watched = lock(&self.watched);
+        watched.count += 1;
+        watched.running = CpuClock::of_this_thread();
+    }
+
+    /// It runs no more: whether it was stopped.
+    fn end(&self) -> bool {
+        let mut watched = lock(&self.watched);
+        watched.running = None;
+        self.attention.fetch_and(!attention::STOP, Ordering::SeqCst);
+        std::mem::take(&mut watched.late)
     }
 }
 
@@ -337,16 +363,13 @@ impl EngineRunner {
     /// Runs one, by whole runs of the engine.
     pub fn run_one(&mut self, snippet: &Snippet) -> Ending {
         self.enter(snippet);
-        self.watch.running.fetch_add(1, Ordering::SeqCst);
+        self.watch.begin();
         let engine = &mut self.engine;
         let ran = quietly(|| catch_unwind(AssertUnwindSafe(|| engine.run(BUDGET))));
-        self.watch.running.fetch_add(1, Ordering::SeqCst);
+        let late = self.watch.end();
         let Ok(mut exit) = ran else { return self.replace() };
-        if self.watch.late.swap(false, Ordering::SeqCst) {
-            self.watch.attention.fetch_and(!attention::STOP, Ordering::SeqCst);
-            if exit != Exit::Halted {
-                exit = Exit::Attention;
-            }
+        if late && exit != Exit::Halted {
+            exit = Exit::Attention;
         }
         let end = match exit {
             Exit::Halted => None,

@@ -25,12 +25,12 @@ use super::image::{self, Memory, Tally};
 use super::kernel::{self, KERNEL, RAM_BYTES};
 use super::layout::{CODE, CODE16, DATA, LOW_LEN, PAGE, RO, RWX, STACK};
 use super::{Bits, CHANGES_MAX, End, Ending, Runner, RunnerError, Snippet};
-use crate::diff::gdb::Gdb;
+use crate::cpu_time::CpuClock;
+use crate::diff::gdb::{Gdb, PATIENCE};
 use guest::{ANSWERS, INPUT, INPUT_LEN, Vars, answer, registers};
 
-const START_UP: Duration = Duration::from_secs(20);
-/// A snippet that QEMU is at for so long is endless.
-const PATIENCE: Duration = Duration::from_secs(4);
+/// A snippet that takes QEMU so much processor time is endless.
+const TIME_MAX: Duration = Duration::from_secs(4);
 /// Answers of 16-bit code are large.
 const BATCH_16: usize = 32;
 
@@ -193,7 +193,7 @@ impl Process {
             gdb.run()
         };
         enter(&mut self._gdb).map_err(refused)?;
-        let deadline = Instant::now() + START_UP;
+        let deadline = Instant::now() + PATIENCE;
         while self.read(Vars::ALIVE) == 0 {
             if Instant::now() > deadline {
                 return Err(refused("our guest doesn't start there"));
@@ -262,15 +262,20 @@ impl Process {
 
     /// Waits until all are done; how many were when it got stuck.
     fn wait(&mut self, given: usize) -> usize {
-        let mut seen = (0, Instant::now());
+        let clock = CpuClock::of_process(self.child.id());
+        let used = || clock.and_then(CpuClock::now).unwrap_or_default();
+        let mut seen = (0, used(), Instant::now());
         loop {
             if self.read(Vars::WANTED) == self.read(Vars::DONE) {
                 return given;
             }
             let index = self.read(Vars::INDEX);
             if index != seen.0 {
-                seen = (index, Instant::now());
-            } else if seen.1.elapsed() > PATIENCE || matches!(self.child.try_wait(), Ok(Some(_))) {
+                seen = (index, used(), Instant::now());
+            } else if used() > seen.1 + TIME_MAX
+                || seen.2.elapsed() > PATIENCE
+                || matches!(self.child.try_wait(), Ok(Some(_)))
+            {
                 return index as usize;
             }
             std::thread::sleep(Duration::from_micros(100));
@@ -467,10 +472,10 @@ fn vector_state(image: &[u8]) -> VectorState {
 
 /// Waits until QEMU listens.
 fn connect(socket: &std::path::Path, child: &mut Child) -> Result<Gdb, RunnerError> {
-    let deadline = Instant::now() + START_UP;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         if let Ok(stream) = UnixStream::connect(socket) {
-            return Gdb::new(stream).map_err(refused);
+            return Gdb::new(stream, child.id()).map_err(refused);
         }
         if let Ok(Some(status)) = child.try_wait() {
             return Err(refused(format!("qemu-system-x86_64 refuses to start ({status})")));
