@@ -6,7 +6,7 @@ mod hostile;
 mod tcp;
 mod wire;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,11 @@ use xenolith_devices::clock::lock;
 use xenolith_devices::net::NetBackend;
 
 use crate::packet::Udp;
+use crate::settings::{Forward, Protocol};
 use crate::{GUEST, Network, Port, Settings};
 
 /// For anything that happens on another thread of a busy computer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const MAC: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
 const GATEWAY_MAC: [u8; 6] = [0x52, 0x55, 10, 0, 2, 2];
@@ -32,7 +33,27 @@ struct Guest {
 
 impl Guest {
     fn new(settings: &Settings) -> Self {
-        let network = Network::start(settings).expect("it starts");
+        Self::on(Network::start(settings).expect("it starts"))
+    }
+
+    /// A network to which only this port of the host's, which is free, leads in: to one of the guest's.
+    fn restricted(protocol: Protocol, guest_port: u16) -> (Self, u16) {
+        let guest = SocketAddrV4::new(GUEST, guest_port);
+        // Another program may be faster to take a port that is free.
+        for _ in 0..20 {
+            let free = UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+            let port = free.expect("a port").port();
+            let host = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+            let forwards = vec![Forward { protocol, host, guest }];
+            let settings = Settings { restrict: true, forwards, ..Settings::default() };
+            if let Ok(network) = Network::start(&settings) {
+                return (Self::on(network), port);
+            }
+        }
+        panic!("no port can be forwarded");
+    }
+
+    fn on(network: Network) -> Self {
         let port = network.port();
         let rung = Arc::new((Mutex::new(false), Condvar::new()));
         let ring = Arc::clone(&rung);

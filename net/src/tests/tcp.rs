@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 use xenolith_devices::net::NetBackend;
 
 use super::{Guest, MAC, PATIENCE};
-use crate::settings::{Forward, Protocol};
+use crate::settings::Protocol;
 use crate::{GATEWAY, GUEST, NAME_SERVER, Port, Settings};
 
 /// The guest's card, which loses some frames of both directions, counted together.
@@ -89,7 +89,10 @@ struct Tcp {
 
 impl Tcp {
     fn new(settings: &Settings, lost: &'static [u32]) -> Self {
-        let guest = Guest::new(settings);
+        Self::on(Guest::new(settings), lost)
+    }
+
+    fn on(guest: Guest, lost: &'static [u32]) -> Self {
         let mut card = Card { port: Arc::clone(&guest.port), lost, count: 0 };
         let address = HardwareAddress::Ethernet(EthernetAddress(MAC));
         let mut interface = Interface::new(Config::new(address), &mut card, TcpInstant::ZERO);
@@ -231,10 +234,12 @@ fn each_direction_ends_by_itself() {
 
 #[test]
 fn a_refused_connection_is_refused_and_a_reset_goes_through() {
-    let free =
-        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
+    // Nobody listens at a connection's own end, and nobody else gets its port.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+    let deaf = taken.local_addr().expect("bound").port();
     let mut tcp = Tcp::new(&Settings::default(), &[]);
-    for to in [(GATEWAY, free), (NAME_SERVER, 80)] {
+    for to in [(GATEWAY, deaf), (NAME_SERVER, 80)] {
         let handle = tcp.connect(to);
         tcp.until("a refusal", |tcp| tcp.get(handle).state() == State::Closed);
     }
@@ -283,7 +288,7 @@ fn a_peer_that_does_not_read_holds_up_nobody_else() {
                 quiet = Instant::now();
             }
         }
-        sent > 0 && quiet.elapsed() > Duration::from_millis(700)
+        sent > 100_000 && quiet.elapsed() > Duration::from_millis(700)
     });
     assert!(sent < bytes.len(), "no end to what is taken");
     let (port, thread) = server(|mut stream| {
@@ -303,18 +308,12 @@ fn a_peer_that_does_not_read_holds_up_nobody_else() {
 
 #[test]
 fn a_forward_leads_in_and_both_ends_know_how_it_ends() {
-    let free =
-        TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
-    let forwards = vec![Forward {
-        protocol: Protocol::Tcp,
-        host: SocketAddrV4::new(Ipv4Addr::LOCALHOST, free),
-        guest: SocketAddrV4::new(GUEST, 22),
-    }];
-    let mut tcp = Tcp::new(&Settings { forwards, restrict: true, ..Settings::default() }, &[]);
+    let (guest, way_in) = Guest::restricted(Protocol::Tcp, 22);
+    let mut tcp = Tcp::on(guest, &[]);
     let handle = tcp.socket();
     tcp.get(handle).listen(22).expect("free");
     let client = thread::spawn(move || {
-        let mut stream = TcpStream::connect(("127.0.0.1", free)).expect("a listener");
+        let mut stream = TcpStream::connect(("127.0.0.1", way_in)).expect("a listener");
         stream.write_all(b"who is there?").expect("written");
         stream.shutdown(Shutdown::Write).expect("shut");
         let mut answer = String::new();
@@ -330,13 +329,13 @@ fn a_forward_leads_in_and_both_ends_know_how_it_ends() {
     assert_eq!(remote.to_string(), format!("10.0.2.2:{port}"));
     // Nobody listens any more: the client hears so.
     let client = thread::spawn(move || {
-        let mut stream = TcpStream::connect(("127.0.0.1", free)).expect("a listener");
+        let mut stream = TcpStream::connect(("127.0.0.1", way_in)).expect("a listener");
         stream.read(&mut [0]).expect_err("a reset").kind()
     });
     tcp.until("the client's end", |_| client.is_finished());
     assert_eq!(client.join().expect("the client is content"), ErrorKind::ConnectionReset);
     // A guest that is kept in gets nowhere by itself.
-    let handle = tcp.connect((GATEWAY, free));
+    let handle = tcp.connect((GATEWAY, way_in));
     tcp.until("a refusal", |tcp| tcp.get(handle).state() == State::Closed);
 }
 
