@@ -165,7 +165,7 @@ impl Cable<'_> {
 
     /// Waits for an interrupt, and returns the status that ends it.
     fn interrupted(&self) -> u8 {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(120);
         while !self.irq() {
             assert!(Instant::now() < deadline, "no interrupt; status {:#x}", self.get(7));
             std::thread::yield_now();

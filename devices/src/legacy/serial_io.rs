@@ -284,7 +284,7 @@ mod tests {
         for &byte in &sent {
             output.push(byte);
         }
-        assert!(output.finish(Duration::from_secs(30)));
+        assert!(output.finish(Duration::from_secs(60)));
         let got = lock(&sink.got);
         assert!(got.0 == sent, "bytes lost or reordered");
         assert!(got.1 < 5_000, "{} host writes for 200,000 bytes", got.1);
@@ -297,7 +297,7 @@ mod tests {
         output.push(b'$');
         let start = Instant::now();
         while lock(&sink.got).0.is_empty() {
-            assert!(start.elapsed() < Duration::from_secs(10), "the byte was held back");
+            assert!(start.elapsed() < Duration::from_secs(60), "the byte was held back");
             std::thread::yield_now();
         }
     }
@@ -309,7 +309,7 @@ mod tests {
         for _ in 0..3 * FULL_BYTES {
             output.push(b'x');
         }
-        assert!(output.finish(Duration::from_secs(30)));
+        assert!(output.finish(Duration::from_secs(60)));
         output.push(b'y');
         assert!(output.finish(Duration::ZERO));
     }
@@ -328,7 +328,7 @@ mod tests {
         while lock(&output.0.buffer).pushed < FULL_BYTES as u64 {
             std::thread::yield_now();
         }
-        assert!(output.flush(Duration::from_secs(10)) && output.finish(Duration::from_secs(10)));
+        assert!(output.flush(Duration::from_secs(60)) && output.finish(Duration::from_secs(60)));
         stop.store(true, Ordering::Relaxed);
         thread.join().expect("the pusher is let go");
     }

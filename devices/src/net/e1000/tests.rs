@@ -455,6 +455,6 @@ proptest! {
             }
         }
         lock(&board._root).reset();
-        prop_assert!(begin.elapsed().as_secs() < 20);
+        prop_assert!(begin.elapsed().as_secs() < 60);
     }
 }

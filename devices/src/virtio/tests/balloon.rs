@@ -111,7 +111,7 @@ fn pages_in_the_balloon_are_given_back_and_neighbours_together() {
 #[test]
 fn statistics_come_when_one_asks() {
     let (driver, handle) = start();
-    assert_eq!(handle.statistics(Duration::from_secs(20)), [], "no driver, no waiting");
+    assert_eq!(handle.statistics(Duration::from_secs(120)), [], "no driver, no waiting");
     let statistic = |tag: u16, value: u64| [&tag.to_le_bytes()[..], &value.to_le_bytes()].concat();
     driver.offer(2, &[statistic(5, 512), statistic(4, 100), statistic(99, 1), vec![1]].concat());
     eventually("the first", || {
@@ -128,7 +128,7 @@ fn statistics_come_when_one_asks() {
         }
     };
     let asking = handle.clone();
-    let answer = std::thread::spawn(move || asking.statistics(Duration::from_secs(20)));
+    let answer = std::thread::spawn(move || asking.statistics(Duration::from_secs(120)));
     while !answer.is_finished() {
         refill();
         std::thread::yield_now();

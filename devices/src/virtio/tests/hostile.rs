@@ -314,10 +314,25 @@ fn queues_that_cannot_be_are_refused_at_driver_ok() {
     }
 }
 
+/// Takes its time with each piece, and counts them.
+struct SlowSink(Arc<AtomicUsize>);
+
+impl std::io::Write for SlowSink {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        std::thread::sleep(Duration::from_millis(1));
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[test]
 fn a_reset_ends_a_huge_request_early() {
     let ram = new_ram();
-    let (device, _handle) = Console::new(Box::new(std::io::sink()));
+    let pieces = Arc::new(AtomicUsize::new(0));
+    let (device, _handle) = Console::new(Box::new(SlowSink(Arc::clone(&pieces))));
     let board = Board::with(device, &ram);
     let driver = PciTransport::new(&board);
     // 16 chains of 16 times 60 MiB each, transmitted again and again.
@@ -327,10 +342,11 @@ fn a_reset_ends_a_huge_request_early() {
     put_available(&ram, AVAILABLE + QUEUE_STRIDE, &[0; ENTRIES as usize], ENTRIES);
     ready(&driver, 2, FEATURES);
     driver.notify_queue(1);
-    std::thread::sleep(Duration::from_millis(5));
+    eventually("the first piece", || pieces.load(Ordering::SeqCst) > 0);
+    // All of them are 15 GiB, and take more than an hour.
     let begin = Instant::now();
     driver.write(0x14, 1, 0);
-    assert!(begin.elapsed() < Duration::from_secs(2), "took {:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(60), "took {:?}", begin.elapsed());
 }
 
 /// An address: in RAM by preference, near its queues often, else anywhere.
@@ -426,7 +442,7 @@ proptest! {
         let begin = Instant::now();
         driver.write(0x14, 1, 0);
         prop_assert_eq!(driver.read(0x14, 1), 0);
-        prop_assert!(begin.elapsed() < Duration::from_secs(5));
+        prop_assert!(begin.elapsed() < Duration::from_secs(60));
         prop_assert_eq!(worker_panics(), panics);
     }
 
@@ -462,7 +478,7 @@ proptest! {
         lock(&board.root).reset();
         board.assign();
         prop_assert_eq!(board.memory.read(board.bar(2, 4) + 0x2000, 8), 8, "as new");
-        prop_assert!(begin.elapsed() < Duration::from_secs(5));
+        prop_assert!(begin.elapsed() < Duration::from_secs(60));
         prop_assert_eq!(worker_panics(), panics);
     }
 }
