@@ -57,8 +57,9 @@ fn boots_debian_to_a_usable_shell() {
     session.press(b"stty size\r");
     session.wait_for_text(b"24 80");
     session.resize(111, 33);
-    session.press(b"sleep 2; stty size\r");
+    session.press(b"until [ \"$(stty size)\" = '33 '111 ]; do sleep 1; done; stty size\r");
     session.wait_for_text(b"33 111");
+    session.wait_for_text(b"# ");
 
     // Line editing: left, left, insert.
     session.press(b"echo eited\x1b[D\x1b[D\x1b[D\x1b[Dd\r");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::pty::{Session, is_cooked};
 use common::{ECHO, STOP, Scratch, guest};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 const PROMPT: &[u8] = b"(xenolith) ";
 
 /// A guest on a terminal that it has taken, with the monitor open.
@@ -16,7 +16,7 @@ fn start(name: &str, code: &[u8], more: &[&str]) -> (Session, Scratch) {
     let scratch = Scratch::new(name);
     let kernel = scratch.file("kernel", &guest(code));
     let kernel = kernel.to_str().expect("plain").to_owned();
-    let mut args = vec!["run", "--kernel", &kernel, "--timeout", "200"];
+    let mut args = vec!["run", "--kernel", &kernel, "--timeout", "500"];
     args.extend(more);
     let mut session = Session::start(&args, PATIENCE);
     session.wait_for_settings(|settings| !is_cooked(settings));

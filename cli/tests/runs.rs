@@ -6,7 +6,9 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{ECHO, POWER_OFF, STOP, Scratch, TRIPLE_FAULT, guest, out8, print, run, xenolith};
+use common::{
+    ECHO, POWER_OFF, STOP, Scratch, TIME_LIMITS, TRIPLE_FAULT, guest, out8, print, run, xenolith,
+};
 
 fn code(parts: &[&[u8]]) -> Vec<u8> {
     guest(&parts.concat())
@@ -71,9 +73,12 @@ fn a_reset_ends_the_run_only_if_asked() {
     let output = run(&kernel, &["--no-reboot"]);
     assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"."[..]));
     // Without it the machine starts again, and again.
-    let output = run(&kernel, &["--timeout", "1.5"]);
-    assert_eq!(output.status.code(), Some(124));
-    assert!(output.stdout.len() > 1, "{} start", output.stdout.len());
+    let starts_again = TIME_LIMITS.iter().any(|limit| {
+        let output = run(&kernel, &["--timeout", limit]);
+        assert_eq!(output.status.code(), Some(124));
+        output.stdout.len() > 1
+    });
+    assert!(starts_again);
 }
 
 #[test]
@@ -87,7 +92,7 @@ fn a_timeout_has_its_status() {
         assert_eq!(output.status.code(), Some(124));
         let taken = start.elapsed();
         assert!(
-            taken >= Duration::from_millis(700) && taken < Duration::from_secs(20),
+            taken >= Duration::from_millis(700) && taken < Duration::from_secs(120),
             "{taken:?}"
         );
     }
@@ -98,7 +103,7 @@ fn standard_input_reaches_the_guest_and_may_end() {
     let scratch = Scratch::new("stdin");
     let kernel = scratch.file("kernel", &code(&[ECHO]));
     let mut child =
-        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "60"])
+        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "300"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -116,19 +121,35 @@ fn standard_input_reaches_the_guest_and_may_end() {
 #[test]
 fn an_input_at_its_end_and_a_sleeping_guest_cost_nothing() {
     let scratch = Scratch::new("idle");
-    let kernel = scratch.file("kernel", &code(&[STOP]));
+    let kernel = scratch.file("kernel", &code(&[&print("."), STOP]));
     let mut child =
-        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "60"])
+        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "300"])
+            .stdout(Stdio::piped())
             .spawn()
             .expect("the program starts");
-    std::thread::sleep(Duration::from_secs(3));
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).expect("it runs");
+    // Processor time in milliseconds.
+    let stat = format!("/proc/{}/stat", child.id());
+    let used_ms = || {
+        let stat = std::fs::read_to_string(&stat).expect("it runs");
+        let fields: Vec<&str> =
+            stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+        // utime and stime, in ticks of 10 ms.
+        [11, 12].iter().map(|&i| 10 * fields[i].parse::<u64>().expect("a number")).sum::<u64>()
+    };
+    let mut stdout = child.stdout.take().expect("piped");
+    stdout.read_exact(&mut [0]).expect("the guest prints");
+    // What is left to do before the rest takes the longer the busier the computer is.
+    let spells: Vec<u64> = (0..10)
+        .map(|_| {
+            let before = used_ms();
+            std::thread::sleep(Duration::from_secs(2));
+            used_ms() - before
+        })
+        .take_while(|&used| used > 50)
+        .collect();
     child.kill().expect("ours");
     child.wait().expect("ended");
-    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
-    // utime and stime, in ticks of 10 ms.
-    let ticks: u64 = [11, 12].iter().map(|&i| fields[i].parse::<u64>().expect("a number")).sum();
-    assert!(ticks < 100, "{} ms of processor time in 3 s", ticks * 10);
+    assert!(spells.len() < 10, "{spells:?} ms of processor time in 2 s each");
 }
 
 #[test]
@@ -138,7 +159,7 @@ fn a_reader_that_leaves_ends_the_run() {
     let kernel =
         scratch.file("kernel", &code(&[&[0x66, 0xba, 0xf8, 0x03, 0xb0, b'.', 0xee, 0xeb, 0xfd]]));
     let mut child =
-        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "60"])
+        xenolith(&["run", "--kernel", kernel.to_str().expect("plain"), "--timeout", "300"])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

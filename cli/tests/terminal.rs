@@ -9,14 +9,14 @@ use std::time::Duration;
 use common::pty::{Session, is_cooked};
 use common::{ECHO, Scratch, guest};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A guest that echoes in brackets, on a terminal of its own that it has already taken.
 fn start(name: &str) -> (Session, Scratch) {
     let scratch = Scratch::new(name);
     let kernel = scratch.file("kernel", &guest(ECHO));
     let kernel = kernel.to_str().expect("plain");
-    let session = Session::start(&["run", "--kernel", kernel, "--timeout", "100"], PATIENCE);
+    let session = Session::start(&["run", "--kernel", kernel, "--timeout", "300"], PATIENCE);
     session.wait_for_settings(|settings| !is_cooked(settings));
     (session, scratch)
 }

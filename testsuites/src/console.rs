@@ -53,6 +53,12 @@ impl Console {
         self.0.1.notify_all();
     }
 
+    /// Waits until nothing more will come; whether that is so.
+    pub fn wait_for_close(&self, limit: Duration) -> bool {
+        let wait = self.0.1.wait_timeout_while(self.output(), limit, |output| !output.closed);
+        wait.unwrap_or_else(PoisonError::into_inner).0.closed
+    }
+
     /// Waits until `wanted` stands in the output at or after `from`: its position and end.
     fn find(&self, wanted: &[u8], from: usize, deadline: Instant) -> Option<(usize, usize)> {
         let mut output = self.output();
@@ -203,6 +209,8 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(100);
         assert_eq!(console.find(b"x", 0, deadline), None);
         assert!(Instant::now() < deadline);
+        assert!(console.wait_for_close(Duration::ZERO));
+        assert!(!Console::default().wait_for_close(Duration::from_millis(1)));
     }
 
     #[test]

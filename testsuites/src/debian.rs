@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{env, fs};
 
@@ -16,7 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::program::{self, Program};
 
 /// For one step of a boot on a slow or busy host.
-pub const PATIENCE: Duration = Duration::from_secs(200);
+pub const PATIENCE: Duration = Duration::from_secs(400);
 /// Spares a boot minutes of RSA in the kernel's tests of its own ciphers.
 pub const QUICK: &str = "cryptomgr.notests";
 
@@ -96,8 +97,10 @@ impl Debian {
         if path.is_file() {
             return Ok(path);
         }
-        // Two tests may do this at once; each renames a whole file.
-        let partial = self.scratch.join(format!("vmlinux-{}.part", std::process::id()));
+        // Two tests may do this at once, in one process too; each renames a whole file.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let partial = self.scratch.join(format!("vmlinux-{}-{n}.part", std::process::id()));
         let input = partial.with_extension("xz");
         fs::write(&input, packed)?;
         let status = Command::new("xz")

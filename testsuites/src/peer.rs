@@ -23,7 +23,7 @@ use crate::disk::Scratch;
 use crate::screen::Seat;
 
 /// For one command of the monitor.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 const PROMPT: &str = "(qemu) ";
 /// All that its emulator has; without the fifth level of page tables, which would only cost it time.
 const CPU: &str = "max,la57=off";

@@ -58,7 +58,7 @@ impl Program {
     /// # Errors
     /// It didn't come in time, or the program has ended.
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String> {
-        self.dialogue.wait_for(text, limit).with_context(|| self.stderr.text())
+        self.dialogue.wait_for(text, limit).with_context(|| complaint(&self.dialogue, &self.stderr))
     }
 
     /// Types a line and Enter.
@@ -74,7 +74,7 @@ impl Program {
         let stdin = &mut self.stdin;
         self.dialogue
             .command(line, limit, |typed| type_into(stdin, typed))
-            .with_context(|| self.stderr.text())
+            .with_context(|| complaint(&self.dialogue, &self.stderr))
     }
 
     /// Processor time that the program has used.
@@ -165,6 +165,14 @@ impl Drop for Program {
     }
 }
 
+/// What a program has said on its standard error: all of it, if the program has ended.
+fn complaint(dialogue: &Dialogue, stderr: &Console) -> String {
+    if dialogue.console().wait_for_close(Duration::ZERO) {
+        stderr.wait_for_close(Duration::from_secs(10));
+    }
+    stderr.text()
+}
+
 fn copy(mut pipe: impl Read + Send + 'static, mut console: Console) -> JoinHandle<()> {
     thread::spawn(move || {
         // Either end of the pipe may go first.
@@ -223,15 +231,21 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "echo ready; read line; echo \"got $line\"; echo oops >&2; exit 5"]);
         let mut program = Program::start(command).expect("a shell");
-        program.wait_for("ready\n", Duration::from_secs(20)).expect("it comes");
+        program.wait_for("ready\n", Duration::from_secs(120)).expect("it comes");
         program.type_line("word");
         // read takes no carriage return for an end of line.
         type_into(&mut program.stdin, b"\n");
-        program.wait_for("got word", Duration::from_secs(20)).expect("it comes");
-        let ended = program.end(Duration::from_secs(20)).expect("it ends");
+        program.wait_for("got word", Duration::from_secs(120)).expect("it comes");
+        let ended = program.end(Duration::from_secs(120)).expect("it ends");
         assert_eq!(ended.status.code(), Some(5));
         assert_eq!(ended.stdout, b"ready\ngot word\r\n");
         assert_eq!(ended.stderr, "oops\n");
+
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "exec >&-; sleep 0.2; echo oops >&2"]);
+        let mut program = Program::start(command).expect("a shell");
+        let error = program.wait_for("ready\n", Duration::from_secs(120)).expect_err("it ends");
+        assert!(format!("{error:#}").contains("oops"), "{error:#}");
     }
 
     #[test]

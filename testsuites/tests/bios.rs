@@ -1,7 +1,6 @@
 //! Firmware boot: SeaBIOS starts disks as on a PC with nothing but this board under it.
 
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use xenolith_machine::Attachment;
@@ -245,7 +244,7 @@ fn line_20_and_the_shadow_of_the_rom_are_switched_as_on_the_chip_set() -> Result
     let image = disk::boot_sector("shadow.asm", 1 << 20, scratch.path())?;
     for engine in ["interp", "bt"] {
         let mut command = xenolith()?;
-        command.arg("run").arg(&image).args(["--engine", engine, "--timeout", "60"]);
+        command.arg("run").arg(&image).args(["--engine", engine, "--timeout", "300"]);
         let ended = Program::start(command)?.end(PATIENCE)?;
         let text = String::from_utf8_lossy(&ended.stdout).into_owned();
         ensure!(ended.status.success(), "{engine}: {}: {text}{}", ended.status, ended.stderr);
@@ -262,7 +261,7 @@ fn a_floppy_boots_and_reads_the_rest_of_itself() -> Result<()> {
         let image = disk::boot_sector("floppy.asm", 1440 << 10, scratch.path())?;
         let mut command = xenolith()?;
         command.arg("run").arg("--floppy").arg(&image);
-        command.args(["--engine", engine, "--timeout", "100"]);
+        command.args(["--engine", engine, "--timeout", "300"]);
         let ended = Program::start(command)?.end(PATIENCE)?;
         let text = String::from_utf8_lossy(&ended.stdout).into_owned();
         ensure!(
@@ -305,7 +304,7 @@ fn what_is_no_firmware_is_refused_in_one_line() -> Result<()> {
     for (path, part) in [(odd, "64 KiB"), (folder, "directory"), (missing, "No such file")] {
         let mut command = xenolith()?;
         command.args(["run", "--bios"]).arg(&path);
-        let ended = Program::start(command)?.end(Duration::from_secs(60))?;
+        let ended = Program::start(command)?.end(PATIENCE)?;
         ensure!(ended.status.code() == Some(1), "{}: {}", path.display(), ended.status);
         ensure!(ended.stderr.lines().count() == 1, "{}", ended.stderr);
         ensure!(ended.stderr.contains("--bios") && ended.stderr.contains(part), "{}", ended.stderr);

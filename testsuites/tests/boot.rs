@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use xenolith_testsuites::debian::{Debian, PATIENCE, QUICK};
 use xenolith_testsuites::{Program, program};
 
@@ -34,12 +34,15 @@ fn boots_amd64_idles_reboots_and_exits_through_the_debug_port() -> Result<()> {
         "another answer"
     );
 
-    // Init has background jobs yet.
-    thread::sleep(Duration::from_secs(2));
-    let (start, before) = (Instant::now(), program.cpu_time()?);
-    thread::sleep(Duration::from_secs(3));
-    let (passed, used) = (start.elapsed(), program.cpu_time()? - before);
-    ensure!(used < passed / 20, "an idle guest used {used:?} of {passed:?}");
+    // Init has background jobs yet, which take the longer the busier the computer is.
+    let (start, spell) = (Instant::now(), Duration::from_secs(3));
+    let mut spells = Vec::new();
+    while spells.last().is_none_or(|&used| used > spell / 20) {
+        ensure!(spells.len() < 20, "an idle guest used {spells:?} of {spell:?} each");
+        let before = program.cpu_time()?;
+        thread::sleep(spell);
+        spells.push(program.cpu_time()? - before);
+    }
 
     // A reset is no end. The second life must be like the first.
     program.type_line("reboot");
@@ -167,15 +170,21 @@ fn boots_unpacked_kernels_on_the_interpreter() -> Result<()> {
 #[test]
 fn boots_no_longer_than_its_timeout() -> Result<()> {
     let guest = debian("debian-i386")?;
-    let mut command = guest.run_elf("")?;
-    command.args(["--timeout", "1.5"]);
-    let start = Instant::now();
-    let ended = Program::start(command)?.end(PATIENCE)?;
-    ensure!(start.elapsed() >= Duration::from_millis(1500), "after {:?}", start.elapsed());
-    ensure!(ended.status.code() == Some(124), "{}", ended.status);
-    ensure!(ended.stderr.contains("--timeout"), "{}", ended.stderr);
-    ensure!(ended.stdout.starts_with(b"[    0.000000] Linux version"), "no guest");
-    Ok(())
+    // How much time the guest needs for its first line depends on what else the computer does.
+    for limit in [1.5, 6.0, 24.0, 96.0] {
+        let mut command = guest.run_elf("")?;
+        command.args(["--timeout", &limit.to_string()]);
+        let start = Instant::now();
+        let ended = Program::start(command)?.end(PATIENCE)?;
+        ensure!(start.elapsed().as_secs_f64() >= limit, "after {:?}", start.elapsed());
+        ensure!(ended.status.code() == Some(124), "{}", ended.status);
+        ensure!(ended.stderr.contains("--timeout"), "{}", ended.stderr);
+        if ended.stdout.starts_with(b"[    0.000000] Linux version") {
+            return Ok(());
+        }
+        ensure!(!ended.stdout.contains(&b'\n'), "another guest");
+    }
+    bail!("no guest")
 }
 
 /// Under counted time, from the first line to the last with all time stamps.

@@ -13,7 +13,7 @@ use xenolith_testsuites::Guest;
 use xenolith_testsuites::fuzz::{HostileGuest, Stage};
 use xenolith_testsuites::multiboot::{self, TemporaryFile};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// Runs code in 32-bit protected mode, without an interrupt table: the first fault is a triple fault.
 fn run(

@@ -13,7 +13,7 @@ use xenolith_testsuites::Guest;
 use xenolith_testsuites::multiboot::{self, TemporaryFile};
 
 const SERIAL: u32 = 0x3f8;
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Boots code; the file lives as long as the guest may restart.
 fn boot(
@@ -189,15 +189,33 @@ fn a_timeout_ends_a_loop_and_an_idle_guest_uses_no_cpu() -> Result<()> {
         },
     )?;
     assert_eq!(guest.end(LIMIT)?, End::Timeout);
+    let start = Instant::now();
     let (guest, _file) = boot(|config| config.timeout = Some(limit), hang)?;
-    let (start, cpu) = (Instant::now(), cpu_time());
     assert_eq!(guest.end(LIMIT)?, End::Timeout);
-    let (wall, cpu) = (start.elapsed(), cpu_time() - cpu);
-    assert!(wall >= Duration::from_millis(400), "{wall:?}");
+    assert!(start.elapsed() >= limit, "{:?}", start.elapsed());
+
+    let (mut guest, _file) = boot(
+        |_| (),
+        |a| {
+            print(a, "at rest")?;
+            hang(a)
+        },
+    )?;
+    guest.wait_for("at rest", LIMIT)?;
+    // What is left to do before takes the longer the busier the computer is.
+    let spell = Duration::from_millis(500);
+    let spells: Vec<Duration> = (0..20)
+        .map(|_| {
+            let before = cpu_time();
+            std::thread::sleep(spell);
+            cpu_time() - before
+        })
+        .take_while(|&used| used > spell / 20)
+        .collect();
     // Other tests of this binary may run beside it, so this only holds when it runs alone, as it does
     // under nextest.
     if std::env::var_os("NEXTEST").is_some() {
-        assert!(cpu < wall / 4, "{cpu:?} of CPU time in {wall:?} of sleep");
+        assert!(spells.len() < 20, "{spells:?} of CPU time in {spell:?} each");
     }
     Ok(())
 }
@@ -366,7 +384,7 @@ fn endless_string_instructions_do_not_hold_up_the_timeout() -> Result<()> {
         )?;
         let begin = Instant::now();
         assert_eq!(guest.end(LIMIT)?, End::Timeout);
-        assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
     }
     Ok(())
 }

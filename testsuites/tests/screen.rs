@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use xenolith_devices::legacy::i8042::Key;
 use xenolith_devices::vga::Picture;
 use xenolith_machine::{Config, DiskConfig, End, Engine, Handle, Machine, Screen};
@@ -123,17 +123,22 @@ fn a_guest_draws_text_and_graphics_and_reads_keys_by_the_interpreter() -> Result
 fn a_screenshot_shows_the_firmwares_banner() -> Result<()> {
     let scratch = Scratch::new("screen")?;
     let file = scratch.path().join("screen.png");
-    let mut command = xenolith()?;
-    command.args(["run", "--bios", SEABIOS, "--timeout", "20", "--screenshot"]);
-    command.arg(format!("600:{}", file.display()));
-    let ended = Program::start(command)?.end(PATIENCE)?;
-    ensure!(ended.status.code() == Some(124), "{}: {}", ended.status, ended.stderr);
-    let png = std::fs::read(file)?;
-    ensure!(png.starts_with(b"\x89PNG\r\n\x1a\n") && png.ends_with(b"IEND\xae\x42\x60\x82"));
-    ensure!(png[16..24] == [0, 0, 2, 0xd0, 0, 0, 1, 0x90], "720x400");
-    // A dark screen would be compressed to almost nothing.
-    ensure!(png.len() > 1000, "{} bytes", png.len());
-    Ok(())
+    // When the banner comes depends on what else the computer does; the picture is of the end.
+    for limit in ["3", "12", "48", "100"] {
+        let mut command = xenolith()?;
+        command.args(["run", "--bios", SEABIOS, "--timeout", limit, "--screenshot"]);
+        command.arg(format!("600:{}", file.display()));
+        let ended = Program::start(command)?.end(2 * PATIENCE)?;
+        ensure!(ended.status.code() == Some(124), "{}: {}", ended.status, ended.stderr);
+        let png = std::fs::read(&file)?;
+        ensure!(png.starts_with(b"\x89PNG\r\n\x1a\n") && png.ends_with(b"IEND\xae\x42\x60\x82"));
+        // A dark screen is compressed to almost nothing.
+        if png.len() > 1000 {
+            ensure!(png[16..24] == [0, 0, 2, 0xd0, 0, 0, 1, 0x90], "720x400");
+            return Ok(());
+        }
+    }
+    bail!("the screen stays dark")
 }
 
 /// A kernel without firmware finds the display as firmware would have left it: text, with a font.

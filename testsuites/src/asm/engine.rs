@@ -15,7 +15,7 @@ use super::assemble::Scratch;
 use super::case::Maker;
 
 /// Longest run of one boot; the whole corpus takes a few seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A serial port's other end.
 #[derive(Clone, Debug, Default)]

@@ -15,8 +15,8 @@ use super::assemble::{INSTALL_HINT, Scratch};
 use super::case::Maker;
 
 /// Silence after which a machine counts as hung, once it has said something and before.
-const SILENCE: Duration = Duration::from_secs(20);
-const START_UP: Duration = Duration::from_secs(60);
+const SILENCE: Duration = Duration::from_secs(60);
+const START_UP: Duration = Duration::from_secs(120);
 
 /// `qemu-system-x86_64 --version`, first line.
 ///

@@ -31,7 +31,7 @@ fuzz: runs hostile guests and reports panics, crashes, hangs and memory that gro
 ";
 
 /// A worker that has been at one guest for longer hangs.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_secs(150);
 /// Memory of a worker: a guest has 64 MiB, its decoded code 160 MiB at most.
 const RESIDENT_KIB_MAX: u64 = 1 << 20;
 /// A worker is measured after so many guests, and may not grow much beyond that later.

@@ -28,7 +28,7 @@ const HOST_TIME: Duration = Duration::from_millis(40);
 /// The same for guests in counted time, whose instructions may each be 64 accesses to a device.
 const COUNTED_HOST_TIME: Duration = Duration::from_secs(3);
 /// A machine that runs for so long after its time is up doesn't end.
-const GRACE: Duration = Duration::from_secs(15);
+const GRACE: Duration = Duration::from_secs(60);
 const DISK_BYTES: usize = 1 << 20;
 
 /// Panics of any thread since the last look.
