@@ -335,6 +335,32 @@
         repne scasb
 ; out: rcx=0xfffffffffffffffb rdi=DATA+0x4 flags=PF,ZF
 
+; case: repne-scasb-whose-count-leads-out-of-the-page
+; in: rax=0 rcx=-1 rdi=DATA+0x3 rdx=1
+; in-mem: DATA = 61 62 63 64 65 66 67 68
+        repne scasb
+; out: rcx=0xfffffffffffffff9 rdi=DATA+0x9 flags=PF,ZF
+
+; case: repe-scasb-that-meets-another-byte
+; in: rax=0x61 rcx=-1 rdi=DATA
+; in-mem: DATA = 61 61 61 62
+        repe scasb
+; out: rcx=0xfffffffffffffffb rdi=DATA+0x4 flags=CF,PF,AF,SF
+
+; case: repe-scasb-in-32-bit-code
+; mode: pm32
+; in: rax=0x61 rcx=-1 rdi=DATA
+; in-mem: DATA = 61 61 61 62
+        repe scasb
+; out: ecx=0xfffffffb edi=DATA+0x4 flags=CF,PF,AF,SF
+
+; case: repne-scasb-whose-count-ends-first
+; mode: pm32
+; in: rax=0x7a rcx=5 rdi=DATA
+; in-mem: DATA = 61 62 63 64 65 66 67 68
+        repne scasb
+; out: ecx=0 edi=DATA+0x5
+
 ; case: repe-scasd-backward
 ; in: rdi=DATA+8 rcx=3 rax=7 flags=DF
 ; in-mem: DATA = u32:1,7,7

@@ -3,9 +3,9 @@
 //! Problem: a repeated one touches any number of pages, may fault in each iteration, and must then show how
 //! far it has come. Scheme: if all that it touches lies in one page each of source and destination, and
 //! the inline TLB has them, the host's own instruction does it, or a loop if there are few elements, on host
-//! addresses: it can't fault, and takes no longer than a page does. Anything else is the interpreter's, which goes page by page. These accesses
-//! look into the inline TLB also where shadow windows are used, so that index registers hold host addresses
-//! only while nothing can happen. In segmented code all that is touched must also be within the segment, and below
+//! addresses: it can't fault, and takes no longer than a page does. SCASB does so to the end of its page. Anything else
+//! is the interpreter's, which goes page by page. These accesses look into the inline TLB also where shadow windows are
+//! used, so that index registers hold host addresses only while nothing can happen. In segmented code all that is touched must also be within the segment, and below
 //! the end of a 16-bit address. The direction flag is clear in all modes that blocks are made for.
 //! Invariants: count and index registers are changed by the host's instruction or the loop only; with a count of zero
 //! nothing is looked at. Source: SDM vol. 2, "REP/REPE/REPZ/REPNE/REPNZ".
@@ -19,6 +19,9 @@ use super::{Emitter, R10, R11, RCX, Site, mask};
 use crate::area::offset;
 use crate::plan::Step;
 
+const REPE: u8 = 0xf3;
+const REPNE: u8 = 0xf2;
+const PAGE_BYTES: i32 = 4096;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
 /// The spill slot of the source's addend, or of the first value.
@@ -360,9 +363,69 @@ impl Emitter<'_> {
         );
     }
 
+    /// SCASB over the rest of the page whose first byte is at r10 + r11, in the inline TLB: a search for the end of a
+    /// string has a count that goes far beyond. Goes to `done` if that ends it; else nothing has changed, as what comes
+    /// next may fault, and processors differ in the flags that are seen then.
+    fn scan_page(&mut self, insn: &Instruction, done: DynamicLabel) {
+        const OLD_RAX: i32 = offset::spill(3);
+        const FLAGS: i32 = offset::spill(KEPT);
+        const REST: i32 = offset::spill(6);
+        let found = self.asm.new_dynamic_label();
+        dynasm!(self.asm ; .arch x64
+            ; gs mov [OLD_RAX], rax
+            ; lahf
+            ; seto al
+            ; gs mov [FLAGS], rax
+            ; gs mov rax, [OLD_RAX]
+            ; gs mov [COUNT], rcx
+            ; gs mov [offset::spill(OLD_RDI)], rdi
+            ; lea r10, [r10 + r11]
+            ; mov r11d, edi
+            ; or r11d, !(PAGE_BYTES - 1)
+            ; neg r11d
+            ; cmp rcx, r11
+            ; cmova rcx, r11
+            ; gs mov [REST], rcx
+            ; mov rdi, r10
+        );
+        self.asm.push(if insn.has_repne_prefix() { REPNE } else { REPE });
+        self.asm.push(Operation::Scan.opcode() - 1);
+        // What is left of the rest gives the bytes that were compared, and what is left of the count.
+        dynasm!(self.asm ; .arch x64
+            ; gs mov rdi, [offset::spill(OLD_RDI)]
+            ; gs mov r11, [REST]
+            ; not rcx
+            ; lea r11, [r11 + rcx + 1]
+            ; gs mov rcx, [COUNT]
+            ; not r11
+            ; lea r10, [rcx + r11 + 1]
+            ; not r11
+        );
+        if insn.has_repne_prefix() {
+            dynasm!(self.asm ; .arch x64 ; jz =>found);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; jnz =>found);
+        }
+        dynasm!(self.asm ; .arch x64
+            ; mov rcx, r10
+            ; jrcxz =>found
+            ; gs mov rax, [FLAGS]
+            ; add al, 0x7f
+            ; sahf
+            ; gs mov rax, [OLD_RAX]
+            ; gs mov rcx, [COUNT]
+            ; jmp >on
+            ; =>found
+        );
+        if self.wide() {
+            dynasm!(self.asm ; .arch x64 ; lea rdi, [rdi + r11] ; mov rcx, r10);
+        } else {
+            dynasm!(self.asm ; .arch x64 ; lea edi, [rdi + r11] ; mov ecx, r10d);
+        }
+        dynasm!(self.asm ; .arch x64 ; jmp =>done ; on:);
+    }
+
     fn repeated(&mut self, step: &Step, operation: Operation, size: u8) {
-        const REPE: u8 = 0xf3;
-        const REPNE: u8 = 0xf2;
         const OPERAND_SIZE: u8 = 0x66;
         const REX_W: u8 = 0x48;
         let insn = &step.insn;
@@ -461,6 +524,9 @@ impl Emitter<'_> {
             self.element(step, RSI, false, size, start);
         }
         self.element(step, RDI, operation.writes(), size, start);
+        if operation == Operation::Scan && size == 1 && !self.segmented() {
+            self.scan_page(insn, done);
+        }
         let site = Site::HandOver {
             rip: mask(insn.ip(), bits),
             next: mask(insn.next_ip(), bits),
