@@ -23,7 +23,7 @@ use xenolith_translator::plan::Limits;
 use super::segments::{Spot, key, tag_of};
 use super::shared::Side;
 use super::windows::ticks;
-use super::{Bt, Fetched, Found, INSN_BYTES_MAX, LENGTH_MAX, UNLUCKY_MAX, windows};
+use super::{Bt, Fetched, Found, INSN_BYTES_MAX, LENGTH_MAX, windows};
 
 /// Bytes of the longest block.
 const BLOCK_BYTES_MAX: usize = LENGTH_MAX * INSN_BYTES_MAX;
@@ -146,7 +146,7 @@ impl Bt {
         sources: impl Fn(usize) -> (Source, Option<Source>),
     ) -> Option<Found> {
         let Origin { mode, at, .. } = origin;
-        let with_windows = self.unlucky.get(&key).is_none_or(|&times| times < UNLUCKY_MAX);
+        let with_windows = !self.shared.lessons().is_unlucky(key);
         let guesses = self.guesses(mode, origin.floats, at.rip);
         let shared = Arc::clone(&self.shared);
         for _ in 0..2 {
@@ -209,15 +209,15 @@ impl Bt {
         let allowed = |insn: &Instruction| {
             codes[insn.code() as usize] && !(plain_only && insn.encoding() != EncodingKind::Legacy)
         };
-        let (faults, misled) = (&self.faults, &self.misled);
-        let looks_up = |insn: &Instruction| windows::faults_often(faults, key, insn.ip());
+        let lessons = self.shared.lessons();
+        let looks_up = |insn: &Instruction| lessons.faults_often(key, insn.ip());
         let interp = &*self.interp;
         let read = |la: u64| windows::peek_u64(interp, mode.privilege, la);
         let start = Start {
             registers: interp.state.gpr,
             bases: interp.state.seg.map(|segment| segment.base),
             read: &read,
-            misleads: &|insn| misled.contains_key(&insn.ip()),
+            misleads: &|insn| lessons.is_misled(insn.ip()),
         };
         let limits = Limits {
             start: guesses.then_some(&start),

@@ -14,6 +14,7 @@ mod away;
 mod breakpoints;
 mod common;
 mod crossing;
+mod lessons;
 mod listed;
 mod make;
 mod mmu;
@@ -30,7 +31,7 @@ use std::sync::Arc;
 
 use iced_x86::Mnemonic;
 use xenolith_codecache::arena::ArenaError;
-use xenolith_codecache::cache::{Entries, Key, NumberMap, Record, Source};
+use xenolith_codecache::cache::{Entries, Key, Record, Source};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
@@ -54,7 +55,7 @@ use segments::{Codes, Spot, note_place, rip_of};
 use shared::{PageKey, Peer, Side};
 use stats::Stats;
 use vector::Home;
-use windows::{Faults, Windows, Without};
+use windows::Windows;
 
 pub use shared::{Options, Shared, SharedSlot};
 pub use stats::Report;
@@ -67,8 +68,6 @@ const INSN_BYTES_MAX: usize = 15;
 const FLUSHED_PAGES_MAX: usize = 32;
 /// Rounds before the caller is asked: it counts time by them.
 const INTERPRETED_RUN: u64 = 64;
-/// Windows of a block that must be left to the interpreter before the block does without.
-const UNLUCKY_MAX: u32 = 16;
 /// Page identifiers that one vCPU remembers; a power of two.
 const PAGE_IDS: usize = 4096;
 /// Instructions left to the interpreter that one vCPU keeps decoded; a power of two.
@@ -118,19 +117,10 @@ pub struct Bt {
     breakpoints: Option<Breakpoints>,
     /// Blocks are run one at a time: nothing is chained or remembered.
     stepping: bool,
-    /// How often blocks had to be left because a window lay across pages or the like, by key.
-    unlucky: HashMap<Key, u32>,
     /// For user code and for the kernel's.
     windows: [Windows; 2],
-    /// Faults at instructions that windows couldn't help.
-    faults: NumberMap<Key, Faults>,
-    /// Blocks that do without windows because of them, and when the first tries again.
-    without: Vec<Without>,
-    next_retry: u64,
     /// Interrupts that have found pages' code at work in windows, by linear and guest physical page.
     warm: HashMap<(u64, u64), u32>,
-    /// Instructions whose region was guessed wrong.
-    misled: NumberMap<u64, ()>,
     /// Blocks count: `remaining` was this at the last entry.
     entered_with: i64,
     /// Where this run's budget ends, as a value of `retired`.
@@ -236,13 +226,8 @@ impl Bt {
             breakpoints: None,
             prepared: false,
             stepping: false,
-            unlucky: HashMap::new(),
             windows,
-            faults: NumberMap::default(),
-            without: Vec::new(),
-            next_retry: u64::MAX,
             warm: HashMap::new(),
-            misled: NumberMap::default(),
             entered_with: 0,
             end: u64::MAX,
             stats: Stats::default(),
@@ -854,9 +839,8 @@ impl Bt {
 
     /// The same by the block's key.
     fn note_unlucky_block(&mut self, key: Key) {
-        let times = self.unlucky.entry(key).or_insert(0);
-        *times += 1;
-        if *times == UNLUCKY_MAX {
+        let again = self.shared.lessons().note_unlucky(key);
+        if again {
             self.shared.drop_block(key);
         }
     }

@@ -29,6 +29,7 @@ use xenolith_translator::host::Host;
 use xenolith_translator::mode::Mode;
 
 use super::common::common;
+use super::lessons::{Lessons, NextRetry};
 use super::probe;
 use super::segments::{is_anywhere, mode_of, rip_of};
 use super::stats::Report;
@@ -150,6 +151,8 @@ pub struct Shared {
     /// One at a time pauses the others.
     pausing: Mutex<()>,
     ram: Arc<GuestRam>,
+    lessons: Mutex<Lessons>,
+    pub next_retry: NextRetry,
     /// User code has talked to a device.
     user_has_devices: AtomicBool,
     /// Counts evictions: host addresses of code are good for one epoch.
@@ -192,6 +195,8 @@ impl Shared {
             peers: Mutex::default(),
             pausing: Mutex::new(()),
             ram: Arc::clone(&ram),
+            lessons: Mutex::default(),
+            next_retry: NextRetry::default(),
             user_has_devices: AtomicBool::new(false),
             epoch: AtomicU64::new(0),
             options,
@@ -218,6 +223,11 @@ impl Shared {
 
     pub fn sites(&self) -> &Sites<Site> {
         &self.sites
+    }
+
+    /// What faults have taught.
+    pub fn lessons(&self) -> MutexGuard<'_, Lessons> {
+        lock(&self.lessons)
     }
 
     /// The number of a page, never 0. There could be too many of user code.

@@ -11,7 +11,7 @@
 use std::collections::HashMap;
 
 use iced_x86::{Decoder, Register};
-use xenolith_codecache::cache::{Key, Located, NumberMap};
+use xenolith_codecache::cache::Located;
 use xenolith_cpu::env::{Access, Memory, Place, Privilege};
 use xenolith_cpu::interp::{Interp, copy_in, is_canonical};
 use xenolith_cpu::state::Cr4;
@@ -42,15 +42,8 @@ const TIME_TO_PROMOTE: u64 = 20_000_000;
 const ERAS_MAX: usize = 32;
 /// Pages looked at around a fault; a power of two.
 const AROUND_PAGES: u64 = 16;
-/// Faults at one instruction that the interpreter had to see to before it does without windows for a while.
-const FAULTS_MAX: u32 = 8;
-/// How long the first time, in ticks of the time stamp counter; then twice as long each time, so many times.
-const WITHOUT_TICKS: u64 = 20_000_000;
-const DOUBLED_MAX: u32 = 10;
 /// Bytes of code that hold the rest of a guess.
 const UNGUESSED_BYTES: usize = 32;
-/// Instructions that faults are counted of.
-const FAULTING_MAX: usize = 1 << 16;
 /// In an instruction's word: the block relies on the vector registers there.
 pub(super) const LIVE: u64 = 1 << 40;
 /// The block may be entered there, though not all before it was run by the block.
@@ -320,7 +313,7 @@ impl Bt {
             self.note_unlucky_block(at.key);
         } else {
             self.stats.window_misses += 1;
-            if !helped && self.area.fault_vector != DIVIDE_ERROR {
+            if !helped && !misled && self.area.fault_vector != DIVIDE_ERROR {
                 self.note_fault(&at);
             }
         }
@@ -476,10 +469,7 @@ impl Bt {
     /// A region was guessed wrong by the load at `pc`: it will be looked up. False if the block is gone.
     fn unguess(&mut self, mode: Mode, pc: usize, at: &Located) -> bool {
         self.stats.misled += 1;
-        if self.misled.len() >= FAULTING_MAX {
-            self.misled.clear();
-        }
-        self.misled.insert(self.interp.state.rip, ());
+        self.shared.lessons().note_misled(self.interp.state.rip);
         if self.shared.is_alone() {
             let behind = std::ptr::with_exposed_provenance::<[u8; UNGUESSED_BYTES]>(pc);
             // SAFETY: code of ours, readable; blocks are followed by more than a few bytes.
@@ -495,63 +485,24 @@ impl Bt {
 
     /// Counts a fault that windows couldn't help; often enough, the instruction does without.
     fn note_fault(&mut self, at: &Located) {
-        let insn = insn_key(at.key, self.interp.state.rip);
-        if self.faults.len() >= FAULTING_MAX {
-            self.faults.clear();
+        let (rip, next) = (self.interp.state.rip, &self.shared.next_retry);
+        let again = self.shared.lessons().note_fault(at.key, rip, ticks(), next);
+        if again {
+            self.shared.drop_block(at.key);
         }
-        let faults = self.faults.entry(insn).or_default();
-        faults.times += 1;
-        if faults.times < FAULTS_MAX {
-            return;
-        }
-        if faults.times == FAULTS_MAX {
-            faults.spells += 1;
-        }
-        // Other blocks may have the same instruction, so this may not be the first.
-        let doubled = (faults.spells - 1).min(DOUBLED_MAX);
-        let until = ticks() + (WITHOUT_TICKS << doubled);
-        self.without.push(Without { until, insn, key: at.key });
-        self.next_retry = self.next_retry.min(until);
-        self.shared.drop_block(at.key);
     }
 
-    /// Lets instructions that have done without windows for long enough try again: what they fault on, pages
-    /// that once held code above all, may be behind them.
+    /// Lets instructions that have done without windows for long enough try again.
     pub(super) fn retry_windows(&mut self) {
-        let now = ticks();
-        if now < self.next_retry {
+        let (now, next) = (ticks(), &self.shared.next_retry);
+        if !next.is_due(now) {
             return;
         }
-        let (due, later) = self.without.drain(..).partition(|without| without.until <= now);
-        self.without = later;
-        self.next_retry =
-            self.without.iter().map(|without| without.until).min().unwrap_or(u64::MAX);
-        let due: Vec<Without> = due;
-        for Without { insn, key, .. } in due {
-            if let Some(faults) = self.faults.get_mut(&insn) {
-                faults.times = 0;
-            }
+        let due = self.shared.lessons().due(now, next);
+        for key in due {
             self.shared.drop_block(key);
         }
     }
-}
-
-/// Faults of one instruction that windows couldn't help.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Faults {
-    /// Since it was last tried with windows.
-    times: u32,
-    /// How often it has come to do without.
-    spells: u32,
-}
-
-/// A block with an instruction that does without windows.
-#[derive(Debug)]
-pub(super) struct Without {
-    until: u64,
-    /// See [`insn_key`].
-    insn: Key,
-    key: Key,
 }
 
 /// The host's time stamp counter.
@@ -568,15 +519,4 @@ pub(super) fn peek_u64(interp: &Interp<NotingMmu>, privilege: u8, la: u64) -> Op
     // SAFETY: that many bytes of RAM from there.
     unsafe { copy_in(host, &mut bytes) };
     (la % PAGE_SIZE <= PAGE_SIZE - 8).then_some(u64::from_le_bytes(bytes))
-}
-
-/// What the faults of the instruction at `rip` are counted under, given the key of a block that has it: the same for all
-/// blocks of its page and mode, wherever the page is mapped.
-fn insn_key(key: Key, rip: u64) -> Key {
-    key & !(PAGE_SIZE - 1) | rip & (PAGE_SIZE - 1)
-}
-
-/// Whether the instruction at `rip`, in the block of `key`, does without windows.
-pub(super) fn faults_often(faults: &NumberMap<Key, Faults>, key: Key, rip: u64) -> bool {
-    faults.get(&insn_key(key, rip)).is_some_and(|faults| faults.times >= FAULTS_MAX)
 }
