@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use xenolith_testsuites::Program;
 use xenolith_testsuites::debian::{Debian, PATIENCE};
-use xenolith_testsuites::disk::{self, Partition, SECTOR, tool};
+use xenolith_testsuites::disk::{self, Partition, SECTOR, Scratch, tool};
 
 const DISK_BYTES: u64 = 80 << 20;
 /// Two partitions, as sfdisk takes them.
@@ -28,17 +28,16 @@ exec setsid -c sh -i </dev/ttyS0 >/dev/ttyS0 2>&1
 
 /// An image in a folder of its own, gone with the test.
 struct Disk {
-    folder: PathBuf,
+    scratch: Scratch,
     image: PathBuf,
 }
 
 impl Disk {
     /// Partitions, and busybox with [`INIT`] on an ext4 file system.
     fn new(name: &str, busybox: &Path) -> Result<Self> {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join(format!("disk-{name}-{}", std::process::id()));
-        let disk = Self { image: folder.join("disk.img"), folder };
-        let tree = disk.folder.join("tree");
+        let scratch = Scratch::new(name)?;
+        let disk = Self { image: scratch.path().join("disk.img"), scratch };
+        let tree = disk.scratch.path().join("tree");
         let applets =
             ["sh", "mount", "setsid", "sync", "dd", "sha256sum", "seq", "poweroff", "tail"];
         disk::busybox_tree(&tree, busybox, &applets, INIT)?;
@@ -50,7 +49,7 @@ impl Disk {
     fn partition(&self, name: &str, replay: bool) -> Result<String> {
         let mut image = File::open(&self.image)?;
         image.seek(SeekFrom::Start(ROOT.start))?;
-        let path = self.folder.join(name);
+        let path = self.scratch.path().join(name);
         std::io::copy(&mut image.take(ROOT.bytes), &mut File::create(&path)?)?;
         let path = path.display().to_string();
         if replay {
@@ -59,12 +58,6 @@ impl Disk {
         // Complains, and ends with a status, about anything out of order.
         tool(&["e2fsck", "-f", "-n", &path], "")?;
         Ok(path)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
@@ -80,7 +73,7 @@ fn boot(guest: &Debian, disk: &Disk) -> Result<Program> {
 #[test]
 fn boots_from_a_disk_that_keeps_what_was_synced_when_the_program_is_killed() -> Result<()> {
     let guest = Debian::get("debian", env!("CARGO_TARGET_TMPDIR"))?;
-    let disk = Disk::new("killed", &guest.busybox)?;
+    let disk = Disk::new("disk-killed", &guest.busybox)?;
 
     let mut program = boot(&guest, &disk)?;
     program.command("echo by sync >/synced && sync", PATIENCE)?;
@@ -99,7 +92,7 @@ fn boots_from_a_disk_that_keeps_what_was_synced_when_the_program_is_killed() -> 
     program.kill()?;
     let partition = disk.partition("killed.img", true)?;
     ensure!(tool(&["debugfs", "-R", "cat /synced", &partition], "")? == "by sync\n");
-    let large = disk.folder.join("large").display().to_string();
+    let large = disk.scratch.path().join("large").display().to_string();
     tool(&["debugfs", "-R", &format!("dump /large {large}"), &partition], "")?;
     let found = tool(&["sha256sum", &large], "")?;
     ensure!(found.split(' ').next() == digest.split(' ').next(), "{found} is not {digest}");

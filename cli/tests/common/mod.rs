@@ -9,6 +9,7 @@ pub mod pty;
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -17,9 +18,17 @@ pub struct Scratch(PathBuf);
 
 impl Scratch {
     pub fn new(name: &str) -> Self {
-        let folder = std::env::temp_dir().join(format!("xenolith-{name}-{}", std::process::id()));
-        fs::create_dir_all(&folder).expect("the temporary folder is writable");
-        Self(folder)
+        let process = std::process::id();
+        for n in 0.. {
+            let folder = std::env::temp_dir().join(format!("xenolith-{name}-{process}-{n}"));
+            match fs::create_dir(&folder) {
+                Ok(()) => return Self(folder),
+                // A process of the same number was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("{}: {error}", folder.display()),
+            }
+        }
+        unreachable!("there is a number that is free")
     }
 
     pub fn path(&self) -> &Path {

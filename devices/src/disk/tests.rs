@@ -1,7 +1,7 @@
 //! Images that QEMU makes, and images that nobody should.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -21,10 +21,17 @@ struct Scratch(PathBuf);
 
 impl Scratch {
     fn new(name: &str) -> Self {
-        let path =
-            std::env::temp_dir().join(format!("xenolith-disk-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path).expect("the temporary directory is writable");
-        Self(path)
+        let process = std::process::id();
+        for n in 0.. {
+            let path = std::env::temp_dir().join(format!("xenolith-disk-{name}-{process}-{n}"));
+            match fs::create_dir(&path) {
+                Ok(()) => return Self(path),
+                // A process of the same number was killed.
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
+        unreachable!("there is a number that is free")
     }
 
     fn file(&self, name: &str, bytes: &[u8]) -> PathBuf {

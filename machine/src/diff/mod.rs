@@ -23,7 +23,7 @@ pub(crate) mod gdb;
 mod leader;
 mod memory;
 mod ours;
-mod peer;
+pub(crate) mod peer;
 mod qemu;
 mod replay;
 mod report;

@@ -9,6 +9,7 @@
 //! translations, except before it has run. Source: QEMU's register order is target.xml's, i386-64bit.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -89,16 +90,21 @@ impl Drop for Peer {
     }
 }
 
-/// A fresh folder, in memory if the host has one such.
-fn folder() -> Result<PathBuf, DiffError> {
+/// A fresh folder for `purpose`, in memory if the host has one such.
+pub fn folder(purpose: &str) -> io::Result<PathBuf> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
-    let n = COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("xenolith-diff-{}-{n}", std::process::id());
     let memory = Path::new("/dev/shm");
     let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    let path = base.join(name);
-    fs::create_dir(&path).map_err(|error| refused("no folder for its memory", error))?;
-    Ok(path)
+    loop {
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = base.join(format!("xenolith-{purpose}-{}-{n}", std::process::id()));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            // A process of the same number was killed.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 impl Peer {
@@ -111,7 +117,7 @@ impl Peer {
         if bytes > RAM_BYTES_MAX {
             return Err(DiffError::Qemu("at most 3 GiB of memory: give less with -m".to_owned()));
         }
-        let folder = folder()?;
+        let folder = folder("diff").map_err(|error| refused("no folder for its memory", error))?;
         let (memory, socket) = (folder.join("ram"), folder.join("gdb"));
         let map = || -> Result<MmapRegion<()>, Box<dyn std::error::Error>> {
             let mut options = File::options();

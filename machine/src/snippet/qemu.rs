@@ -15,7 +15,7 @@ use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
 use vm_memory::{FileOffset, MmapRegion};
@@ -27,6 +27,7 @@ use super::layout::{CODE, CODE16, DATA, LOW_LEN, PAGE, RO, RWX, STACK};
 use super::{Bits, CHANGES_MAX, End, Ending, Runner, RunnerError, Snippet};
 use crate::cpu_time::CpuClock;
 use crate::diff::gdb::{Gdb, PATIENCE};
+use crate::diff::peer;
 use guest::{ANSWERS, INPUT, INPUT_LEN, Vars, answer, registers};
 
 /// A snippet that takes QEMU so much processor time is endless.
@@ -125,13 +126,8 @@ impl Qemu {
 
 impl Process {
     fn start() -> Result<Self, RunnerError> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("xenolith-snippets-{}-{n}", std::process::id());
-        let memory = std::path::Path::new("/dev/shm");
-        let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let folder = base.join(name);
-        fs::create_dir(&folder).map_err(|error| refused(format!("no folder: {error}")))?;
+        let folder =
+            peer::folder("snippets").map_err(|error| refused(format!("no folder: {error}")))?;
         let started = Self::start_in(&folder);
         if started.is_err() {
             // The error that matters is the other one.
