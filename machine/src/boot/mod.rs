@@ -19,6 +19,7 @@ mod linux;
 mod multiboot;
 mod payload;
 mod pvh;
+mod xz;
 
 use std::fs;
 use std::io::{self, Read};

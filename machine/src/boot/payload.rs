@@ -9,10 +9,11 @@
 //! Source: Linux Documentation/arch/x86/boot.rst, "payload_offset"; RFC 1952 (gzip); LZ4 Frame Format Description,
 //! "Legacy frame"; The .xz File Format; The .lzma File Format; RFC 8878 (Zstandard).
 
-use liblzma::stream::{Action, IGNORE_CHECK, Status, Stream};
+use liblzma::stream::{Action, Status, Stream};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
+use super::xz::Block;
 use super::{u16_at, u32_at};
 
 /// Bytes of the unpacked size behind the compressed kernel.
@@ -89,31 +90,12 @@ fn room(bytes: usize) -> Vec<u8> {
     room
 }
 
-/// An .xz file. The usual one, a single block with a CRC32, is checked here, by a faster routine than the decoder's.
-fn xz(packed: &[u8], memory: u64, kernel: &mut [u8]) -> Result<usize, String> {
-    let check = xz_crc32(packed);
-    let flags = if check.is_some() { IGNORE_CHECK } else { 0 };
-    let filled = lzma(Stream::new_stream_decoder(memory, flags), packed, kernel)?;
-    match check {
-        Some(check) if crc32fast::hash(&kernel[..filled]) != check => {
-            Err("its checksum is wrong".to_owned())
-        }
-        _ => Ok(filled),
+/// An .xz file. Gives the number of bytes that it has unpacked.
+fn xz(file: &[u8], memory: u64, kernel: &mut [u8]) -> Result<usize, String> {
+    match Block::of(file) {
+        Some(block) => block.unpack(memory, kernel),
+        None => lzma(Stream::new_stream_decoder(memory, 0), file, kernel),
     }
-}
-
-/// The CRC32 of an .xz file's only block. `None` if it isn't that simple; the decoder then looks into it.
-fn xz_crc32(file: &[u8]) -> Option<u32> {
-    const FOOTER_BYTES: usize = 12;
-    const CRC32: u8 = 1;
-    let footer = file.len().checked_sub(FOOTER_BYTES)?;
-    // The size of the index, in words less one, and the stream's flags follow the footer's own CRC32.
-    let index_bytes = (u32_at(file, footer + 4)? as usize).checked_add(1)?.checked_mul(4)?;
-    let index = footer.checked_sub(index_bytes)?;
-    let is_simple = file[footer + 8..] == [0, CRC32, b'Y', b'Z']
-        // The index's indicator, and the number of blocks.
-        && file.get(index..index + 2)? == [0, 1];
-    if is_simple { u32_at(file, index.checked_sub(4)?) } else { None }
 }
 
 /// Runs a decoder to its end. Gives the number of bytes unpacked.
