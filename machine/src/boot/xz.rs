@@ -108,8 +108,8 @@ impl<'a> Block<'a> {
         is_padded(header.0).then_some(Self { data, window_bytes, filter, crc32, bytes: unpacked })
     }
 
-    /// Unpacks into `kernel`, with a decoder that takes at most `memory` bytes. Gives the number of bytes that the block
-    /// has unpacked; only if it is `kernel`'s, they are there. The error is a reason.
+    /// Unpacks into `kernel`, with a decoder that takes at most `memory` bytes. Gives the number of bytes that the
+    /// block has unpacked; only if it is `kernel`'s, they are there. The error is a reason.
     pub fn unpack(self, memory: u64, kernel: &mut [u8]) -> Result<usize, String> {
         if self.bytes != kernel.len() {
             return Ok(self.bytes);

@@ -2,13 +2,13 @@
 //!
 //! Problem: the packer has made the targets of calls and jumps absolute, so that those to one place look the same; a
 //! kernel has one every few bytes. Scheme: positions of the opcodes are looked for many bytes at a time, and what is
-//! known of those just before is read from the bytes again. Invariants: bytes below the returned position are final; the
-//! result depends on the bytes alone, not on how they were cut in pieces. Any thread.
+//! known of those just before is read from the bytes again. Invariants: bytes below the returned position are final;
+//! the result depends on the bytes alone, not on how they were cut in pieces. Any thread.
 //!
 //! What looks like an opcode may be an operand's byte. So one is believed only if its target's top byte is a sign (all
 //! zeroes or all ones), and if among the three bytes before it there is at most one other that was not believed, whose
-//! own top byte was no sign. That byte is in our operand. Where subtracting makes a sign of it, the packer, which has to
-//! decide as we do from what it writes, has inverted the operand up to that byte.
+//! own top byte was no sign. That byte is in our operand. Where subtracting makes a sign of it, the packer, which has
+//! to decide as we do from what it writes, has inverted the operand up to that byte.
 //!
 //! Source: The .xz File Format, section 5.3.2, "Branch/Call/Jump Filters for Executables".
 
