@@ -99,6 +99,18 @@ impl Program {
     /// # Errors
     /// It has ended.
     pub fn thread_times(&self, name: &str) -> Result<Vec<Duration>> {
+        self.thread_statistics(name, 0)
+    }
+
+    /// How long each of those threads has waited for a processor that somebody else had.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn thread_waits(&self, name: &str) -> Result<Vec<Duration>> {
+        self.thread_statistics(name, 1)
+    }
+
+    fn thread_statistics(&self, name: &str, field: usize) -> Result<Vec<Duration>> {
         let mut times = Vec::new();
         for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let thread = thread?.path();
@@ -107,8 +119,8 @@ impl Program {
             if number.is_some_and(|number| number.parse::<u32>().is_ok()) {
                 // Nanoseconds on a processor, waiting for one, and how often.
                 let statistics = fs::read_to_string(thread.join("schedstat"))?;
-                let ran = statistics.split(' ').next().context("an empty schedstat")?;
-                times.push(Duration::from_nanos(ran.parse()?));
+                let time = statistics.split(' ').nth(field).context("a short schedstat")?;
+                times.push(Duration::from_nanos(time.parse()?));
             }
         }
         Ok(times)
