@@ -21,6 +21,7 @@ pub mod program;
 pub mod report;
 pub mod screen;
 pub mod unmodified;
+pub mod xen;
 
 pub use console::{Console, Dialogue};
 pub use guest::Guest;

@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +55,11 @@ impl Qemu {
         Ok(())
     }
 
+    /// How it has ended, if it has.
+    fn status(&self) -> Option<ExitStatus> {
+        self.program.lock().unwrap_or_else(PoisonError::into_inner).status()
+    }
+
     /// What the monitor writes into a file when ordered so.
     fn saved(&self, order: impl FnOnce(&str) -> String) -> Result<Vec<u8>> {
         let path = self.scratch.path().join("saved");
@@ -80,6 +85,7 @@ pub fn command(config: &Config) -> Command {
     for disk in &config.disks {
         command.arg("-drive").arg(drive(disk));
     }
+    command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
     command.arg("-nic").arg(config.net.as_ref().map_or("none".into(), nic));
     command
 }
@@ -148,8 +154,13 @@ impl Seat for Qemu {
         self.order(&format!("sendkey {:#x}", code & 0x7f | extended))
     }
 
-    /// A monitor that doesn't answer any more is an error of the next order.
     fn has_ended(&self) -> bool {
-        false
+        self.status().is_some()
+    }
+
+    fn verdict(&self) -> Option<u32> {
+        // The customary (V << 1) | 1.
+        let status = u32::try_from(self.status()?.code()?).ok()?;
+        (status & 1 == 1).then_some(status >> 1)
     }
 }

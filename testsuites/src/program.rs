@@ -126,6 +126,12 @@ impl Program {
         Ok(times)
     }
 
+    /// How it has ended, if it has.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        // No error is known for a child of ours.
+        self.child.try_wait().ok().flatten()
+    }
+
     /// Ends the program as SIGKILL does: without a word. Returns all that was on its standard output.
     ///
     /// # Errors

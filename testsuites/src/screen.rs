@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,22 @@ pub trait Seat {
 
     /// Whether the machine has ended.
     fn has_ended(&self) -> bool;
+
+    /// What the guest wrote to the debug-exit port, if that has ended the machine.
+    fn verdict(&self) -> Option<u32>;
+
+    /// Waits until the guest ends the machine by the debug-exit port, and gives what it wrote there.
+    ///
+    /// # Errors
+    /// It doesn't in time, or the machine ends otherwise.
+    fn wait_for_verdict(&self, limit: Duration) -> Result<u32> {
+        let deadline = Instant::now() + limit;
+        while !self.has_ended() {
+            ensure!(Instant::now() < deadline, "it still runs after {limit:?}:\n{}", self.text()?);
+            std::thread::sleep(GLANCE);
+        }
+        self.verdict().context("the machine has ended without a verdict")
+    }
 
     /// Waits until `part` is to be read, and gives the screen.
     ///
@@ -123,6 +140,7 @@ pub struct Watched {
     pub screen: Screen,
     handle: Handle,
     thread: Option<JoinHandle<End>>,
+    ended: Arc<OnceLock<End>>,
 }
 
 impl fmt::Debug for Watched {
@@ -140,8 +158,11 @@ impl Watched {
         let vga_rom = config.vga_rom.clone().or(Some(VGA_BIOS.into()));
         let machine = Machine::new(Config { vga_rom, ..config }, serial)?;
         let (screen, handle) = (machine.screen(), machine.handle());
+        let ended = Arc::new(OnceLock::new());
+        let told = Arc::clone(&ended);
         let thread = std::thread::Builder::new().name("machine".to_owned());
-        Ok(Self { screen, handle, thread: Some(thread.spawn(move || machine.run())?) })
+        let thread = thread.spawn(move || told.get_or_init(|| machine.run()).clone())?;
+        Ok(Self { screen, handle, thread: Some(thread), ended })
     }
 
     /// Quits the machine and gives its end.
@@ -186,6 +207,13 @@ impl Seat for Watched {
 
     fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    }
+
+    fn verdict(&self) -> Option<u32> {
+        match self.ended.get() {
+            Some(&End::DebugExit(value)) => Some(value),
+            _ => None,
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! seen and never for time.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -14,16 +14,22 @@ use xenolith_devices::disk::DiskOptions;
 use xenolith_devices::vga::Picture;
 use xenolith_machine::{Attachment, Config, DiskConfig, NetConfig, NetModel};
 
+use crate::asm::assemble::nasm;
 use crate::debian::Debian;
+use crate::debootstrap;
 use crate::disk::{self, Scratch};
 use crate::login::{self, Kind};
 use crate::packages;
 use crate::screen::{ENTER, ESCAPE, SEABIOS, Seat, UP};
+use crate::xen;
 
 /// For one step on a slow or busy host.
 pub const PATIENCE: Duration = Duration::from_secs(300);
-/// iPXE for the e1000, package ipxe-qemu.
-const IPXE: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
+/// iPXE for both cards, package ipxe-qemu.
+const IPXE_E1000: &str = "/usr/lib/ipxe/qemu/pxe-e1000.rom";
+const IPXE_VIRTIO: &str = "/usr/lib/ipxe/qemu/pxe-virtio.rom";
+/// The verdict of `guests/netboot.asm`.
+const LOADED: u32 = 20;
 /// The rescue disc's line in GRUB's menu.
 const RESCUE: &str = "Debian from the disc";
 /// Keeps the installer, and the kernel's display drivers, in text mode.
@@ -44,7 +50,7 @@ pub struct Unmodified {
 }
 
 /// All of them.
-pub const GUESTS: [Unmodified; 10] = [
+pub const GUESTS: [Unmodified; 15] = [
     Unmodified { name: "login-raw", config: |s| login_disk(s, Kind::Raw), steps: login::log_in_at },
     Unmodified {
         name: "login-qcow2",
@@ -87,6 +93,19 @@ pub const GUESTS: [Unmodified; 10] = [
         config: |s| Ok((netboot("i386", s)?, None)),
         steps: netboot_steps,
     },
+    Unmodified { name: "floppy", config: floppy, steps: |seat| ends_with(seat, 0) },
+    Unmodified {
+        name: "ipxe-e1000",
+        config: |s| ipxe(NetModel::E1000, IPXE_E1000, s),
+        steps: |seat| ends_with(seat, LOADED),
+    },
+    Unmodified {
+        name: "ipxe-virtio",
+        config: |s| ipxe(NetModel::Virtio, IPXE_VIRTIO, s),
+        steps: |seat| ends_with(seat, LOADED),
+    },
+    Unmodified { name: "xen", config: hypervisor, steps: hypervisor_steps },
+    Unmodified { name: "debootstrap", config: whole_system, steps: whole_system_steps },
 ];
 
 /// The one of this name.
@@ -184,7 +203,7 @@ fn installer(architecture: &str, scratch: &str) -> Result<Config> {
 /// The installer as it comes: firmware loads its boot loader over the network, by iPXE and TFTP; the loader its kernel.
 fn netboot(architecture: &str, scratch: &str) -> Result<Config> {
     let mut net =
-        NetConfig { model: NetModel::E1000, rom: Some(IPXE.into()), ..NetConfig::default() };
+        NetConfig { model: NetModel::E1000, rom: Some(IPXE_E1000.into()), ..NetConfig::default() };
     net.settings.tftp = Some(netboot_files(architecture, scratch)?);
     net.settings.bootfile = Some("pxelinux.0".to_owned());
     let memory_bytes = INSTALLER_MEMORY_BYTES;
@@ -263,4 +282,75 @@ fn netboot_steps(seat: &dyn Seat) -> Result<()> {
     }
     seat.press(ENTER)?;
     choose(seat)
+}
+
+/// A floppy whose boot sector reads the rest of it.
+fn floppy(_: &str) -> Result<Ready> {
+    const BYTES: u64 = 1440 << 10;
+    let files = Scratch::new("floppy")?;
+    let path = disk::boot_sector("floppy.asm", BYTES, files.path())?;
+    let attachment = Attachment::Floppy;
+    let disks = vec![DiskConfig { path, options: DiskOptions::default(), attachment }];
+    Ok((Config { firmware: Some(SEABIOS.into()), disks, ..Config::default() }, Some(files)))
+}
+
+/// A card whose firmware gets an address and loads a program.
+fn ipxe(model: NetModel, rom: &str, _: &str) -> Result<Ready> {
+    let files = Scratch::new("ipxe")?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guests/netboot.asm");
+    nasm(&source, &files.path().join("program"))?;
+    let mut net = NetConfig { model, rom: Some(rom.into()), ..NetConfig::default() };
+    net.settings.tftp = Some(files.path().to_owned());
+    net.settings.bootfile = Some("program".to_owned());
+    let config = Config { firmware: Some(SEABIOS.into()), net: Some(net), ..Config::default() };
+    Ok((config, Some(files)))
+}
+
+fn ends_with(seat: &dyn Seat, verdict: u32) -> Result<()> {
+    let found = seat.wait_for_verdict(PATIENCE)?;
+    ensure!(found == verdict, "the guest says {found}");
+    Ok(())
+}
+
+/// Debian's hypervisor from a disc, with Debian's kernel as its first domain.
+fn hypervisor(scratch: &str) -> Result<Ready> {
+    let guest = Debian::get("debian", scratch)?;
+    let files = Scratch::new("xen")?;
+    let path = xen::disc(&guest, xen::Console::Screen, scratch, &files)?;
+    let options = DiskOptions { read_only: true, ..DiskOptions::default() };
+    let disks = vec![DiskConfig { path, options, attachment: Attachment::Cdrom }];
+    let memory_bytes = 1 << 30;
+    let firmware = Some(SEABIOS.into());
+    Ok((Config { firmware, disks, memory_bytes, ..Config::default() }, Some(files)))
+}
+
+fn hypervisor_steps(seat: &dyn Seat) -> Result<()> {
+    seat.wait_for("root@debian:", PATIENCE)?;
+    seat.type_text("cat /sys/hypervisor/type")?;
+    seat.press(ENTER)?;
+    seat.wait_for("\nxen\n", PATIENCE)?;
+    Ok(())
+}
+
+/// The system that debootstrap makes, started by GRUB.
+fn whole_system(scratch: &str) -> Result<Ready> {
+    let guest = Debian::get("debian", scratch)?;
+    let files = Scratch::new("system")?;
+    let path = files.path().join("disk.img");
+    debootstrap::copy_to(&guest, scratch, &path)?;
+    let disks = vec![DiskConfig { path, ..DiskConfig::default() }];
+    Ok((Config { firmware: Some(SEABIOS.into()), disks, ..Config::default() }, Some(files)))
+}
+
+fn whole_system_steps(seat: &dyn Seat) -> Result<()> {
+    let prompt = format!("root@{}:", debootstrap::HOST);
+    for (question, answer) in
+        [(" login:", "root"), ("Password:", debootstrap::PASSWORD), (&prompt, "cat /proc/1/comm")]
+    {
+        seat.wait_for(question, PATIENCE)?;
+        seat.type_text(answer)?;
+        seat.press(ENTER)?;
+    }
+    seat.wait_for("\nsystemd\n", PATIENCE)?;
+    Ok(())
 }

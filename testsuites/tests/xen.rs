@@ -3,40 +3,19 @@
 //! The kernel is paravirtualized: it runs at CPL 3 in the upper half of the addresses, beside its programs, and Xen
 //! comes in at every system call, fault and interrupt.
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 use xenolith_testsuites::Program;
-use xenolith_testsuites::debian::{Debian, PATIENCE, QUICK};
-use xenolith_testsuites::disk::{Scratch, rescue_disc};
-use xenolith_testsuites::packages;
+use xenolith_testsuites::debian::{Debian, PATIENCE};
+use xenolith_testsuites::disk::Scratch;
 use xenolith_testsuites::program::xenolith;
+use xenolith_testsuites::xen::{self, Console};
 
 const SCRATCH: &str = env!("CARGO_TARGET_TMPDIR");
-const HYPERVISOR: &str = "xen-hypervisor-4.17-amd64";
-const MENU: &str = "\
-serial
-terminal_input serial
-terminal_output serial
-set timeout=0
-menuentry 'Xen' {
-multiboot2 /boot/xen.gz console=com1 com1=115200,8n1 dom0_mem=512M
-module2 /boot/vmlinuz console=hvc0 CIPHERS
-module2 /boot/initrd.img
-}
-";
 
 /// Starts the hypervisor from a disc and waits for the shell of its first domain.
 fn start(scratch: &Scratch, processors: &str) -> Result<Program> {
     let guest = Debian::get("debian", SCRATCH)?;
-    let tree = scratch.path().join("disc");
-    fs::create_dir_all(tree.join("boot/grub"))?;
-    let hypervisor = packages::get(HYPERVISOR, SCRATCH)?.join("boot/xen-4.17-amd64.gz");
-    fs::copy(&hypervisor, tree.join("boot/xen.gz"))?;
-    fs::copy(&guest.vmlinuz, tree.join("boot/vmlinuz"))?;
-    fs::copy(&guest.initrd, tree.join("boot/initrd.img"))?;
-    fs::write(tree.join("boot/grub/grub.cfg"), MENU.replace("CIPHERS", QUICK))?;
-    let disc = rescue_disc(&tree, scratch.path())?;
+    let disc = xen::disc(&guest, Console::SerialLine, SCRATCH, scratch)?;
     let mut command = xenolith()?;
     command.args(["run", "-m", "1G", "-c", processors, "--cdrom"]).arg(&disc);
     let mut program = Program::start(command)?;
