@@ -12,6 +12,7 @@
 use liblzma::stream::{Action, Status, Stream};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
+use xenolith_cpu::PAGE_SIZE;
 
 use super::xz::Block;
 use super::{u16_at, u32_at};
@@ -21,8 +22,6 @@ const SIZE_BYTES: usize = 4;
 /// Largest unpacked block of an LZ4 legacy frame.
 const LZ4_BLOCK: usize = 8 << 20;
 const LZ4_MAGIC: u32 = 0x184c_2102;
-
-const PAGE_BYTES: usize = 4096;
 
 /// What a kernel is compressed by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,7 +82,7 @@ pub fn unpack(payload: &[u8], limit: u64, memory: u64) -> Result<Vec<u8>, String
 fn room(bytes: usize) -> Vec<u8> {
     let mut room = vec![0; bytes];
     let start = room.as_mut_ptr() as usize;
-    let first = start.next_multiple_of(PAGE_BYTES);
+    let first = start.next_multiple_of(PAGE_SIZE as usize);
     let len = (start + bytes).saturating_sub(first);
     // SAFETY: a range inside the vector; the advice changes no contents. A refusal does no harm.
     let _ = unsafe { libc::madvise(first as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };

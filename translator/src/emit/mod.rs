@@ -13,8 +13,8 @@
 //! leaves the guest exactly at that instruction; all exits go through a [`Site`]; a displacement that
 //! may be patched lies within one line of the cache, so that a patch is one store to whoever runs it.
 //!
-//! User code that isn't segmented *floats*, as a rule: the same page of a library lies elsewhere in every process, and its blocks
-//! serve them all. The area has the page's present address, from the entry that was taken; what a block wants of
+//! User code that isn't segmented *floats*, as a rule: the same page of a library lies elsewhere in every process, and
+//! its blocks serve them all. The area has the page's present address, from the entry that was taken; what a block wants of
 //! its own address is relative to that, and a transfer to another page says at which address it means that to be.
 //!
 //! ```text

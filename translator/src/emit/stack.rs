@@ -78,12 +78,9 @@ impl Emitter<'_> {
         let slot = i32::from(size);
         if self.by_segment(step) {
             let below = -size.cast_signed();
-            let from = if from == R11 {
+            if from == R11 {
                 dynasm!(self.asm ; .arch x64 ; gs mov r11, [offset::spill(3)]);
-                R11
-            } else {
-                from
-            };
+            }
             match size {
                 2 => dynasm!(self.asm ; .arch x64 ; fs mov [BYTE esp + below], Rw(from)),
                 _ => dynasm!(self.asm ; .arch x64 ; fs mov [BYTE esp + below], Rd(from)),

@@ -5,13 +5,14 @@
 //! the inline TLB has them, the host's own instruction does it, or a loop if there are few elements, on host
 //! addresses: it can't fault, and takes no longer than a page does. SCASB does so to the end of its page. Anything else
 //! is the interpreter's, which goes page by page. These accesses look into the inline TLB also where shadow windows are
-//! used, so that index registers hold host addresses only while nothing can happen. In segmented code all that is touched must also be within the segment, and below
-//! the end of a 16-bit address. The direction flag is clear in all modes that blocks are made for.
+//! used, so that index registers hold host addresses only while nothing can happen. In segmented code all that is
+//! touched must also be within the segment, and below the end of a 16-bit address. The direction flag is clear in all modes that blocks are made for.
 //! Invariants: count and index registers are changed by the host's instruction or the loop only; with a count of zero
 //! nothing is looked at. Source: SDM vol. 2, "REP/REPE/REPZ/REPNE/REPNZ".
 
 use dynasmrt::{DynamicLabel, DynasmApi, DynasmLabelApi, dynasm};
 use iced_x86::{Instruction, Mnemonic as N, OpKind, Register};
+use xenolith_cpu::PAGE_SIZE;
 
 use super::memory::{Borrowed, Check};
 use super::place::Spot;
@@ -21,7 +22,6 @@ use crate::plan::Step;
 
 const REPE: u8 = 0xf3;
 const REPNE: u8 = 0xf2;
-const PAGE_BYTES: i32 = 4096;
 const RSI: u8 = 6;
 const RDI: u8 = 7;
 /// The spill slot of the source's addend, or of the first value.
@@ -381,7 +381,7 @@ impl Emitter<'_> {
             ; gs mov [offset::spill(OLD_RDI)], rdi
             ; lea r10, [r10 + r11]
             ; mov r11d, edi
-            ; or r11d, !(PAGE_BYTES - 1)
+            ; or r11d, !(PAGE_SIZE as i32 - 1)
             ; neg r11d
             ; cmp rcx, r11
             ; cmova rcx, r11
