@@ -36,6 +36,10 @@ const BUFFER: usize = 128 << 10;
 /// A guest that is silent for so long is asked whether it is there, and given up after that.
 const KEEP_ALIVE: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(120);
 const GIVEN_UP: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(600);
+/// The same while the guest hasn't acknowledged our end. smoltcp 0.14 drops the timer of an end (FIN) that was sent
+/// behind the last data when that data is acknowledged three times more, which is how a guest tells that only the end
+/// was lost; asking whether the guest is there is what sends it again.
+const KEEP_ALIVE_ENDING: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(2);
 
 pub type Id = u64;
 
@@ -447,6 +451,8 @@ impl Flow {
                 self.stream = Some(stream);
             }
         }
+        let ending = matches!(socket.state(), State::FinWait1 | State::Closing | State::LastAck);
+        socket.set_keep_alive(Some(if ending { KEEP_ALIVE_ENDING } else { KEEP_ALIVE }));
         let closed = socket.state() == State::Closed && socket.remote_endpoint().is_none();
         // What an orderly guest sent before its end still goes to a slow peer.
         let owes = self.guest_ended && !self.peer_told && !self.broken;

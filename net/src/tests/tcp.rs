@@ -8,13 +8,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
-use smoltcp::phy::{Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant as TcpInstant;
-use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
+use smoltcp::wire::{
+    EthernetAddress, HardwareAddress, IpCidr, IpProtocol, Ipv4Packet, Ipv4Repr, TcpControl,
+    TcpPacket, TcpRepr, TcpSeqNumber,
+};
 use xenolith_devices::net::NetBackend;
 
-use super::{Guest, MAC, PATIENCE};
+use super::{GATEWAY_MAC, Guest, MAC, PATIENCE};
 use crate::settings::Protocol;
 use crate::{GATEWAY, GUEST, NAME_SERVER, Port, Settings};
 
@@ -106,7 +109,10 @@ impl Tcp {
 
     fn socket(&mut self) -> SocketHandle {
         let buffer = || SocketBuffer::new(vec![0; 65536]);
-        self.sockets.add(Socket::new(buffer(), buffer()))
+        let mut socket = Socket::new(buffer(), buffer());
+        // Sends a lost end again: see `KEEP_ALIVE_ENDING`.
+        socket.set_keep_alive(Some(smoltcp::time::Duration::from_secs(2)));
+        self.sockets.add(socket)
     }
 
     fn connect(&mut self, to: (Ipv4Addr, u16)) -> SocketHandle {
@@ -201,6 +207,72 @@ fn much_goes_both_ways_also_over_a_wire_that_loses_frames() {
         assert!(got == pattern(len, 1), "what came in is not what was sent");
         thread.join().expect("the server is content");
     }
+}
+
+#[test]
+fn an_end_that_was_lost_is_sent_again() {
+    let (port, thread) = server(|mut stream| {
+        stream.write_all(b"all there is").expect("written");
+        stream.shutdown(Shutdown::Write).expect("shut");
+        stream.read_to_end(&mut Vec::new()).expect("read");
+    });
+    let guest = Guest::new(&Settings::default());
+    let segment = |control, number: u32, acknowledged: Option<u32>| {
+        let repr = TcpRepr {
+            src_port: 999,
+            dst_port: port,
+            control,
+            seq_number: TcpSeqNumber(number as i32),
+            ack_number: acknowledged.map(|number| TcpSeqNumber(number as i32)),
+            window_len: 8000,
+            window_scale: None,
+            max_seg_size: None,
+            sack_permitted: false,
+            sack_ranges: [None; 3],
+            timestamp: None,
+            payload: &[],
+        };
+        let ip = Ipv4Repr {
+            src_addr: GUEST,
+            dst_addr: GATEWAY,
+            next_header: IpProtocol::Tcp,
+            payload_len: repr.buffer_len(),
+            hop_limit: 64,
+        };
+        let mut bytes = vec![0; ip.buffer_len() + repr.buffer_len()];
+        let sums = ChecksumCapabilities::default();
+        ip.emit(&mut Ipv4Packet::new_unchecked(&mut bytes[..]), &sums);
+        let (from, to) = (GUEST.into(), GATEWAY.into());
+        let mut tcp = TcpPacket::new_unchecked(&mut bytes[ip.buffer_len()..]);
+        repr.emit(&mut tcp, &from, &to, &sums);
+        guest.send(GATEWAY_MAC, 0x0800, &bytes);
+    };
+    // The number behind the next segment's payload, and whether an end or an answer to our beginning is there.
+    let next = |what: &str| {
+        guest.expect(what, |frame| {
+            let ip = Ipv4Packet::new_checked(frame.get(14..)?).ok()?;
+            let tcp = (ip.next_header() == IpProtocol::Tcp)
+                .then(|| TcpPacket::new_checked(ip.payload()).ok())??;
+            let number = tcp.seq_number().0 as u32;
+            Some((number.wrapping_add(tcp.payload().len() as u32), tcp.fin(), tcp.syn()))
+        })
+    };
+    segment(TcpControl::Syn, 1000, None);
+    let (start, _, answers) = next("an answer");
+    assert!(answers);
+    segment(TcpControl::None, 1001, Some(start.wrapping_add(1)));
+    let end = loop {
+        if let (end, true, _) = next("an end") {
+            break end;
+        }
+    };
+    // Everything has come but the end; then from something else that came twice, the same again.
+    for _ in 0..4 {
+        segment(TcpControl::None, 1001, Some(end));
+    }
+    while next("the end once more") != (end, true, false) {}
+    segment(TcpControl::Fin, 1001, Some(end.wrapping_add(1)));
+    thread.join().expect("the server is content");
 }
 
 #[test]
