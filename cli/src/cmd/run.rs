@@ -89,7 +89,7 @@ pub fn run(args: &RunArgs) -> Result<u8> {
             Console::Serial(machine.serial_input())
         };
         let monitor = Monitor::new(machine.inspector(), machine.screen(), handle.clone());
-        thread::spawn(move || pass_input(&input, &handle, monitor));
+        thread::spawn(move || pass_input(input, &handle, monitor));
     }
 
     let end = machine.run();
@@ -253,7 +253,7 @@ enum Console {
 }
 
 impl Console {
-    fn feed(&self, bytes: &[u8]) {
+    fn feed(&mut self, bytes: &[u8]) {
         match self {
             Self::Serial(input) => input.send(bytes),
             Self::Screen(display) => display.feed(bytes),
@@ -263,7 +263,7 @@ impl Console {
 
 /// Passes standard input to the guest, or to the monitor while that has the terminal, until it ends. Its end is not
 /// the guest's end: a guest fed from a pipe goes on.
-fn pass_input(console: &Console, handle: &Handle, mut monitor: Monitor) {
+fn pass_input(mut console: Console, handle: &Handle, mut monitor: Monitor) {
     let mut keys = Keys::default();
     let mut in_monitor = false;
     // The guest's screen showed before the monitor.

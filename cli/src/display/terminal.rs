@@ -12,18 +12,19 @@ use std::time::Duration;
 use xenolith_devices::legacy::i8042::Key;
 use xenolith_machine::Screen;
 
+use super::pace::Pace;
 use super::text::Painter;
 use super::typing::{self, Stroke};
 use crate::terminal::{self, PageState};
 
 const FRAME_TIME: Duration = Duration::from_millis(40);
-/// How long a key waits for room in the keyboard, and how often it looks.
-const KEY_TIME_MAX: Duration = Duration::from_millis(500);
-const KEY_PAUSE: Duration = Duration::from_millis(5);
 
 /// The screen and the keyboard in the terminal.
 #[derive(Debug)]
-pub struct TerminalDisplay(Screen);
+pub struct TerminalDisplay {
+    screen: Screen,
+    pace: Pace,
+}
 
 impl TerminalDisplay {
     /// Begins to paint `screen`. The terminal is lent.
@@ -31,11 +32,11 @@ impl TerminalDisplay {
         let painted = screen.clone();
         terminal::show_page(true);
         thread::spawn(move || paint(&painted));
-        Self(screen)
+        Self { screen, pace: Pace::default() }
     }
 
     /// Presses the keys that `typed` stands for. What a guest that reads no keys has no room for is lost.
-    pub fn feed(&self, typed: &[u8]) {
+    pub fn feed(&mut self, typed: &[u8]) {
         for stroke in typing::strokes(typed) {
             if !self.press(&stroke) {
                 return;
@@ -43,20 +44,14 @@ impl TerminalDisplay {
         }
     }
 
-    fn press(&self, stroke: &Stroke) -> bool {
+    fn press(&mut self, stroke: &Stroke) -> bool {
         let down = stroke.iter().all(|&key| self.key(key, true));
         // All come up, whatever has become of the others.
         stroke.iter().rev().fold(down, |taken, &key| self.key(key, false) && taken)
     }
 
-    fn key(&self, key: Key, down: bool) -> bool {
-        let tries = KEY_TIME_MAX.as_millis() / KEY_PAUSE.as_millis();
-        (0..tries).any(|n| {
-            if n > 0 {
-                thread::sleep(KEY_PAUSE);
-            }
-            self.0.key(key, down)
-        })
+    fn key(&mut self, key: Key, down: bool) -> bool {
+        self.pace.press(|| self.screen.key(key, down))
     }
 }
 

@@ -19,6 +19,7 @@ use xenolith_devices::vga::Picture;
 use super::encode::{self, PixelFormat, Rect};
 use super::{FRAME_TIME, Frames, Seat};
 use crate::display::keys;
+use crate::display::pace::Pace;
 
 /// How long a client may take to greet, and to take what it asked for.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -268,8 +269,11 @@ fn read_messages<S: Seat>(
 /// A client's keyboard and pointer.
 struct Input<S: Seat> {
     seat: S,
+    pace: Pace,
     /// Keys that are down.
     down: Vec<Key>,
+    /// AltGr is down at the client.
+    alt_gr: bool,
     buttons: Buttons,
     wheel: u8,
     /// The pointer sends motion, not places.
@@ -280,8 +284,21 @@ struct Input<S: Seat> {
 
 impl<S: Seat> Input<S> {
     fn new(seat: S) -> Self {
-        let (down, buttons) = (Vec::new(), Buttons::empty());
-        Self { seat, down, buttons, wheel: 0, relative: false, pointer: None }
+        Self {
+            seat,
+            pace: Pace::default(),
+            down: Vec::new(),
+            alt_gr: false,
+            buttons: Buttons::empty(),
+            wheel: 0,
+            relative: false,
+            pointer: None,
+        }
+    }
+
+    /// Tells the keyboard, which a client that pastes text is faster than.
+    fn send(&mut self, key: Key, down: bool) {
+        self.pace.press(|| self.seat.key(key, down));
     }
 
     fn key(&mut self, key: Key, down: bool) {
@@ -289,13 +306,25 @@ impl<S: Seat> Input<S> {
         if down {
             self.down.push(key);
         }
-        self.seat.key(key, down);
+        self.send(key, down);
     }
 
     /// A key by what it makes. Where the client's layout has the character with another shift than ours, Shift is
-    /// pressed or let go for it.
+    /// pressed or let go for it. AltGr makes other characters at the client, but none in our layout: it goes down
+    /// for keys that make none.
     fn symbol(&mut self, symbol: u32, down: bool) {
+        if [keys::LEVEL_3_SHIFT, keys::MODE_SWITCH].contains(&symbol) {
+            self.alt_gr = down;
+            if !down && self.down.contains(&keys::ALT_RIGHT) {
+                self.key(keys::ALT_RIGHT, false);
+            }
+            return;
+        }
         let Some((key, shift)) = keys::of_symbol(symbol) else { return };
+        let makes_none = shift.is_none() && !keys::MODIFIERS.contains(&key);
+        if down && self.alt_gr && makes_none && !self.down.contains(&keys::ALT_RIGHT) {
+            self.key(keys::ALT_RIGHT, true);
+        }
         let shifts: Vec<Key> = [keys::SHIFT, keys::SHIFT_RIGHT]
             .into_iter()
             .filter(|shift| self.down.contains(shift))
@@ -304,14 +333,14 @@ impl<S: Seat> Input<S> {
         let wanted = shift.map(|shift| shift ^ (is_letter && self.seat.caps_lock()));
         match wanted {
             Some(true) if down && shifts.is_empty() => {
-                self.seat.key(keys::SHIFT, true);
+                self.send(keys::SHIFT, true);
                 self.key(key, true);
-                self.seat.key(keys::SHIFT, false);
+                self.send(keys::SHIFT, false);
             }
             Some(false) if down && !shifts.is_empty() => {
-                shifts.iter().for_each(|&shift| self.seat.key(shift, false));
+                shifts.iter().for_each(|&shift| self.send(shift, false));
                 self.key(key, true);
-                shifts.iter().for_each(|&shift| self.seat.key(shift, true));
+                shifts.iter().for_each(|&shift| self.send(shift, true));
             }
             _ => self.key(key, down),
         }
@@ -337,7 +366,7 @@ impl<S: Seat> Input<S> {
 
     fn release_all(&mut self) {
         for key in std::mem::take(&mut self.down) {
-            self.seat.key(key, false);
+            self.send(key, false);
         }
         if !self.buttons.is_empty() {
             self.seat.mouse(0, 0, 0, Buttons::empty());

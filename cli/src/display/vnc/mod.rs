@@ -35,7 +35,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// What a client looks at, types on and points with.
 pub trait Seat: Clone + Send + 'static {
     fn picture(&self) -> Option<Picture>;
-    fn key(&self, key: Key, down: bool);
+    /// False if the keyboard has no room for it.
+    fn key(&self, key: Key, down: bool) -> bool;
     fn mouse(&self, dx: i32, dy: i32, dz: i32, buttons: Buttons);
     /// The keyboard's Caps Lock light is on.
     fn caps_lock(&self) -> bool;
@@ -45,8 +46,8 @@ impl Seat for Screen {
     fn picture(&self) -> Option<Picture> {
         Self::picture(self)
     }
-    fn key(&self, key: Key, down: bool) {
-        Self::key(self, key, down);
+    fn key(&self, key: Key, down: bool) -> bool {
+        Self::key(self, key, down)
     }
     fn mouse(&self, dx: i32, dy: i32, dz: i32, buttons: Buttons) {
         Self::mouse(self, dx, dy, dz, buttons);

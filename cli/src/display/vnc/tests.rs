@@ -14,6 +14,8 @@ struct Painted(Arc<Mutex<State>>);
 struct State {
     picture: Picture,
     keys: Vec<(u16, bool)>,
+    /// How often the keyboard has no room for a key before it has, and how often it hasn't had.
+    refusals: (u32, u32),
     motion: (i32, i32, i32),
     buttons: Buttons,
     caps_lock: bool,
@@ -23,7 +25,8 @@ impl Painted {
     fn new(width: usize, height: usize, pixel: impl FnMut(usize) -> u32) -> Self {
         let picture = Picture { width, height, pixels: (0..width * height).map(pixel).collect() };
         let (keys, motion, buttons) = (Vec::new(), (0, 0, 0), Buttons::empty());
-        Self(Arc::new(Mutex::new(State { picture, keys, motion, buttons, caps_lock: false })))
+        let state = State { picture, keys, refusals: (0, 0), motion, buttons, caps_lock: false };
+        Self(Arc::new(Mutex::new(state)))
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
@@ -57,8 +60,16 @@ impl Seat for Painted {
     fn picture(&self) -> Option<Picture> {
         Some(self.with(|state| state.picture.clone()))
     }
-    fn key(&self, key: Key, down: bool) {
-        self.with(|state| state.keys.push((key.0, down)));
+    fn key(&self, key: Key, down: bool) -> bool {
+        self.with(|state| {
+            let (wanted, had) = state.refusals;
+            let taken = had == wanted;
+            if taken {
+                state.keys.push((key.0, down));
+            }
+            state.refusals.1 = if taken { 0 } else { had + 1 };
+            taken
+        })
     }
     fn mouse(&self, dx: i32, dy: i32, dz: i32, buttons: Buttons) {
         self.with(|state| {
@@ -357,6 +368,27 @@ fn keys_arrive_as_the_client_means_them() {
         (0x39, false),
         (0x2a, false),
     ]);
+    // AltGr-Q of another layout, AltGr-Shift-7 of one; and AltGr with a key that makes no character.
+    for symbols in [&[0xfe03, 0x40][..], &[0xfe03, 0xffe1, 0x5c], &[0xff7e, 0xffbe]] {
+        symbols.iter().for_each(|&symbol| client.key(symbol, true));
+        symbols.iter().rev().for_each(|&symbol| client.key(symbol, false));
+    }
+    painted.wait_for_keys(&[
+        (0x2a, true),
+        (0x03, true),
+        (0x2a, false),
+        (0x03, false),
+        (0x2a, true),
+        (0x2a, false),
+        (0x2b, true),
+        (0x2a, true),
+        (0x2b, false),
+        (0x2a, false),
+        (0xe038, true),
+        (0x3b, true),
+        (0x3b, false),
+        (0xe038, false),
+    ]);
     painted.with(|state| state.caps_lock = true);
     client.key(0x41, true);
     client.key(0x41, false);
@@ -372,6 +404,18 @@ fn keys_arrive_as_the_client_means_them() {
     client.key(0xff0d, true);
     drop(client);
     painted.wait_for_keys(&[(0x1c, true), (0xe038, false), (0x1c, false)]);
+}
+
+#[test]
+fn what_is_typed_faster_than_the_guest_reads_waits_for_it() {
+    let painted = Painted::new(8, 8, |_| 0);
+    painted.with(|state| state.refusals = (2, 0));
+    let mut client = Client::connect(painted.serve());
+    for _ in 0..3 {
+        client.key(0x61, true);
+        client.key(0x61, false);
+    }
+    painted.wait_for_keys(&[(0x1e, true), (0x1e, false)].repeat(3));
 }
 
 #[test]
