@@ -48,18 +48,29 @@ impl<'a> Udp<'a> {
         packet.set_len(len as u16);
         packet.payload_mut().copy_from_slice(&self.payload[..len - UDP_HEADER]);
         packet.fill_checksum(&IpAddress::Ipv4(*self.from.ip()), &IpAddress::Ipv4(*self.to.ip()));
-        // A fragment's length is a multiple of eight, but for the last.
-        let piece_max = (MTU - HEADER) / 8 * 8;
-        let pieces = datagram.chunks(piece_max);
-        let last = pieces.len() - 1;
-        let pieces = pieces.enumerate();
-        pieces
-            .map(|(n, piece)| {
-                let place = Fragment { identification, offset: n * piece_max, more: n < last };
-                ipv4(*self.from.ip(), *self.to.ip(), IpProtocol::Udp, piece, place)
-            })
-            .collect()
+        packets(*self.from.ip(), *self.to.ip(), IpProtocol::Udp, &datagram, identification)
     }
+}
+
+/// A payload as packets: several if it doesn't fit one.
+fn packets(
+    from: Ipv4Addr,
+    to: Ipv4Addr,
+    protocol: IpProtocol,
+    payload: &[u8],
+    identification: u16,
+) -> Vec<Vec<u8>> {
+    // A fragment's length is a multiple of eight, but for the last.
+    let piece_max = (MTU - HEADER) / 8 * 8;
+    let pieces = payload.chunks(piece_max);
+    let last = pieces.len() - 1;
+    let pieces = pieces.enumerate();
+    pieces
+        .map(|(n, piece)| {
+            let place = Fragment { identification, offset: n * piece_max, more: n < last };
+            ipv4(from, to, protocol, piece, place)
+        })
+        .collect()
 }
 
 /// Where a packet's payload belongs in a datagram.
@@ -95,8 +106,8 @@ fn ipv4(
     bytes
 }
 
-/// The answer to an echo request to one of our addresses.
-pub fn echo_reply(from: Ipv4Addr, to: Ipv4Addr, request: &[u8]) -> Option<Vec<u8>> {
+/// The packets of the answer to an echo request to one of our addresses.
+pub fn echo_reply(from: Ipv4Addr, to: Ipv4Addr, request: &[u8]) -> Option<Vec<Vec<u8>>> {
     let packet = Icmpv4Packet::new_checked(request).ok()?;
     if packet.msg_type() != Icmpv4Message::EchoRequest || !packet.verify_checksum() {
         return None;
@@ -105,7 +116,9 @@ pub fn echo_reply(from: Ipv4Addr, to: Ipv4Addr, request: &[u8]) -> Option<Vec<u8
     let mut packet = Icmpv4Packet::new_unchecked(&mut reply[..]);
     packet.set_msg_type(Icmpv4Message::EchoReply);
     packet.fill_checksum();
-    Some(ipv4(to, from, IpProtocol::Icmp, &reply, Fragment::default()))
+    // Told from others by its number, if it is sent in pieces.
+    let number = packet.echo_seq_no();
+    Some(packets(to, from, IpProtocol::Icmp, &reply, number))
 }
 
 /// Tells the sender of `packet` that it can't be delivered.

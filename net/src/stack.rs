@@ -150,8 +150,9 @@ impl Stack {
                 }
             }
             IpProtocol::Icmp if ours => {
-                if let Some(reply) = echo_reply(packet.from, packet.to, packet.payload()) {
-                    self.link.send(reply);
+                let reply = echo_reply(packet.from, packet.to, packet.payload());
+                for packet in reply.into_iter().flatten() {
+                    self.link.send(packet);
                 }
             }
             _ => {}

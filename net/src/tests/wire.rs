@@ -92,6 +92,40 @@ fn the_gateway_and_the_name_server_answer_echoes() {
 }
 
 #[test]
+fn a_large_echo_comes_back_in_pieces() {
+    let guest = Guest::new(&Settings::default());
+    let mut icmp = vec![8, 0, 0, 0, 0, 1, 0, 5];
+    icmp.extend((0..20_000_u32).map(|n| (n % 251) as u8));
+    let check = sum(&icmp);
+    icmp[2..4].copy_from_slice(&check.to_be_bytes());
+    for (n, piece) in icmp.chunks(1480).enumerate() {
+        let more = u16::from((n + 1) * 1480 < icmp.len());
+        let mut packet = vec![0x45, 0];
+        packet.extend((piece.len() as u16 + 20).to_be_bytes());
+        packet.extend([0, 9]);
+        packet.extend((more << 13 | (n * 1480 / 8) as u16).to_be_bytes());
+        packet.extend([64, 1, 0, 0]);
+        packet.extend(GUEST.octets());
+        packet.extend(GATEWAY.octets());
+        let check = sum(&packet);
+        packet[10..12].copy_from_slice(&check.to_be_bytes());
+        packet.extend(piece);
+        guest.send(GATEWAY_MAC, 0x0800, &packet);
+    }
+    let mut fragments = Fragments::default();
+    let reply = guest.expect("the answer", |frame| {
+        assert!(frame.len() <= 1514, "{} bytes in a frame", frame.len());
+        let packet = Ipv4Packet::new_checked(frame.get(14..)?).ok()?;
+        assert!(packet.verify_checksum());
+        let name = (packet.src_addr(), packet.dst_addr(), packet.ident(), 1);
+        let (offset, more) = (usize::from(packet.frag_offset()), packet.more_frags());
+        fragments.add(name, offset, more, packet.payload(), Instant::now())
+    });
+    assert_eq!((reply[0], sum(&reply)), (0, 0));
+    assert_eq!(reply[4..], icmp[4..]);
+}
+
+#[test]
 fn a_guest_without_an_address_gets_one() {
     let guest = Guest::new(&Settings::default());
     let mut discover = vec![0; 240];
