@@ -40,6 +40,8 @@ const FONTS: [usize; 8] = [0x0000, 0x4000, 0x8000, 0xc000, 0x2000, 0x6000, 0xa00
 const ATTRIBUTE_GRAPHICS: u8 = 1 << 0;
 const ATTRIBUTE_LINE_GRAPHICS: u8 = 1 << 2;
 const ATTRIBUTE_BLINK: u8 = 1 << 3;
+/// The part below the compared line isn't panned.
+const ATTRIBUTE_PAN_ABOVE: u8 = 1 << 5;
 const ATTRIBUTE_COLOUR_SELECT: u8 = 1 << 7;
 /// Attribute index: the palette belongs to the picture.
 const ATTRIBUTE_SHOWN: u8 = 1 << 5;
@@ -50,8 +52,19 @@ struct TextShape {
     rows: usize,
     char_width: usize,
     char_height: usize,
-    /// Each line is shown so many times.
+    /// Each line is shown so many times, and each dot.
     repeat: usize,
+    dots: usize,
+}
+
+/// Where a line of the screen comes from.
+struct Source {
+    /// The address counter of the first row of its part.
+    first: usize,
+    /// The line in its part, in the CRTC's row scans.
+    line: usize,
+    /// Dots that are shifted out at the left.
+    pan: usize,
 }
 
 impl Vga {
@@ -68,19 +81,19 @@ impl Vga {
         }
         if self.attribute.regs[0x10] & ATTRIBUTE_GRAPHICS == 0 {
             let shape = self.text_shape();
-            let (width, height) =
-                (shape.columns * shape.char_width, shape.rows * shape.char_height * shape.repeat);
+            let width = shape.columns * shape.char_width * shape.dots;
+            let height = shape.rows * shape.char_height * shape.repeat;
             let mut picture = Picture::dark(width, height);
             if shown && self.sequencer.regs[1] & 0x20 == 0 {
                 self.draw_text(&shape, &mut picture);
             }
             return picture;
         }
-        let half = self.sequencer.regs[1] >> 3 & 1;
-        let width = (usize::from(self.crtc.regs[1]) + 1) * (8 << half);
+        let dots = self.dots();
+        let width = (usize::from(self.crtc.regs[1]) + 1) * 8 * dots;
         let mut picture = Picture::dark(width, self.lines());
         if shown && self.sequencer.regs[1] & 0x20 == 0 {
-            self.draw_graphics(1 << half, &mut picture);
+            self.draw_graphics(dots, &mut picture);
         }
         picture
     }
@@ -103,9 +116,8 @@ impl Vga {
         let shape = self.text_shape();
         let mut cells = Vec::with_capacity(shape.columns * shape.rows);
         for row in 0..shape.rows {
-            for column in 0..shape.columns {
-                cells.push(self.cell(row, column).0);
-            }
+            let counter = self.row_counter(&shape, row);
+            cells.extend((0..shape.columns).map(|column| self.cell(counter + column)));
         }
         let bright_backgrounds = self.attribute.regs[0x10] & ATTRIBUTE_BLINK == 0;
         let cursor = self.cursor(&shape);
@@ -133,14 +145,57 @@ impl Vga {
         if self.crtc.regs[9] & 0x80 != 0 { 2 } else { 1 }
     }
 
+    /// How wide a dot is: twice as wide at half the dot clock.
+    fn dots(&self) -> usize {
+        1 << (self.sequencer.regs[1] >> 3 & 1)
+    }
+
+    /// Where line `y` comes from. Below the compared line the memory is shown from its start.
+    fn source(&self, y: usize) -> Source {
+        let regs = &self.crtc.regs;
+        let compare = usize::from(regs[0x18])
+            | usize::from(regs[7] >> 4 & 1) << 8
+            | usize::from(regs[9] >> 6 & 1) << 9;
+        let double = self.double_scan();
+        let pan = self.pan();
+        // Whole characters, and lines of the first row.
+        let (bytes, preset) = (usize::from(regs[8] >> 5 & 3), usize::from(regs[8] & 0x1f));
+        if y <= compare {
+            let (first, line) = (self.crtc_pair(0x0c) + bytes, y / double + preset);
+            return Source { first, line, pan };
+        }
+        let line = (y - compare - 1) / double;
+        if self.attribute.regs[0x10] & ATTRIBUTE_PAN_ABOVE != 0 {
+            return Source { first: 0, line, pan: 0 };
+        }
+        Source { first: bytes, line, pan }
+    }
+
+    /// Dots that panning shifts out.
+    fn pan(&self) -> usize {
+        let value = usize::from(self.attribute.regs[0x13] & 0x0f);
+        let is_graphics = self.attribute.regs[0x10] & ATTRIBUTE_GRAPHICS != 0;
+        if !is_graphics && self.char_width() == 9 {
+            // Nine dots are counted from the ninth.
+            return if value < 8 { value + 1 } else { 0 };
+        }
+        // A pixel of 256 colours takes two dots.
+        if is_graphics && self.graphics.regs[5] & 0x40 != 0 { value & 6 } else { value & 7 }
+    }
+
+    fn char_width(&self) -> usize {
+        if self.sequencer.regs[1] & 1 != 0 { 8 } else { 9 }
+    }
+
     fn text_shape(&self) -> TextShape {
         let (char_height, repeat) = (self.row_lines(), self.double_scan());
         TextShape {
             columns: usize::from(self.crtc.regs[1]) + 1,
             rows: (self.lines() / (char_height * repeat)).max(1),
-            char_width: if self.sequencer.regs[1] & 1 != 0 { 8 } else { 9 },
+            char_width: self.char_width(),
             char_height,
             repeat,
+            dots: self.dots(),
         }
     }
 
@@ -175,24 +230,31 @@ impl Vga {
         word % PLANE_WORDS
     }
 
-    /// A character with its attribute, and the address at which it stands.
-    fn cell(&self, row: usize, column: usize) -> (u16, usize) {
-        let counter = self.crtc_pair(0x0c) + row * self.row_pitch() + column;
-        let word = self.host.load(self.word_at(counter, 0));
-        ((word & 0xffff) as u16, counter & 0xffff)
+    /// A character with its attribute.
+    fn cell(&self, counter: usize) -> u16 {
+        (self.host.load(self.word_at(counter, 0)) & 0xffff) as u16
     }
 
-    fn cursor_at(&self) -> Option<usize> {
-        (self.crtc.regs[0x0a] & 0x20 == 0).then(|| self.crtc_pair(0x0e))
+    /// The address counter at the beginning of a row of characters.
+    fn row_counter(&self, shape: &TextShape, row: usize) -> usize {
+        let source = self.source(row * shape.char_height * shape.repeat);
+        source.first + source.line / shape.char_height * self.row_pitch()
+    }
+
+    /// The cursor's address and lines, if it shows.
+    fn cursor_at(&self, shape: &TextShape) -> Option<(usize, std::ops::RangeInclusive<usize>)> {
+        let start = usize::from(self.crtc.regs[0x0a] & 0x1f);
+        let end = usize::from(self.crtc.regs[0x0b] & 0x1f);
+        let on = self.crtc.regs[0x0a] & 0x20 == 0 && start <= end && start < shape.char_height;
+        on.then(|| (self.crtc_pair(0x0e), start..=end))
     }
 
     fn cursor(&self, shape: &TextShape) -> Option<(usize, usize)> {
-        let (start, end) = (self.crtc.regs[0x0a] & 0x1f, self.crtc.regs[0x0b] & 0x1f);
-        let offset = self.cursor_at()?.checked_sub(self.crtc_pair(0x0c))?;
-        let pitch = self.row_pitch().max(1);
-        let (row, column) = (offset / pitch, offset % pitch);
-        let visible = start <= end && usize::from(start) < shape.char_height;
-        (visible && row < shape.rows && column < shape.columns).then_some((column, row))
+        let (at, _) = self.cursor_at(shape)?;
+        (0..shape.rows).find_map(|row| {
+            let column = at.checked_sub(self.row_counter(shape, row))?;
+            (column < shape.columns).then_some((column, row))
+        })
     }
 
     fn draw_text(&self, shape: &TextShape, picture: &mut Picture) {
@@ -201,16 +263,21 @@ impl Vga {
         // Attribute bit 3 picks map A.
         let fonts = [font(maps, maps >> 4), font(maps >> 2, maps >> 5)];
         let mode = self.attribute.regs[0x10];
-        let cursor = self.cursor(shape);
-        let cursor_lines =
-            usize::from(self.crtc.regs[0x0a] & 0x1f)..usize::from(self.crtc.regs[0x0b] & 0x1f) + 1;
+        let cursor = self.cursor_at(shape);
+        let underline = usize::from(self.crtc.regs[0x14] & 0x1f);
         let mut colours = [0; 16];
         for (value, colour) in (0..).zip(&mut colours) {
             *colour = self.attribute_colour(value);
         }
-        for row in 0..shape.rows {
-            for column in 0..shape.columns {
-                let [character, attribute] = self.cell(row, column).0.to_le_bytes();
+        let (pitch, width) = (self.row_pitch(), shape.char_width);
+        // A line's dots, with a character more than is seen where it is panned.
+        let mut dots = vec![0; (shape.columns + 1) * width];
+        for (y, out) in picture.pixels.chunks_exact_mut(picture.width).enumerate() {
+            let Source { first, line, pan } = self.source(y);
+            let (row, line) = (line / shape.char_height, line % shape.char_height);
+            for (column, dots) in dots.chunks_exact_mut(width).enumerate() {
+                let counter = first + row * pitch + column;
+                let [character, attribute] = self.cell(counter).to_le_bytes();
                 let background =
                     if mode & ATTRIBUTE_BLINK != 0 { attribute >> 4 & 7 } else { attribute >> 4 };
                 let fore = colours[usize::from(attribute & 0x0f)];
@@ -218,52 +285,40 @@ impl Vga {
                 let glyph = fonts[usize::from(attribute >> 3 & 1)] + usize::from(character) * 32;
                 let ninth =
                     mode & ATTRIBUTE_LINE_GRAPHICS != 0 && (0xc0..0xe0).contains(&character);
-                for line in 0..shape.char_height {
-                    let word = self.host.load((glyph + line) % PLANE_WORDS);
-                    let bits = word.to_le_bytes()[2];
-                    let bits = u16::from(bits) << 1 | u16::from(ninth && bits & 1 != 0);
-                    let bits = match cursor {
-                        Some(at) if at == (column, row) && cursor_lines.contains(&line) => 0x1ff,
-                        _ => bits,
-                    };
-                    for copy in 0..shape.repeat {
-                        let y = (row * shape.char_height + line) * shape.repeat + copy;
-                        let start = y * picture.width + column * shape.char_width;
-                        let Some(out) = picture.pixels.get_mut(start..start + shape.char_width)
-                        else {
-                            continue;
-                        };
-                        for (n, pixel) in out.iter_mut().enumerate() {
-                            *pixel = if bits >> (8 - n) & 1 != 0 { fore } else { back };
-                        }
-                    }
+                let bits = self.host.load((glyph + line) % PLANE_WORDS).to_le_bytes()[2];
+                let mut bits = u16::from(bits) << 1 | u16::from(ninth && bits & 1 != 0);
+                let has_cursor = cursor
+                    .as_ref()
+                    .is_some_and(|(at, lines)| *at == counter & 0xffff && lines.contains(&line));
+                // Blue is underlined where that is on, as in the monochrome mode.
+                if has_cursor || line == underline && attribute & 7 == 1 {
+                    bits = 0x1ff;
                 }
+                for (n, pixel) in dots.iter_mut().enumerate() {
+                    *pixel = if bits >> (8 - n) & 1 != 0 { fore } else { back };
+                }
+            }
+            for (x, pixel) in out.iter_mut().enumerate() {
+                *pixel = dots[x / shape.dots + pan];
             }
         }
     }
 
     /// The adapter's own graphics modes; each dot is `dots` wide.
     fn draw_graphics(&self, dots: usize, picture: &mut Picture) {
-        let (start, pitch) = (self.crtc_pair(0x0c), self.row_pitch());
-        let (row_lines, double) = (self.row_lines(), self.double_scan());
-        let regs = &self.crtc.regs;
-        let compare = usize::from(regs[0x18])
-            | usize::from(regs[7] >> 4 & 1) << 8
-            | usize::from(regs[9] >> 6 & 1) << 9;
+        let (pitch, row_lines) = (self.row_pitch(), self.row_lines());
         let palette: Vec<u32> = (0..16).map(|value| self.attribute_colour(value)).collect();
         let colours: Vec<u32> = (0..=255).map(|value| self.dac_colour(value)).collect();
         let shift = self.graphics.regs[5] >> 5 & 3;
-        let clocks = usize::from(regs[1]) + 1;
+        // A line's dots, with eight more than are seen where it is panned.
+        let mut pixels = vec![0; (usize::from(self.crtc.regs[1]) + 2) * 8];
         for (y, out) in picture.pixels.chunks_exact_mut(picture.width).enumerate() {
-            // Below the compared line the memory is shown from its start.
-            let (first, line) = if y > compare { (0, y - compare - 1) } else { (start, y) };
-            let line = line / double;
+            let Source { first, line, pan } = self.source(y);
             let (row, row_scan) = (line / row_lines, line % row_lines);
-            for clock in 0..clocks {
+            for (clock, pixels) in pixels.chunks_exact_mut(8).enumerate() {
                 let word = self.host.load(self.word_at(first + row * pitch + clock, row_scan));
                 let planes = word.to_le_bytes();
-                for (n, pixel) in out[clock * 8 * dots..][..8 * dots].iter_mut().enumerate() {
-                    let n = n / dots;
+                for (n, pixel) in pixels.iter_mut().enumerate() {
                     *pixel = match shift {
                         0 => {
                             let bit = |plane: usize| planes[plane] >> (7 - n) & 1;
@@ -280,6 +335,9 @@ impl Vga {
                         _ => colours[usize::from(planes[n / 2])],
                     };
                 }
+            }
+            for (x, pixel) in out.iter_mut().enumerate() {
+                *pixel = pixels[x / dots + pan];
             }
         }
     }

@@ -148,6 +148,8 @@ impl Rig {
         }
         self.attribute(0x10, mode.attribute);
         self.attribute(0x12, 0x0f);
+        // No panning, which nine dots have a number of their own for.
+        self.attribute(0x13, if mode.attribute & 1 == 0 { 8 } else { 0 });
         self.out(0x3c0, 0x20);
     }
 
@@ -293,6 +295,93 @@ fn a_byte_is_a_pixel_in_256_colours() {
     rig.indexed(0x3c4, 4, 6);
     assert_eq!(lock(&rig.memory).direct, None);
     assert_eq!(lock(&rig.memory).words[(320 + 7) & !3].to_le_bytes()[3], 33);
+}
+
+/// The columns in which a line of a picture has a colour.
+fn columns(picture: &Picture, y: usize, colour: u32) -> Vec<usize> {
+    let line = &picture.pixels[y * picture.width..][..picture.width];
+    (0..picture.width).filter(|&x| line[x] == colour).collect()
+}
+
+#[test]
+fn panning_moves_pixels_and_ends_below_the_compared_line_if_told_so() {
+    let rig = Rig::new();
+    rig.set(&BYTES_256);
+    // Of line 0, which is also what the part below begins with, and of line 2.
+    rig.store(0xa_0000 + 8, 33);
+    rig.store(0xa_0000 + 640 + 8, 33);
+    // The screen begins at line 2, and at line 100 again with line 0.
+    rig.indexed(0x3d4, 0x0d, 160);
+    rig.indexed(0x3d4, 0x18, 99);
+    rig.indexed(0x3d4, 0x07, 0x0f);
+    rig.indexed(0x3d4, 0x09, 0x01);
+    let shown = || {
+        let picture = lock(&rig.vga).picture();
+        [0, 100].map(|y| columns(&picture, y, colour(33)))
+    };
+    assert_eq!(shown(), [[16, 17], [16, 17]]);
+    rig.attribute(0x33, 2);
+    assert_eq!(shown(), [[14, 15], [14, 15]], "by one pixel");
+    rig.attribute(0x33, 6);
+    rig.indexed(0x3d4, 0x08, 0x20);
+    assert_eq!(shown(), [[2, 3], [2, 3]], "by four pixels, and three");
+    rig.attribute(0x30, 0x61);
+    assert_eq!(shown(), [[2, 3], [16, 17]], "only above");
+    // The first row begins with its second line, so that the next comes sooner.
+    rig.store(0xa_0000 + 960 + 20, 33);
+    let below = |y| columns(&lock(&rig.vga).picture(), y, colour(33));
+    assert_eq!([below(1).len(), below(2).len()], [2, 2]);
+    rig.indexed(0x3d4, 0x08, 0x21);
+    assert_eq!((below(0), below(1)), (vec![2, 3], vec![26, 27]));
+    // Planes count dots.
+    rig.set(&PLANAR);
+    rig.store(0xa_0001, 0x80);
+    rig.attribute(0x33, 3);
+    assert_eq!(columns(&lock(&rig.vga).picture(), 0, colour(15)), [5]);
+}
+
+#[test]
+fn text_is_panned_split_underlined_and_twice_as_wide() {
+    let rig = Rig::new();
+    rig.set(&TEXT);
+    // Spaces on red, with a blue background at column 1 of rows 0 and 3.
+    for cell in 0..80 * 26 {
+        rig.store(0xb_8000 + 2 * cell, b' ');
+        rig.store(0xb_8000 + 2 * cell + 1, 0x47);
+    }
+    for cell in [1, 241] {
+        rig.store(0xb_8000 + 2 * cell + 1, 0x10);
+    }
+    rig.indexed(0x3d4, 0x0a, 0x20);
+    let picture = || lock(&rig.vga).picture();
+    let blue = |y| columns(&picture(), y, colour(1));
+    assert_eq!((blue(0), blue(16).len(), blue(48)), ((9..18).collect(), 0, (9..18).collect()));
+    rig.attribute(0x33, 1);
+    assert_eq!(blue(0), (7..16).collect::<Vec<_>>());
+    rig.attribute(0x33, 8);
+    // From row 3 on, with its first two lines left out; from line 32 on from the beginning.
+    rig.indexed(0x3d4, 0x0d, 240);
+    rig.indexed(0x3d4, 0x08, 2);
+    rig.indexed(0x3d4, 0x18, 31);
+    rig.indexed(0x3d4, 0x07, 0x0f);
+    rig.indexed(0x3d4, 0x09, 0x0f);
+    let lines: Vec<usize> = (0..400).filter(|&y| !blue(y).is_empty()).collect();
+    assert_eq!(lines, (0..14).chain(32..48).chain(80..96).collect::<Vec<_>>());
+    let text = lock(&rig.vga).text().expect("text");
+    let marked: Vec<usize> = (0..25).filter(|row| text.cells[row * 80 + 1] == 0x1020).collect();
+    assert_eq!(marked, [0, 2, 5]);
+    // Blue on black, as monochrome text has it.
+    rig.set(&TEXT);
+    rig.store(0xb_8000 + 1, 0x01);
+    assert_eq!(blue(5), (9..18).collect::<Vec<_>>());
+    rig.indexed(0x3d4, 0x14, 5);
+    assert_eq!(blue(5), (0..18).collect::<Vec<_>>());
+    // Forty columns at half the dot clock.
+    rig.indexed(0x3d4, 0x11, 0x0e);
+    rig.indexed(0x3d4, 0x01, 39);
+    rig.indexed(0x3c4, 0x01, 0x08);
+    assert_eq!((picture().width, blue(0)), (720, (18..36).collect()));
+    assert_eq!(lock(&rig.vga).text().map(|text| text.columns), Some(40));
 }
 
 #[test]
