@@ -7,7 +7,7 @@
 const ESCAPE: u8 = 0x01;
 
 pub const HELP: &str = "\
-Ctrl-A X  quit    Ctrl-A C  monitor, and back    Ctrl-A A  send Ctrl-A to the guest    Ctrl-A H  this help";
+Ctrl-A, then X: quit, C: monitor and back, A: Ctrl-A itself, H: this";
 
 /// What typed bytes ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]

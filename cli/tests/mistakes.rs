@@ -186,6 +186,11 @@ fn disks_and_serial() {
     );
     names(&["run", "--kernel", kernel, "--serial", "file:"], &["--serial"]);
     names(&["run", "--kernel", kernel, "--serial", "pigeon"], &["--serial", "pigeon"]);
+    names(
+        &["run", "--kernel", kernel, "--serial2", "file:/nonexistent/x"],
+        &["--serial2", "/nonexistent/x"],
+    );
+    names(&["run", "--kernel", kernel, "--serial2", "stdio"], &["--serial2", "stdio"]);
 }
 
 /// Files for drives, in a folder of their own.

@@ -39,6 +39,32 @@ fn serial_can_go_to_a_file_or_nowhere() {
 }
 
 #[test]
+fn the_second_serial_line_is_a_uart_with_a_file_and_an_interrupt() {
+    let scratch = Scratch::new("serial2");
+    // A scratch register of its own; then IRQ 3 from the empty transmitter, seen in the 8259's request register.
+    let second = [
+        out8(0x2ff, 0x5a),
+        out8(0x3ff, 0xa5),
+        out8(0x2f8, b'2'),
+        out8(0x2fc, 8),
+        out8(0x2f9, 2),
+        // Until it is requested: mov al, 0x0a; out 0x20, al; in al, 0x20; test al, 8; jz
+        vec![0xb0, 0x0a, 0xe6, 0x20, 0xe4, 0x20, 0xa8, 0x08, 0x74, 0xf6],
+        // mov dx, 0x2ff; in al, dx; mov dx, 0x3f8; out dx, al
+        vec![0x66, 0xba, 0xff, 0x02, 0xec, 0x66, 0xba, 0xf8, 0x03, 0xee],
+    ]
+    .concat();
+    let kernel = scratch.file("kernel", &code(&[&second, POWER_OFF, STOP]));
+    let path = scratch.path().join("out.txt");
+    let output = run(&kernel, &["--serial2", &format!("file:{}", path.display())]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"\x5a");
+    assert_eq!(std::fs::read(&path).expect("written"), b"2");
+    let output = run(&kernel, &[]);
+    assert_eq!((output.status.code(), output.stdout.as_slice()), (Some(0), &b"\x5a"[..]));
+}
+
+#[test]
 fn debug_exit_tells_its_value() {
     let scratch = Scratch::new("debugexit");
     for (value, status) in [(0, 1), (1, 3), (0x10, 0x21), (0x7f, 0xff), (0x80, 1)] {

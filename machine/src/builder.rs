@@ -144,7 +144,7 @@ pub struct Board {
     time: Time,
     timers: Arc<TimerQueue>,
     power: PowerEvents,
-    outputs: [SerialOutput; 2],
+    outputs: [SerialOutput; 3],
     serial: SerialInput,
     console: ConsoleHandle,
     console_is_virtio: bool,
@@ -257,18 +257,24 @@ impl Board {
         if let Some(path) = &config.debug_output {
             wiring.debug_ports(path)?;
         }
-        let output = |shown: bool| {
-            let to: Box<dyn Write + Send> =
-                if shown { Box::new(sink.clone()) } else { Box::new(io::sink()) };
+        let output = |to: Box<dyn Write + Send>| {
             SerialOutput::new(to).map_err(|error| host("start the console's thread")(error.into()))
         };
-        // The serial port's and virtio-console's. A system that doesn't have its console on the latter still puts
+        let shown = |shown: bool| -> Box<dyn Write + Send> {
+            if shown { Box::new(sink.clone()) } else { Box::new(io::sink()) }
+        };
+        let second: Box<dyn Write + Send> = match &config.second_serial {
+            Some(path) => Box::new(append_to(path, "--serial2")?),
+            None => shown(false),
+        };
+        // COM1's, virtio-console's and COM2's. A system that doesn't have its console on the latter still puts
         // things there, such as a second question for a login.
         let console_is_virtio = config.console_is_virtio.unwrap_or_else(|| {
             matches!(start, Start::Kernel(_)) && is_on_virtio(&config.command_line)
         });
-        let outputs = [output(true)?, output(console_is_virtio)?];
-        let serial = wiring.serial(&outputs[0]).map_err(overlap)?;
+        let outputs = [output(shown(true))?, output(shown(console_is_virtio))?, output(second)?];
+        let serial = wiring.serial(0, &outputs[0]).map_err(overlap)?;
+        wiring.serial(1, &outputs[2]).map_err(overlap)?;
         let random = if config.icount { Random::fixed(u64::MAX) } else { Random::host() };
         let card = match (&config.net, network) {
             (Some(net), Some(network)) => Some(Card::new(net, network)?),
@@ -546,10 +552,7 @@ impl Wiring {
 
     /// The debug ports, with a file for what is written to them.
     fn debug_ports(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let option = "--debugcon";
-        let wrong = |source| ConfigError::File { option, path: path.to_owned(), source };
-        // Appended to: a reset makes another board.
-        let file = File::options().append(true).open(path).map_err(wrong)?;
+        let file = append_to(path, "--debugcon")?;
         let console = Arc::new(Mutex::new(DebugConsole::new(Box::new(file))));
         let ports =
             if self.as_after_firmware { &[debugcon::SEABIOS][..] } else { &debugcon::PORTS };
@@ -619,9 +622,9 @@ impl Wiring {
         Ok(Display { vga, rom: bytes, rom_path: rom.to_owned(), slot: 0 })
     }
 
-    /// COM1.
-    fn serial(&mut self, output: &SerialOutput) -> Result<SerialInput, Overlap> {
-        let (port, irq) = uart::COM[0];
+    /// A serial port: COM1 is number 0.
+    fn serial(&mut self, number: usize, output: &SerialOutput) -> Result<SerialInput, Overlap> {
+        let (port, irq) = uart::COM[number];
         let line = self.line(irq);
         let uart = Uart::new(line, Arc::clone(&self.clock), &self.timers, output.clone());
         self.ports.insert(u64::from(port), uart::PORTS, Arc::clone(&uart) as _)?;
@@ -765,6 +768,12 @@ fn firmware_msrs(state: &mut CpuState, physical_bits: u8) {
     // 0-0x7ffff, 0x80000-0x9ffff; 0xa0000-0xbffff is the video memory.
     msr.mtrr_fixed[..3].copy_from_slice(&[WRITE_BACK, WRITE_BACK, 0]);
     msr.mtrr_variable[..2].copy_from_slice(&[memory_map::HOLE_START, hole_mask | 1 << 11]);
+}
+
+/// Opens a file for what a port of the guest's says: at its end, as a reset makes another board.
+fn append_to(path: &Path, option: &'static str) -> Result<File, ConfigError> {
+    let wrong = |source| ConfigError::File { option, path: path.to_owned(), source };
+    File::options().append(true).open(path).map_err(wrong)
 }
 
 /// The console of a board.

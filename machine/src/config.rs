@@ -134,6 +134,8 @@ pub struct Config {
     pub firmware: Option<PathBuf>,
     /// Where bytes written to the debug ports go (`--debugcon`).
     pub debug_output: Option<PathBuf>,
+    /// Where the second serial line's bytes go (`--serial2`): a file that is there. `None`: nowhere.
+    pub second_serial: Option<PathBuf>,
     /// bzImage, ELF with a PVH note, or multiboot-1 image.
     pub kernel: PathBuf,
     /// Who unpacks a bzImage (`--kernel-unpack`).
@@ -191,6 +193,7 @@ impl Default for Config {
             engine: Engine::default(),
             firmware: None,
             debug_output: None,
+            second_serial: None,
             kernel: PathBuf::new(),
             unpacker: Unpacker::Auto,
             initrd: None,

@@ -59,10 +59,14 @@ pub fn run(args: &RunArgs) -> Result<u8> {
         Serial::None => Box::new(io::sink()),
     };
 
-    if let Some(path) = &config.debug_output {
-        File::create(path)
-            .map_err(|error| crate::cmd::plain(&error))
-            .with_context(|| format!("--debugcon {}: cannot write it", path.display()))?;
+    let written =
+        [("--debugcon ", &config.debug_output), ("--serial2 file:", &config.second_serial)];
+    for (option, path) in written {
+        if let Some(path) = path {
+            File::create(path)
+                .map_err(|error| crate::cmd::plain(&error))
+                .with_context(|| format!("{option}{}: cannot write it", path.display()))?;
+        }
     }
 
     let screenshots = Screenshots::open(&args.console.screenshots)?;
@@ -128,6 +132,7 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         making: Making { mmu: args.machine.mmu.into(), bmi2: !args.machine.no_bmi2 },
         report: args.machine.stats.then(Arc::default),
         debug_output: args.boot.debugcon.clone(),
+        second_serial: args.console.serial2.0.clone(),
         console_is_virtio: args.console.port.map(|port| port == ConsolePort::Virtio),
         ..Config::default()
     };

@@ -13,6 +13,11 @@ pub struct ConsoleFlags {
     #[arg(long, value_name = "WHERE", help_heading = "Console", value_parser = parse_serial)]
     pub serial: Option<Serial>,
 
+    /// The guest's second serial line (COM2, ttyS1): file:PATH or none. Nothing is read from it
+    #[arg(long, value_name = "WHERE", help_heading = "Console", value_parser = parse_serial2)]
+    #[arg(default_value = "none")]
+    pub serial2: SecondSerial,
+
     /// Where the guest has its console: serial (ttyS0), or virtio (hvc0), which is then shown beside the
     /// serial line and has the input once it has a driver [default: as the kernel's last console= says;
     /// serial, if firmware finds the kernel]
@@ -115,6 +120,18 @@ fn parse_screenshot(text: &str) -> Result<Screenshot, String> {
     Ok(Screenshot { after, path: PathBuf::from(path) })
 }
 
+/// Where the second serial line goes: to a file, or nowhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecondSerial(pub Option<PathBuf>);
+
+fn parse_serial2(text: &str) -> Result<SecondSerial, String> {
+    match parse_serial(text) {
+        Ok(Serial::File(path)) => Ok(SecondSerial(Some(path))),
+        Ok(Serial::None) => Ok(SecondSerial(None)),
+        _ => Err("it is file:PATH or none".to_owned()),
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Serial {
     Stdio,
@@ -169,5 +186,8 @@ mod tests {
         for text in ["", "file:", "file", "pty", "a.txt"] {
             assert!(parse_serial(text).is_err(), "{text}");
         }
+        assert_eq!(parse_serial2("none"), Ok(SecondSerial(None)));
+        assert_eq!(parse_serial2("file:a"), Ok(SecondSerial(Some(PathBuf::from("a")))));
+        assert!(parse_serial2("stdio").is_err());
     }
 }

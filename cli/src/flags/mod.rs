@@ -301,6 +301,7 @@ mod tests {
             "-m",
             "-c",
             "--serial",
+            "--serial2",
             "--net",
             "hostfwd=",
             "--display",

@@ -8,6 +8,7 @@
 //! Scope (_SB) {
 //!   Device (C000) ...                     processors, ACPI0007, _UID as in the MADT
 //!   Device (HPET)  Device (PMRS)          PNP0103; the ports of the PM block
+//!   Device (FWCF)                         QEMU0002: the firmware configuration device
 //!   Device (PCI0) {                       PNP0A03: bus 0-255, windows, _PRT by PICF
 //!     Device (ISA)  { PRQ0..PRQ3; RTC, KBD, MOU, COM1.. }         00:01.0
 //!     Device (LNKA) .. (LNKD)             PNP0C0F over PRQ0..PRQ3
@@ -23,6 +24,7 @@ use acpi_tables::{Aml, AmlSink, aml};
 
 use super::pm;
 use super::tables::{AcpiConfig, HPET_BYTES, HPET_GPA};
+use crate::fw_cfg;
 use crate::legacy::uart;
 use crate::pci;
 
@@ -224,6 +226,16 @@ pub(super) fn body(config: &AcpiConfig) -> Vec<u8> {
         io(0x92, 1),
     ];
     system_bus.push(fixed_device("PMRS", "PNP0A06", 0, &pm_ports));
+    let fw_cfg_ports = io(fw_cfg::PORT as u16, fw_cfg::PORTS as u8);
+    system_bus.push(device(
+        "FWCF",
+        &[
+            name("_HID", &"QEMU0002"),
+            // There and working, but nothing for a person to see.
+            name("_STA", &0x0bu8),
+            name("_CRS", &resources(&[fw_cfg_ports])),
+        ],
+    ));
     system_bus.push(pci_root(config));
 
     let picf = aml::Path::new("PICF");

@@ -62,7 +62,7 @@ impl Default for AcpiConfig {
             vcpus: 1,
             pci_hole: (0xc000_0000, 0xfebf_ffff),
             pci_hole64: None,
-            serial_ports: 1,
+            serial_ports: 2,
             hpet: true,
             io_apic_id: 0,
             load_gpa: LOAD_GPA,
