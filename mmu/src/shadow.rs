@@ -3,10 +3,11 @@
 //! Problem: looking a page up in software at every access costs several times what most accesses do.
 //! Scheme: guest RAM is a file, so a guest page can be mapped once more, where the host's MMU finds it by
 //! itself. A *space* is what is mapped for one era of one PCID (see [`crate::tlb`]), that is, a TLB
-//! whose entries are host mappings: the guest's flush makes a new era, and the old era's space is
-//! never used again. A space has a *window* of 4 GiB of host addresses for each 4 GiB region of guest
-//! addresses in use, with as much room without access on both sides: a base register plus any 32-bit
-//! displacement stays in there, and what isn't mapped faults.
+//! whose entries are host mappings: the guest's flush makes a new era, and the old era's space sleeps. It is
+//! woken for a later era of the same owner by looking each page up again: what the guest's tables still say of it
+//! is what that era's TLB could have as well, the rest is unmapped. A space has a *window* of 4 GiB of
+//! host addresses for each 4 GiB region of guest addresses in use, with as much room without access on both
+//! sides: a base register plus any 32-bit displacement stays in there, and what isn't mapped faults.
 //!
 //! Invariants: a page is mapped only as the TLB could have it: accessed bits set, for writing only if dirty
 //! and not watched for code; the mappings in all spaces stay below a budget, since the host has a limit
@@ -84,10 +85,11 @@ impl Drop for Reservation {
 }
 
 /// A page that is mapped.
-#[derive(Clone, Copy, Debug)]
-struct Page {
-    gpn: u64,
-    writable: bool,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// Guest page number.
+    pub gpn: u64,
+    pub writable: bool,
 }
 
 impl Page {
@@ -100,13 +102,18 @@ impl Page {
 /// What is mapped for one era.
 #[derive(Debug)]
 struct Space {
+    /// Never another's.
+    id: u64,
     era: u64,
+    owner: u64,
     regions: Vec<(u16, Reservation)>,
     /// By linear page number.
     pages: PageMap<u64, Page>,
     /// Mappings that the host has, as it joins those that go on from each other: the places where one begins.
     mappings: usize,
     used_at: u64,
+    /// How long it has been active since it was made or woken, but for the present time.
+    worked: u64,
 }
 
 impl Drop for Space {
@@ -158,22 +165,22 @@ pub struct Run {
     pub writable: bool,
 }
 
-/// Which spaces (by era) and linear pages map a guest page for writing.
+/// Which spaces (by number) and linear pages map a guest page for writing.
 #[derive(Debug, Default)]
 struct Writers(PageMap<u64, Vec<(u64, u64)>>);
 
 impl Writers {
-    fn note(&mut self, era: u64, page: u64, mapped: Page) {
+    fn note(&mut self, id: u64, page: u64, mapped: Page) {
         if mapped.writable {
-            self.0.entry(mapped.gpn).or_default().push((era, page));
+            self.0.entry(mapped.gpn).or_default().push((id, page));
         }
     }
 
-    fn forget(&mut self, era: u64, page: u64, mapped: Page) {
+    fn forget(&mut self, id: u64, page: u64, mapped: Page) {
         if mapped.writable
             && let Some(writers) = self.0.get_mut(&mapped.gpn)
         {
-            writers.retain(|&writer| writer != (era, page));
+            writers.retain(|&writer| writer != (id, page));
             if writers.is_empty() {
                 self.0.remove(&mapped.gpn);
             }
@@ -191,10 +198,22 @@ pub struct Shadow {
     writers: Writers,
     nowhere: Reservation,
     clock: u64,
+    /// When the active space became active.
+    since: u64,
+    next_id: u64,
 }
 
 // SAFETY: the reservations are this value's alone.
 unsafe impl Send for Shadow {}
+
+/// A space that sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asleep {
+    /// Pages to be looked up when it is woken.
+    pub pages: usize,
+    /// How long it was active since it was last made or woken, in the unit of `now`.
+    pub worked: u64,
+}
 
 /// The host has no room for more mappings, or the space for more regions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +235,8 @@ impl Shadow {
             writers: Writers::default(),
             nowhere: Reservation::new()?,
             clock: 0,
+            since: 0,
+            next_id: 0,
         })
     }
 
@@ -244,37 +265,86 @@ impl Shadow {
         regions.iter().map(|(region, r)| Delta { region: *region, delta: r.delta(*region) })
     }
 
-    /// Makes the space of an era active, if there is one.
-    pub fn switch(&mut self, era: u64) {
-        self.clock += 1;
-        self.active = self.spaces.iter().position(|space| space.era == era);
+    /// Makes the space of an era active, if there is one. `now` is a time in any unit.
+    pub fn switch(&mut self, era: u64, now: u64) {
+        let next = self.spaces.iter().position(|space| space.era == era);
+        self.activate(next, now);
+    }
+
+    fn activate(&mut self, next: Option<usize>, now: u64) {
         if let Some(n) = self.active {
+            self.spaces[n].worked += now.saturating_sub(self.since);
+        }
+        self.since = now;
+        self.clock += 1;
+        self.active = next;
+        if let Some(n) = next {
             self.spaces[n].used_at = self.clock;
         }
     }
 
-    /// Makes an empty space for an era and activates it.
-    pub fn create(&mut self, era: u64) {
-        self.active = None;
+    /// Makes an empty space for an era of `owner` and activates it.
+    pub fn create(&mut self, era: u64, owner: u64, now: u64) {
         if self.spaces.len() >= SPACES_MAX {
+            self.activate(None, now);
             self.drop_oldest();
         }
-        self.clock += 1;
-        let used_at = self.clock;
         self.spaces.push(Space {
+            id: self.next_id,
             era,
+            owner,
             regions: Vec::new(),
             pages: PageMap::default(),
             mappings: 0,
-            used_at,
+            used_at: 0,
+            worked: 0,
         });
-        self.active = Some(self.spaces.len() - 1);
+        self.next_id += 1;
+        self.activate(Some(self.spaces.len() - 1), now);
+    }
+
+    fn sleeping(&self, owner: u64) -> Option<usize> {
+        let of_owner = |&n: &usize| self.spaces[n].owner == owner && self.active != Some(n);
+        (0..self.spaces.len()).filter(of_owner).max_by_key(|&n| self.spaces[n].used_at)
+    }
+
+    /// The space of `owner` that was active last, but the active one.
+    #[must_use]
+    pub fn asleep(&self, owner: u64) -> Option<Asleep> {
+        let space = &self.spaces[self.sleeping(owner)?];
+        Some(Asleep { pages: space.pages.len(), worked: space.worked })
+    }
+
+    /// Activates that space for an era, having unmapped all pages of which `is_still` says, by linear page number,
+    /// that they aren't what they were. False if there is none.
+    pub fn wake(
+        &mut self,
+        era: u64,
+        owner: u64,
+        now: u64,
+        mut is_still: impl FnMut(u64, Page) -> bool,
+    ) -> bool {
+        let Some(n) = self.sleeping(owner) else { return false };
+        self.activate(Some(n), now);
+        let Self { spaces, writers, .. } = self;
+        let space = &mut spaces[n];
+        space.era = era;
+        space.worked = 0;
+        let pages = space.pages.iter();
+        let mut gone: Vec<u64> = pages
+            .filter_map(|(&page, &mapped)| (!is_still(page, mapped)).then_some(page))
+            .collect();
+        gone.sort_unstable();
+        for run in gone.chunk_by(|page, next| page + 1 == *next) {
+            Self::unmap_in(space, writers, run[0], run.len() as u64);
+        }
+        true
     }
 
     fn drop_space(&mut self, n: usize) {
         let space = self.spaces.swap_remove(n);
         for (&page, mapped) in &space.pages {
-            self.writers.forget(space.era, page, *mapped);
+            self.writers.forget(space.id, page, *mapped);
         }
         self.active = None;
     }
@@ -283,9 +353,9 @@ impl Shadow {
     fn drop_oldest(&mut self) -> bool {
         let others = (0..self.spaces.len()).filter(|&n| self.active != Some(n));
         let Some(oldest) = others.min_by_key(|&n| self.spaces[n].used_at) else { return false };
-        let era = self.active_era();
+        let active = self.active.map(|n| self.spaces[n].id);
         self.drop_space(oldest);
-        self.active = self.spaces.iter().position(|space| Some(space.era) == era);
+        self.active = self.spaces.iter().position(|space| Some(space.id) == active);
         true
     }
 
@@ -381,14 +451,14 @@ impl Shadow {
         }
         .map_err(|_| Full)?;
         let space = &mut self.spaces[n];
-        let (era, writers) = (space.era, &mut self.writers);
+        let (id, writers) = (space.id, &mut self.writers);
         space.change(run.page, run.count, |pages| {
             for i in 0..run.count {
                 let page = Page { gpn: run.gpn + i, writable: run.writable };
                 if let Some(old) = pages.insert(run.page + i, page) {
-                    writers.forget(era, run.page + i, old);
+                    writers.forget(id, run.page + i, old);
                 }
-                writers.note(era, run.page + i, page);
+                writers.note(id, run.page + i, page);
             }
         });
         Ok(())
@@ -414,11 +484,11 @@ impl Shadow {
         if (first..first + count).all(|page| !space.pages.contains_key(&page)) {
             return;
         }
-        let era = space.era;
+        let id = space.id;
         space.change(first, count, |pages| {
             for page in first..first + count {
                 if let Some(old) = pages.remove(&page) {
-                    writers.forget(era, page, old);
+                    writers.forget(id, page, old);
                 }
             }
         });
@@ -434,8 +504,8 @@ impl Shadow {
 
     /// Lets a guest page be written through no window any more: it is watched for code now.
     pub fn forbid_writes(&mut self, gpn: u64) {
-        for (era, page) in self.writers.0.remove(&gpn).unwrap_or_default() {
-            let Some(space) = self.spaces.iter_mut().find(|space| space.era == era) else {
+        for (id, page) in self.writers.0.remove(&gpn).unwrap_or_default() {
+            let Some(space) = self.spaces.iter_mut().find(|space| space.id == id) else {
                 continue;
             };
             let Some(window) = space.window(page << 12) else { continue };
@@ -475,7 +545,7 @@ mod tests {
         let _alone = ALONE.lock();
         let ram = GuestRam::new(64 << 20).expect("some memory");
         let mut shadow = Shadow::new(ram).expect("room");
-        shadow.create(1);
+        shadow.create(1, 0, 0);
         let base = 0x5_0000_0000u64 >> 12;
         shadow.open_region(base << 12).expect("room");
         let window = shadow.spaces[0].regions[0].1.window().addr();
@@ -502,7 +572,7 @@ mod tests {
             assert_eq!(shadow.spaces[0].mappings, host() - none, "round {round}");
             for (page, mapped) in &shadow.spaces[0].pages {
                 let noted = shadow.writers.0.get(&mapped.gpn).map_or(0, |writers| {
-                    writers.iter().filter(|&&writer| writer == (1, *page)).count()
+                    writers.iter().filter(|&&writer| writer == (0, *page)).count()
                 });
                 assert_eq!(noted, usize::from(mapped.writable));
             }
@@ -517,13 +587,13 @@ mod tests {
         let ram = GuestRam::new(64 << 20).expect("some memory");
         let mut shadow = Shadow::new(ram).expect("room");
         for era in 1..=3 {
-            shadow.create(era);
+            shadow.create(era, era, 0);
             shadow.open_region(0x1000).expect("room");
             shadow.map(Run { page: 5, gpn: 7, count: 2, writable: true }).expect("room");
         }
         shadow.unmap_but(Some(3), 5, 1);
         let mut has = |era, page| {
-            shadow.switch(era);
+            shadow.switch(era, 0);
             shadow.has(page, true)
         };
         assert_eq!([1, 2, 3].map(|era| has(era, 5)), [false, false, true]);
@@ -545,7 +615,7 @@ mod tests {
             shadow.map(Run { page, gpn: page, count: 1, writable: true })
         };
         for era in 1..=2 {
-            shadow.create(era);
+            shadow.create(era, era, 0);
             for n in 0..4 {
                 assert_eq!(map(&mut shadow, 10 + 2 * n), Ok(()));
             }
@@ -553,10 +623,50 @@ mod tests {
         assert_eq!(map(&mut shadow, 100), Ok(()), "at the expense of era 1");
         assert_eq!(shadow.active_era(), Some(2));
         assert!(shadow.has(10, true) && shadow.has(100, true));
-        shadow.switch(1);
+        shadow.switch(1, 0);
         assert_eq!(shadow.active_era(), None);
-        shadow.switch(2);
+        shadow.switch(2, 0);
         let full = (0..100).find(|n| map(&mut shadow, 200 + 2 * n).is_err());
         assert!(full.is_some(), "nothing is left to drop");
+    }
+
+    /// A space of three runs of pages is woken after some of them have changed.
+    #[test]
+    fn a_space_is_woken_with_what_is_still_so() {
+        let _alone = ALONE.lock();
+        let ram = GuestRam::new(64 << 20).expect("some memory");
+        let mut shadow = Shadow::new(ram).expect("room");
+        let owner = 0x1000;
+        shadow.create(1, owner, 100);
+        shadow.open_region(0x1000).expect("room");
+        shadow.map(Run { page: 5, gpn: 7, count: 4, writable: true }).expect("room");
+        shadow.map(Run { page: 20, gpn: 70, count: 2, writable: false }).expect("room");
+        let deltas: Vec<_> = shadow.active_deltas().collect();
+        assert_eq!(shadow.asleep(owner), None, "it is active");
+        shadow.switch(2, 130);
+        assert_eq!(shadow.active_era(), None);
+        assert_eq!(shadow.asleep(owner), Some(Asleep { pages: 6, worked: 30 }));
+        assert!(!shadow.wake(2, owner + 0x1000, 140, |_, _| true), "not another's");
+        let mut seen = Vec::new();
+        let woken = shadow.wake(2, owner, 150, |page, mapped| {
+            seen.push((page, mapped.gpn, mapped.writable));
+            !matches!(page, 6 | 7 | 21)
+        });
+        seen.sort_unstable();
+        let pages = [(5, 7), (6, 8), (7, 9), (8, 10)].map(|(page, gpn)| (page, gpn, true));
+        assert_eq!(seen[..4], pages);
+        assert_eq!(seen[4..], [(20, 70, false), (21, 71, false)]);
+        assert!(woken && shadow.active_era() == Some(2));
+        let kept = (0..30).filter(|&page| shadow.has(page, false));
+        assert_eq!(kept.collect::<Vec<_>>(), [5, 8, 20]);
+        assert_eq!(shadow.active_deltas().collect::<Vec<_>>(), deltas);
+        // A page that is watched from now on can't be written in it either.
+        shadow.forbid_writes(10);
+        assert!(shadow.has(8, false) && !shadow.has(8, true));
+        shadow.switch(1, 160);
+        assert_eq!(shadow.active_era(), None, "era 1 is over");
+        assert_eq!(shadow.asleep(owner), Some(Asleep { pages: 3, worked: 10 }));
+        shadow.drop_all();
+        assert!(shadow.writers.0.is_empty() && shadow.asleep(owner).is_none());
     }
 }

@@ -44,6 +44,7 @@ pub struct Stats {
     /// Those of them that showed a region to be guessed wrong.
     pub misled: u64,
     pub promotions: u64,
+    pub wakings: u64,
     /// Pages of code made again with guesses.
     pub warm_pages: u64,
     /// Accesses left to the interpreter because of a segment's limit or rights.
@@ -78,6 +79,7 @@ impl Default for Stats {
             window_misses: 0,
             misled: 0,
             promotions: 0,
+            wakings: 0,
             warm_pages: 0,
             segment_misses: 0,
             retired: 0,
@@ -113,6 +115,7 @@ impl Stats {
             (&mut self.window_misses, other.window_misses),
             (&mut self.misled, other.misled),
             (&mut self.promotions, other.promotions),
+            (&mut self.wakings, other.wakings),
             (&mut self.warm_pages, other.warm_pages),
             (&mut self.segment_misses, other.segment_misses),
             (&mut self.retired, other.retired),
@@ -236,6 +239,7 @@ impl fmt::Display for Report {
             ("TLB flushes", stats.flushes),
             ("pages flushed by themselves", stats.page_flushes),
             ("address spaces given windows", stats.promotions),
+            ("  woken after a flush", stats.wakings),
             ("code pages made again with guesses", stats.warm_pages),
             ("rounds in modes without blocks", stats.unfit),
             ("rounds at places without a block", stats.unfound),

@@ -3,7 +3,8 @@
 //! Problem: mapping a page costs as much as some thousand accesses through the inline TLB, and a process may live for
 //! less. Scheme: user code of an address space starts with the inline TLB. One that has been seen at work by several
 //! interrupts without its TLB having been flushed, for four times as long as filling windows took lately, gets a
-//! space of windows; its code is translated anew, for them. A fault maps the page, and its neighbours that need no
+//! space of windows; its code is translated anew, for them. When its TLB is flushed, the space is woken for the next era
+//! at once, if it was at work for four times as long as that takes; else that, too, has to be earned. A fault maps the page, and its neighbours that need no
 //! bit set; what can't be mapped (devices, code being written, a real fault) is the interpreter's, and an instruction
 //! that comes there often is translated with the inline TLB for a while. Invariants: the space in use is that of the
 //! soft TLB's era; the area's regions are those of the space in use.
@@ -14,10 +15,10 @@ use iced_x86::{Decoder, Register};
 use xenolith_codecache::cache::Located;
 use xenolith_cpu::env::{Access, Memory, Place, Privilege};
 use xenolith_cpu::interp::{Interp, copy_in, is_canonical};
-use xenolith_cpu::state::Cr4;
+use xenolith_cpu::state::{Cr0, Cr4};
 use xenolith_cpu::{Gpa, Gva, PAGE_SIZE};
 use xenolith_mmu::Shadow;
-use xenolith_mmu::shadow::{Delta, Run};
+use xenolith_mmu::shadow::{Delta, Page, Run};
 use xenolith_translator::area::{AreaBox, is_floating};
 use xenolith_translator::emit::{self, MapEntry};
 use xenolith_translator::mode::Mode;
@@ -38,6 +39,10 @@ const WORK_PER_COST: u64 = 4;
 /// Exits of the kernel's code, or ticks of the time stamp counter since the first one, before it does.
 const EXITS_TO_PROMOTE: u32 = 3000;
 const TIME_TO_PROMOTE: u64 = 20_000_000;
+/// What the cost of a page is counted in: parts of a tick.
+const PAGE_COST_UNIT: u64 = 16;
+/// The owner of windows of global pages, whichever page tables they are in. No CR3 is like it.
+const EVERYBODY: u64 = u64::MAX;
 /// Eras that are counted for.
 const ERAS_MAX: usize = 32;
 /// Pages looked at around a fault; a power of two.
@@ -67,18 +72,37 @@ pub(super) struct Windows {
     /// average.
     spent: u64,
     cost: u64,
+    /// Time stamp counts that it takes to look a page up when a space is woken, on average, times [`PAGE_COST_UNIT`].
+    page_cost: u64,
 }
 
 impl Windows {
     pub fn new(shadow: Shadow) -> Self {
         let (shown, earned) = (Vec::new(), HashMap::new());
-        Self { shadow, era: 0, shown, earned, spent: 0, cost: 0 }
+        Self { shadow, era: 0, shown, earned, spent: 0, cost: 0, page_cost: 0 }
     }
 
     /// Makes a space for an era.
-    fn create(&mut self, era: u64) {
-        self.shadow.create(era);
+    fn create(&mut self, era: u64, owner: u64) {
+        self.shadow.create(era, owner, ticks());
         self.cost = (self.cost + std::mem::take(&mut self.spent)) / 2;
+    }
+
+    /// Time stamp counts that waking a space of so many pages takes.
+    fn waking(&self, pages: usize) -> u64 {
+        pages as u64 * self.page_cost / PAGE_COST_UNIT
+    }
+
+    /// Wakes the owner's space for an era, if there is one.
+    fn wake(&mut self, era: u64, owner: u64, is_still: impl FnMut(u64, Page) -> bool) -> bool {
+        let pages = self.shadow.asleep(owner).map_or(0, |asleep| asleep.pages as u64);
+        let start = ticks();
+        let woken = self.shadow.wake(era, owner, start, is_still);
+        if pages > 0 {
+            let each = ticks().wrapping_sub(start) * PAGE_COST_UNIT / pages;
+            self.page_cost = (3 * self.page_cost + each) / 4;
+        }
+        woken
     }
 
     /// Makes the area's regions those of the active space.
@@ -139,17 +163,24 @@ impl Bt {
         }
         let privilege = usize::from(mode.privilege);
         let era = self.window_era(privilege);
-        let windows = &mut self.windows[privilege];
-        if windows.era != era {
+        if self.windows[privilege].era != era {
+            let windows = &mut self.windows[privilege];
             windows.era = era;
-            windows.shadow.switch(era);
-            if self.shared.options.making.mmu == Mmu::Shadow
-                && windows.shadow.active_era().is_none()
-            {
-                windows.create(era);
+            windows.shadow.switch(era, ticks());
+            let never = self.stepping || self.shared.options.making.mmu == Mmu::Soft;
+            if !never && windows.shadow.active_era().is_none() {
+                let owner = self.window_owner(privilege);
+                let windows = &mut self.windows[privilege];
+                let asleep = windows.shadow.asleep(owner);
+                if asleep.is_some_and(|it| it.worked >= WORK_PER_COST * windows.waking(it.pages)) {
+                    self.wake_windows(mode.privilege, era, owner);
+                } else if self.shared.options.making.mmu == Mmu::Shadow {
+                    windows.create(era, owner);
+                }
             }
-            windows.show(&mut self.area, privilege);
+            self.windows[privilege].show(&mut self.area, privilege);
         }
+        let windows = &self.windows[privilege];
         let shadow = windows.shadow.active_era() == Some(era);
         Mode { shadow, ..mode }
     }
@@ -163,19 +194,52 @@ impl Bt {
         }
         let privilege = usize::from(mode.privilege);
         let era = self.window_era(privilege);
+        let owner = self.window_owner(privilege);
         let windows = &mut self.windows[privilege];
         let (count, time) = windows.earn(era);
-        let earned = if user {
-            count >= TICKS_TO_PROMOTE && time >= WORK_PER_COST * windows.cost
-        } else {
-            count >= EXITS_TO_PROMOTE || time >= TIME_TO_PROMOTE
+        let asleep = windows.shadow.asleep(owner);
+        let earned = match asleep {
+            Some(asleep) => time >= WORK_PER_COST * windows.waking(asleep.pages),
+            None if user => count >= TICKS_TO_PROMOTE && time >= WORK_PER_COST * windows.cost,
+            None => count >= EXITS_TO_PROMOTE || time >= TIME_TO_PROMOTE,
         };
-        if earned {
-            windows.earned.remove(&era);
-            windows.create(era);
-            windows.show(&mut self.area, privilege);
+        if !earned {
+            return;
+        }
+        windows.earned.remove(&era);
+        if asleep.is_some() {
+            self.wake_windows(mode.privilege, era, owner);
+        } else {
+            windows.create(era, owner);
             self.stats.promotions += 1;
         }
+        self.windows[privilege].show(&mut self.area, privilege);
+    }
+
+    /// Whose windows those of a privilege are: a user's by the page tables.
+    fn window_owner(&self, privilege: usize) -> u64 {
+        let state = &self.interp.state;
+        if privilege > 0 {
+            EVERYBODY
+        } else if state.long_mode() {
+            state.cr3 & !(PAGE_SIZE - 1)
+        } else if state.cr0(Cr0::PG) {
+            state.cr3
+        } else {
+            0
+        }
+    }
+
+    /// Wakes the space of `owner` with what the guest's tables say now.
+    fn wake_windows(&mut self, privilege: u8, era: u64, owner: u64) {
+        let interp = &*self.interp;
+        let is_still = |page: u64, mapped: Page| {
+            peek(interp, privilege, page << 12).is_some_and(|(gpa, may_write, _)| {
+                gpa.gpn() == mapped.gpn && (may_write || !mapped.writable)
+            })
+        };
+        let woken = self.windows[usize::from(privilege)].wake(era, owner, is_still);
+        self.stats.wakings += u64::from(woken);
     }
 
     /// An interrupt came in a block of user code: after several, its page's code is made again here, with guesses.
@@ -457,13 +521,8 @@ impl Bt {
         Some(Run { page, gpn: gpa.gpn(), count: 1, writable })
     }
 
-    /// What the guest's tables say of an address, if its page may be in the windows at all. Those of user code may have
-    /// global pages too, which go with the era or by INVLPG.
     fn peek(&self, privilege: u8, la: u64) -> Option<(Gpa, bool, u8)> {
-        let interp = &*self.interp;
-        let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
-        let of_era = privilege == 0 || page.global == interp.state.cr4(Cr4::PGE);
-        of_era.then_some((page.gpa, page.writable, page.shift))
+        peek(&self.interp, privilege, la)
     }
 
     /// A region was guessed wrong by the load at `pc`: it will be looked up. False if the block is gone.
@@ -503,6 +562,14 @@ impl Bt {
             self.shared.drop_block(key);
         }
     }
+}
+
+/// What the guest's tables say of an address, if its page may be in the windows at all. Those of user code may have
+/// global pages too, which go with the era or by INVLPG.
+fn peek(interp: &Interp<NotingMmu>, privilege: u8, la: u64) -> Option<(Gpa, bool, u8)> {
+    let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
+    let of_era = privilege == 0 || page.global == interp.state.cr4(Cr4::PGE);
+    of_era.then_some((page.gpa, page.writable, page.shift))
 }
 
 /// The host's time stamp counter.

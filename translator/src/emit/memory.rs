@@ -519,10 +519,27 @@ pub fn unguess(code: &[u8], privilege: u8) -> Option<Vec<u8>> {
     find_delta(&mut asm, into, offset::regions(usize::from(privilege)));
     let mut new = asm.finalize().ok()?;
     let room = 1 + probe.len() + delta.len();
-    while new.len() < room {
-        new.push(0x90);
-    }
-    (new.len() == room).then_some(new)
+    new.extend(nops(room.checked_sub(new.len())?));
+    Some(new)
+}
+
+/// So many bytes that do nothing, in as few instructions as can be (SDM vol. 2, "NOP": recommended sequences).
+fn nops(bytes: usize) -> impl Iterator<Item = u8> {
+    const SEQUENCES: [&[u8]; 9] = [
+        &[0x90],
+        &[0x66, 0x90],
+        &[0x0f, 0x1f, 0x00],
+        &[0x0f, 0x1f, 0x40, 0],
+        &[0x0f, 0x1f, 0x44, 0, 0],
+        &[0x66, 0x0f, 0x1f, 0x44, 0, 0],
+        &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+        &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+        &[0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+    ];
+    let (whole, rest) = (bytes / SEQUENCES.len(), bytes % SEQUENCES.len());
+    let last = rest.checked_sub(1).map_or(&[][..], |index| SEQUENCES[index]);
+    let longest = SEQUENCES[SEQUENCES.len() - 1];
+    std::iter::repeat_n(longest, whole).chain([last]).flatten().copied()
 }
 
 /// AH, CH, DH or BH is an operand: no register of the instruction may need a REX prefix.
