@@ -6,9 +6,9 @@
 //! Invariant: a row excuses only endings that an instruction of its kind had a part in.
 //! Source: SDM and AMD's APM, as named in each row; the rest as measured.
 
-use iced_x86::{Instruction, Mnemonic as M, OpKind, Register};
+use iced_x86::{FlowControl, Instruction, Mnemonic as M, OpKind, Register};
 use xenolith_cpu::CpuState;
-use xenolith_cpu::state::Rflags;
+use xenolith_cpu::state::{Rflags, sreg};
 
 use super::judge::Mask;
 use super::{End, Ending};
@@ -40,10 +40,11 @@ pub enum Kind {
     HostSelector,
     BasedOffset,
     Misaligned,
+    SegmentEnd,
 }
 
 /// All kinds, with their reasons.
-pub const MAKERS: [(Kind, &str); 24] = [
+pub const MAKERS: [(Kind, &str); 25] = [
     (
         Kind::RepeatFlags,
         "REP CMPS and SCAS that fault: flags as before them (SDM vol. 2, REP), or of the last iteration (AMD)",
@@ -133,6 +134,10 @@ pub const MAKERS: [(Kind, &str); 24] = [
         Kind::BasedOffset,
         "offsets that aren't canonical before FS or GS is added: allowed (SDM vol. 1, Canonical Addressing), or #GP (AMD)",
     ),
+    (
+        Kind::SegmentEnd,
+        "a branch that ends where its segment does: taken, or #GP now and then (AMD Zen 5, as measured)",
+    ),
     (Kind::CallOrder, "CALL with a bad stack and a bad target: no order is given"),
 ];
 
@@ -164,6 +169,12 @@ pub fn note(insn: &Instruction, bytes: &[u8], state: &CpuState, mut kind: impl F
     }
     if bits != 64 {
         kind(Kind::Wrap, none);
+        let end = insn.ip() + insn.len() as u64;
+        if insn.flow_control() != FlowControl::Next
+            && end == u64::from(state.seg[sreg::CS].limit) + 1
+        {
+            kind(Kind::SegmentEnd, none);
+        }
     }
     if insn.is_string_instruction() && (insn.has_rep_prefix() || insn.has_repne_prefix()) {
         use iced_x86::OpKind as K;
@@ -324,6 +335,7 @@ pub fn excuse(kinds: &[(u64, Kind)], endings: [&Ending; 2]) -> Option<Kind> {
         Kind::MaskedFault => one(&[12, 13, 14, 17]) || elsewhere,
         Kind::Bounds => one(&[12, 13, 14, 17]),
         Kind::HalfFlags => one(&[14, 19]),
+        Kind::SegmentEnd => one(&[13]),
         _ => false,
     };
     let there = |rip: u64| endings.iter().any(|it| it.rip == rip);
