@@ -237,6 +237,8 @@ fn leave_translated_code(context: &mut libc::ucontext_t) -> bool {
         let vector = registers[libc::REG_TRAPNO as usize].cast_unsigned();
         let address = registers[libc::REG_CR2 as usize].cast_unsigned();
         area.fault_pc = at as u64;
+        area.scratch =
+            [libc::REG_R10, libc::REG_R11].map(|n| registers[n as usize].cast_unsigned());
         area.fault_vector = vector;
         area.fault_address = if vector == PAGE_FAULT { address } else { u64::MAX };
         area.fault_error = registers[libc::REG_ERR as usize].cast_unsigned();

@@ -185,6 +185,11 @@ pub struct Area {
     pub flags: u64,
     /// Guest RIP after an exit.
     pub rip: u64,
+    /// What r10 and r11 are to hold on entry: guest RIP for a block's beginning; what they held when an instruction
+    /// faulted, for that one.
+    pub scratch: [u64; 2],
+    /// Where to enter, while that is done.
+    pub target: u64,
     /// Rust's stack while the guest runs.
     pub host_rsp: u64,
     /// The host's FS base while FS is lent to translated code; else 0. See
@@ -993,6 +998,11 @@ pub mod offset {
     }
     pub const FLAGS: i32 = at(offset_of!(Area, flags));
     pub const RIP: i32 = at(offset_of!(Area, rip));
+    pub const TARGET: i32 = at(offset_of!(Area, target));
+    #[must_use]
+    pub const fn scratch(n: usize) -> i32 {
+        at(offset_of!(Area, scratch) + 8 * n)
+    }
     pub const HOST_RSP: i32 = at(offset_of!(Area, host_rsp));
     pub const HOST_FS: i32 = at(offset_of!(Area, host_fs));
     pub const WINDOW_FS: i32 = at(offset_of!(Area, window_fs));

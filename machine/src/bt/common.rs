@@ -30,7 +30,7 @@ pub struct Common {
 }
 
 /// ```text
-/// enter(target: rdi)   a C function; GS is the Area, whose RIP goes to r10; comes back when the guest leaves
+/// enter(target: rdi)   a C function; GS is the Area, whose SCRATCH goes to r10 and r11; comes back when the guest leaves
 /// exit                 jumped to with the guest's registers and flags; SITE says from where
 /// load_vector          jumped to; loads the vector registers and jumps to r10; no flags
 /// load_x87             the same for the x87 registers
@@ -42,12 +42,12 @@ pub fn common(base: u64, host: Host) -> Common {
     dynasm!(asm ; .arch x64
         ; push rbx ; push rbp ; push r12 ; push r13 ; push r14 ; push r15 ; sub rsp, 8
         ; gs mov [offset::HOST_RSP], rsp
+        ; gs mov [offset::TARGET], rdi
         ; gs cmp QWORD [offset::VECTOR_WANTED], 0
         ; je >plain
         ; lea r10, [>plain]
         ; jmp >load_vector
         ; plain:
-        ; mov r11, rdi
         ; gs cmp QWORD [offset::HOST_FS], 0
         ; je >own
         ; gs mov rax, [offset::WINDOW_FS]
@@ -63,7 +63,12 @@ pub fn common(base: u64, host: Host) -> Common {
     for register in MOVED {
         dynasm!(asm ; .arch x64 ; gs mov Rq(register), [offset::gpr(usize::from(register))]);
     }
-    dynasm!(asm ; .arch x64 ; gs mov rsp, [offset::gpr(4)] ; gs mov r10, [offset::RIP] ; jmp r11);
+    dynasm!(asm ; .arch x64
+        ; gs mov rsp, [offset::gpr(4)]
+        ; gs mov r10, [offset::scratch(0)]
+        ; gs mov r11, [offset::scratch(1)]
+        ; gs jmp QWORD [offset::TARGET]
+    );
     let load_vector = here(&asm);
     dynasm!(asm ; .arch x64 ; load_vector:);
     for n in 0..16 {

@@ -508,7 +508,7 @@ impl Bt {
     /// The block that the guest comes to at `state.rip` will be entered: tells it where it is.
     fn arrive(&mut self) {
         let rip = self.interp.state.rip;
-        self.area.rip = rip;
+        self.area.scratch[0] = rip;
         self.area.home = rip & !(PAGE_SIZE - 1);
     }
 

@@ -143,6 +143,40 @@ impl Emitter<'_> {
         Ok(())
     }
 
+    /// The address of an operand that is the same in all of the block's runs.
+    fn fixed_address(&self, insn: &Instruction) -> Option<u64> {
+        let is_relative = insn.is_ip_rel_memory_operand();
+        let at = constant_address(insn)?;
+        (self.wide()
+            && self.frame.mode.shadow
+            && has_memory(insn)
+            && !(is_relative && self.frame.floats())
+            && insn.memory_base() != Register::EIP
+            && !matches!(insn.memory_segment(), Register::FS | Register::GS))
+        .then_some(at)
+    }
+
+    /// Which of r10 and r11 is to hold the addend of a step's access: best the one that holds it. The stack's is in r11,
+    /// so others come to r10 first.
+    fn addend_register(&self, step: &Step) -> Option<u8> {
+        let busy = step.uses.any | address_bits(&step.insn);
+        let order = if step.insn.memory_base() == Register::RSP { [R11, R10] } else { [R10, R11] };
+        let holds = |register: u8| {
+            let held = self.ready[usize::from(register - R10)];
+            held.is_some() && held == step.part.map(|part| part.window)
+        };
+        let mut free = order.into_iter().filter(|&register| busy & 1 << register == 0);
+        let first = free.next()?;
+        Some(free.find(|&register| holds(register) && !holds(first)).unwrap_or(first))
+    }
+
+    /// The shadow window's delta for the region of an address that is known.
+    fn delta_of(&mut self, into: u8, at: u64) {
+        let regions = offset::regions(usize::from(self.frame.mode.privilege));
+        let delta = regions + 8 * i32::from((at >> 32) as u16);
+        dynasm!(self.asm ; .arch x64 ; gs mov Rq(into), [delta]);
+    }
+
     /// The shadow window's delta for the region of the address in `of`. Nothing is checked: what isn't
     /// mapped faults. The delta of a guessed region doesn't wait for the address; a byte load that faults
     /// for every other region shows that the guess is right.
@@ -339,26 +373,48 @@ impl Emitter<'_> {
             return self.around(&redirected, uses);
         }
         let later = matches!(step.part, Some(Part { first: false, .. }));
-        if (later || !step.looks_up) && self.is_direct(insn) {
-            // The base register and the window's addend make the address.
+        let is_direct = self.is_direct(insn);
+        let fixed = self.fixed_address(insn).filter(|_| !step.looks_up);
+        if (is_direct && (later || !step.looks_up) || fixed.is_some())
+            && let Some(addend) = self.addend_register(step)
+        {
+            // The base register and the window's addend make the address, or a constant and the addend.
             let busy = uses.any | address_bits(insn);
-            let addend = if busy & 1 << R11 == 0 { R11 } else { R10 };
-            if busy & 1 << addend == 0 {
-                let slot = step.part.map(|part| offset::window(usize::from(part.window)));
-                if let (true, Some(slot)) = (later, slot) {
-                    dynasm!(self.asm ; .arch x64 ; gs mov Rq(addend), [slot]);
-                } else {
-                    self.delta(addend, insn.memory_base().number() as u8);
-                    if let Some(slot) = slot {
-                        dynasm!(self.asm ; .arch x64 ; gs mov [slot], Rq(addend));
-                    }
+            let other = R10 + R11 - addend;
+            let is_free = busy & 1 << other == 0;
+            let short = fixed.filter(|&at| at as i64 == i64::from(at as i32));
+            if is_direct || short.is_some() || is_free {
+                self.keep_but(uses.any | 1 << addend);
+                match (step.part, fixed) {
+                    (Some(Part { window, first: false }), _) => self.recall(addend, window),
+                    (_, Some(at)) => self.delta_of(addend, at),
+                    _ => self.delta(addend, insn.memory_base().number() as u8),
                 }
-                redirected.set_memory_index(full(addend));
-                redirected.set_memory_index_scale(1);
-                let other = R10 + R11 - addend;
-                if busy & 1 << other == 0 && self.can_unlock(insn) {
+                if let Some(Part { window, first: true }) = step.part {
+                    self.keep(addend, window);
+                }
+                let index = if let Some(at) = short {
+                    redirected.set_memory_base(full(addend));
+                    redirected.set_memory_displacement64(at);
+                    redirected.set_memory_displ_size(8);
+                    Register::None
+                } else {
+                    full(addend)
+                };
+                if let (Some(at), None) = (fixed, short) {
+                    self.held[usize::from(other - R10)] = None;
+                    dynasm!(self.asm ; .arch x64 ; mov Rq(other), QWORD at as i64);
+                    redirected.set_memory_base(full(other));
+                    redirected.set_memory_displacement64(0);
+                    redirected.set_memory_displ_size(0);
+                } else if is_free && self.can_unlock(insn) {
+                    redirected.set_memory_index(index);
+                    redirected.set_memory_index_scale(1);
+                    self.held[usize::from(other - R10)] = None;
                     return self.exchange(&redirected, other);
                 }
+                redirected.set_memory_index(index);
+                redirected.set_memory_index_scale(1);
                 return self.around(&redirected, uses);
             }
         }

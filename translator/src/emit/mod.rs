@@ -257,6 +257,10 @@ struct Emitter<'a> {
     spilled: [u8; 2],
     /// The region that the instruction in hand will probably access.
     region: Option<u32>,
+    /// The windows whose addends r10 and r11 held when the instruction in hand began, and will hold behind it as far as
+    /// is known yet. Only what comes back there by itself may rely on it, or after a fault, which puts them back.
+    ready: [Option<u8>; 2],
+    held: [Option<u8>; 2],
     /// The instruction in hand leads back to the beginning of the block's loop.
     at_edge: bool,
     /// Instructions since the last count, where blocks count.
@@ -393,6 +397,8 @@ impl<'a> Emitter<'a> {
             x87_live: false,
             spilled: [MapEntry::NONE; 2],
             region: None,
+            ready: [None; 2],
+            held: [None; 2],
             at_edge: false,
             counts,
             uncounted: 0,
@@ -429,6 +435,7 @@ impl<'a> Emitter<'a> {
             }
             self.spilled = [MapEntry::NONE; 2];
             self.region = step.region;
+            self.ready = std::mem::take(&mut self.held);
             let (done, live) = (self.uncounted, self.vector_live);
             self.instruction(step, plan)?;
             if let Some(before) = number.checked_sub(1) {
@@ -540,6 +547,10 @@ impl<'a> Emitter<'a> {
         if matches!(step.class, Class::Jump | Class::Branch | Class::Count) {
             self.count_instructions(self.uncounted + 1);
         }
+        let is_steady = self.is_steady(step, next);
+        if !is_steady {
+            self.ready = [None; 2];
+        }
         match step.class {
             Class::Same => self.same(step, plan)?,
             Class::Push => self.push(step, plan)?,
@@ -601,7 +612,55 @@ impl<'a> Emitter<'a> {
             Class::PopAll => self.pop_all(step, plan),
             Class::HandOver => self.hand_over(step, next),
         }
+        if !is_steady {
+            self.held = [None; 2];
+        }
         Ok(())
+    }
+
+    /// Whether what the step is made into changes r10 and r11 only as [`Self::keep_but`], [`Self::recall`] and
+    /// [`Self::keep`] say: r11 holds the addend of its stack slot, if it has one, from before that is accessed.
+    fn is_steady(&self, step: &Step, next: u64) -> bool {
+        let insn = &step.insn;
+        let is_plain =
+            |register: Register| register.is_gpr64() && scratch_number(register).is_none();
+        let is_short = |value: u64| value as i64 == i64::from(value as i32);
+        self.wide()
+            && match step.class {
+                Class::Same | Class::Vector(_) | Class::Return => true,
+                Class::Push => match insn.op0_kind() {
+                    OpKind::Register => is_plain(insn.op0_register()),
+                    OpKind::Memory => false,
+                    _ => is_short(insn.immediate(0)),
+                },
+                Class::Pop => is_plain(insn.op0_register()),
+                Class::Call => is_short(next),
+                _ => false,
+            }
+    }
+
+    /// Says that r10 and r11 are what they were at the instruction's beginning, but for the registers of a mask.
+    fn keep_but(&mut self, changed: u16) {
+        for (n, register) in [R10, R11].into_iter().enumerate() {
+            self.held[n] = self.ready[n].filter(|_| changed & 1 << register == 0);
+        }
+    }
+
+    /// Brings a window's addend, which is kept, to r10 or r11: nothing need be done if it is there.
+    fn recall(&mut self, into: u8, window: u8) {
+        let n = usize::from(into - R10);
+        if self.ready[n] != Some(window) {
+            let slot = offset::window(usize::from(window));
+            dynasm!(self.asm ; .arch x64 ; gs mov Rq(into), [slot]);
+        }
+        self.held[n] = Some(window);
+    }
+
+    /// Keeps a window's addend, which is in r10 or r11.
+    fn keep(&mut self, from: u8, window: u8) {
+        let slot = offset::window(usize::from(window));
+        dynasm!(self.asm ; .arch x64 ; gs mov [slot], Rq(from));
+        self.held[usize::from(from - R10)] = Some(window);
     }
 
     /// Loads guest r10 or r11 into the host's.
@@ -636,6 +695,7 @@ impl<'a> Emitter<'a> {
         let insn = &step.insn;
         let memory = has_memory(insn);
         if is_hint(insn) {
+            self.keep_but(0);
             return Ok(());
         }
         if insn.mnemonic() == Mnemonic::Lea {
@@ -648,8 +708,10 @@ impl<'a> Emitter<'a> {
         let scratch = 1 << R10 | 1 << R11;
         if self.wide() && step.uses.any & scratch == 0 {
             self.copy(&step.insn);
+            self.keep_but(0);
             return Ok(());
         }
+        self.keep_but(step.uses.any);
         self.around(&step.insn, &step.uses)
     }
 
@@ -714,6 +776,10 @@ impl<'a> Emitter<'a> {
         if narrow && target.size() == 4 {
             let number = target.number() as u8;
             dynasm!(self.asm ; .arch x64 ; movzx Rd(number), Rw(number));
+        }
+        if registers.into_iter().chain([target]).all(|register| scratch_number(register).is_none())
+        {
+            self.keep_but(0);
         }
         if let Some(number) = scratch_number(target) {
             self.store_guest(number);

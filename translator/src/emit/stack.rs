@@ -12,7 +12,7 @@ use crate::plan::{Part, Plan, Step};
 
 impl Emitter<'_> {
     /// Makes the stack slot of `size` bytes at RSP + `displacement` reachable: the host address is then the
-    /// host register that comes back plus r11 plus the displacement that comes back.
+    /// host register that comes back plus r11 plus the displacement that comes back. See [`Emitter::is_steady`].
     pub(super) fn stack_access(
         &mut self,
         displacement: i32,
@@ -21,18 +21,17 @@ impl Emitter<'_> {
         step: &Step,
         plan: &Plan,
     ) -> (u8, i32) {
+        self.keep_but(1 << R11);
         if let Some(Part { window, first: false }) = step.part
             && self.wide()
         {
-            let slot = offset::window(usize::from(window));
-            dynasm!(self.asm ; .arch x64 ; gs mov r11, [slot]);
+            self.recall(R11, window);
             return (RSP, displacement);
         }
         if !step.looks_up && self.wide() {
             self.delta(R11, RSP);
             if let Some(Part { window, .. }) = step.part {
-                let slot = offset::window(usize::from(window));
-                dynasm!(self.asm ; .arch x64 ; gs mov [slot], r11);
+                self.keep(R11, window);
             }
             return (RSP, displacement);
         }

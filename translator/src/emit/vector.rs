@@ -25,6 +25,8 @@ impl Emitter<'_> {
     /// Goes through a common routine that comes back to r10, unless the word at `idle` is zero.
     pub(super) fn load_by(&mut self, idle: i32, routine: u64) {
         let live = self.asm.new_dynamic_label();
+        // The routine is free to use r10, and whoever comes to it later may go on from here.
+        self.ready = [None; 2];
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(0)], rcx
             ; gs mov rcx, [idle]
