@@ -1,7 +1,7 @@
 ; 64-bit code that reaches several pages from one base: where the first access to each faults on the way, what the code
 ; before it has worked out must still be there behind it. DATA and STACK are 64 KiB apart.
 ; SDM vol. 1, "Specifying an Offset"; vol. 3A, "Page-Fault Exceptions".
-; mode: long64
+; mode: long64 cpl=3
 
 ; case: loads-from-two-pages
 ; in: rbx=DATA
@@ -83,7 +83,7 @@
         mov [rbx], rax
         inc rax
         mov [rbx + 0x2000], rax
-; fault: #PF(2) at CODE+0x6
+; fault: #PF(6) at CODE+0x6
 ; out: rax=0xa flags=PF cr2=ABSENT
 ; out-mem: DATA = 09
 
@@ -92,7 +92,7 @@
         mov [rbx + 0x10000], rax
         mov rcx, [rbx + 0x4000]
         mov [rbx + 0x4000], rax
-; fault: #PF(3) at CODE+0xe
+; fault: #PF(7) at CODE+0xe
 ; out: cr2=RO
 ; out-mem: STACK = 09
 

@@ -328,6 +328,11 @@ impl Pair {
                 (error, cr2) = (caught.code, bench.vm.state.cr2);
             }
         }
+        let compares_strings = matches!(insn.mnemonic(), N::Cmpsb | N::Cmpsw | N::Cmpsd | N::Cmpsq);
+        if compares_strings && trap.is_some() && host.trap.is_some() && trap != host.trap {
+            // Both operands are bad, and which one faults is not said (SDM vol. 2, CMPS).
+            return None;
+        }
         let expected_rip = if host.trap.is_some() { at } else { at + bytes.len() as u64 };
         let (host_error, host_cr2) =
             if host.trap == Some(14) { (host.error, host.cr2) } else { (0, 0) };
