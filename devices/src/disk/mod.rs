@@ -112,7 +112,7 @@ fn read_cached(file: &std::fs::File, offset: u64, data: &mut [u8]) -> bool {
 }
 
 /// Refuses what would reach past an image of `size` bytes: a write there could make the file longer.
-fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> {
+pub(crate) fn check_range(size: u64, offset: u64, len: usize) -> io::Result<()> {
     let end = u64::try_from(len).ok().and_then(|len| offset.checked_add(len));
     if end.is_some_and(|end| end <= size) {
         Ok(())

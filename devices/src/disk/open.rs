@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use super::disc::Disc;
 use super::qcow2::{Backing, MAGIC};
-use super::raw::{Tail, open_locked};
-use super::{DiskError, DiskImage, Qcow2Image, RawImage, Snapshot};
+use super::raw::open_locked;
+use super::{DiskError, DiskImage, Qcow2Image, RawImage, SECTOR, Snapshot};
 
 /// Backing images below an image.
 const CHAIN_MAX: usize = 32;
@@ -66,7 +66,7 @@ pub struct DiskOptions {
 /// See [`DiskError`].
 pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
     let to_read = options.read_only || options.snapshot;
-    let image = open_layer(path, to_read, options.format, Tail::Left, &[])?;
+    let image = open_layer(path, to_read, options.format, SECTOR, &[])?;
     if options.read_only || !options.snapshot {
         return Ok(image);
     }
@@ -83,21 +83,21 @@ pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, Dis
 /// # Errors
 /// See [`DiskError`].
 pub fn open_disc(path: &Path, format: Option<Format>) -> Result<Arc<dyn DiskImage>, DiskError> {
-    Ok(Disc::filled(open_layer(path, true, format, Tail::Filled, &[])?))
+    Ok(Disc::filled(open_layer(path, true, format, 1, &[])?))
 }
 
-/// Opens one file, on which those `above` build, and what it builds on.
+/// Opens one file, on which those `above` build, and what it builds on. A raw one has `least` bytes.
 fn open_layer(
     path: &Path,
     read_only: bool,
     format: Option<Format>,
-    tail: Tail,
+    least: u64,
     above: &[Identity],
 ) -> Result<Arc<dyn DiskImage>, DiskError> {
     let told = |source| DiskError::Open { path: path.to_owned(), source };
     let file = open_locked(path, read_only)?;
     if format.map_or_else(|| find_format(&file), Ok).map_err(told)? == Format::Raw {
-        return Ok(Arc::new(RawImage::new(file, path, read_only, tail)?));
+        return Ok(Arc::new(RawImage::new(file, path, read_only, least)?));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let layers = [above, &[identity(&file.metadata().map_err(told)?)]].concat();
@@ -143,6 +143,6 @@ fn open_backing(backing: &Backing, above: &[Identity]) -> io::Result<Arc<dyn Dis
             known => known,
         },
     };
-    open_layer(&backing.path, true, format, Tail::Left, above)
+    open_layer(&backing.path, true, format, SECTOR, above)
         .map_err(|error| io::Error::other(format!("its backing file: {error}")))
 }

@@ -2,14 +2,15 @@
 //!
 //! Problem: a wrong path must be told in one line, before anything is read or written.
 //! Scheme: the file's kind is looked at, then it is opened and locked. Invariants: the lock is kept until the
-//! image is dropped; the size is fixed at opening; a tail shorter than a sector is out of the guest's
-//! reach, and said so, or a sector that is filled up with zeroes. Any thread; positioned reads and writes share
-//! the file.
+//! image is dropped; the size is fixed at opening; a file that ends inside a sector goes on with zeroes to the sector's
+//! end, as on QEMU, and becomes longer only if the guest writes that sector. Any thread; positioned reads and writes
+//! share the file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::lock::lock;
 use super::{DiskImage, SECTOR};
@@ -23,21 +24,12 @@ pub enum DiskError {
     Directory(PathBuf),
     #[error("disk image {}: neither a regular file nor a block device", .0.display())]
     NotADisk(PathBuf),
-    #[error("disk image {}: {bytes} bytes, less than a sector of 512", path.display())]
-    TooSmall { path: PathBuf, bytes: u64 },
+    #[error("disk image {}: {bytes} bytes, less than {least}", path.display())]
+    TooSmall { path: PathBuf, bytes: u64, least: u64 },
     #[error("disk image {}: in use by another program", .0.display())]
     InUse(PathBuf),
     #[error("disk image {}: a temporary file in {} for the snapshot: {source}", path.display(), folder.display())]
     Snapshot { path: PathBuf, folder: PathBuf, source: io::Error },
-}
-
-/// What becomes of bytes at the end of the file that aren't a whole sector.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tail {
-    /// The guest doesn't see them.
-    Left,
-    /// They begin the last sector, which goes on with zeroes. To be read only.
-    Filled,
 }
 
 /// A file or block device used as it is.
@@ -45,7 +37,7 @@ pub(super) enum Tail {
 pub struct RawImage {
     file: File,
     /// Of the file.
-    bytes: u64,
+    bytes: AtomicU64,
     /// Of the disk.
     size: u64,
     read_only: bool,
@@ -59,40 +51,32 @@ impl RawImage {
     /// # Errors
     /// See [`DiskError`].
     pub fn open(path: &Path, read_only: bool) -> Result<Self, DiskError> {
-        Self::new(open_locked(path, read_only)?, path, read_only, Tail::Left)
+        Self::new(open_locked(path, read_only)?, path, read_only, SECTOR)
     }
 
-    /// The image in `file`, which is locked and was opened by the name `path`.
+    /// The image in `file`, which is locked and was opened by the name `path`. With less than `least` bytes it is none.
     pub(super) fn new(
         mut file: File,
         path: &Path,
         read_only: bool,
-        tail: Tail,
+        least: u64,
     ) -> Result<Self, DiskError> {
         // Unlike the metadata's length, this is right for block devices too.
         let bytes = file
             .seek(SeekFrom::End(0))
             .map_err(|source| DiskError::Open { path: path.to_owned(), source })?;
-        let size = match tail {
-            Tail::Left => bytes - bytes % SECTOR,
-            Tail::Filled => bytes.next_multiple_of(SECTOR),
-        };
-        if size == 0 {
-            return Err(DiskError::TooSmall { path: path.to_owned(), bytes });
+        if bytes < least {
+            return Err(DiskError::TooSmall { path: path.to_owned(), bytes, least });
         }
-        if size < bytes {
-            tracing::warn!(
-                "disk image {}: {bytes} bytes is no multiple of 512; the guest sees the first {size}",
-                path.display()
-            );
-        }
+        let size = bytes.next_multiple_of(SECTOR);
         let is_file = file.metadata().is_ok_and(|found| found.is_file());
-        Ok(Self { file, bytes, size, read_only, is_file })
+        Ok(Self { file, bytes: bytes.into(), size, read_only, is_file })
     }
 
     /// The part of `data` at `offset` that the file has; the rest becomes zeroes.
     fn there<'a>(&self, offset: u64, data: &'a mut [u8]) -> &'a mut [u8] {
-        let len = self.bytes.saturating_sub(offset).min(data.len() as u64);
+        let bytes = self.bytes.load(Ordering::Acquire);
+        let len = bytes.saturating_sub(offset).min(data.len() as u64);
         let (data, beyond) = data.split_at_mut(len as usize);
         beyond.fill(0);
         data
@@ -148,7 +132,9 @@ impl DiskImage for RawImage {
         if self.read_only {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        self.file.write_all_at(data, offset)
+        self.file.write_all_at(data, offset)?;
+        self.bytes.fetch_max(offset + data.len() as u64, Ordering::Release);
+        Ok(())
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -229,18 +215,26 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_below_a_sector_is_out_of_reach() {
+    fn the_last_sector_goes_on_with_zeroes() {
         let scratch = Scratch::new("tail", &[7; 1500]);
         let image = RawImage::open(&scratch.0, false).expect("opens");
-        assert_eq!(image.size(), 1024);
-        assert!(image.write_at(1024, &[0]).is_err());
-        assert!(image.read_at(1000, &mut [0; 25]).is_err());
+        assert_eq!(image.size(), 1536);
+        let mut read = [0xa5; 1536];
+        image.read_at(0, &mut read).expect("all of it");
+        assert_eq!((read[1499], &read[1500..]), (7, &[0; 36][..]));
+        assert!(image.write_at(1536, &[0]).is_err());
+        assert!(image.read_at(1535, &mut [0; 2]).is_err());
         assert!(image.read_at(u64::MAX, &mut [0; 2]).is_err());
-        image.write_zeroes(0, 1024).expect("writes");
+        image.write_at(0, &[1; 1024]).expect("writes");
+        let len = || scratch.0.metadata().expect("there").len();
+        assert_eq!(len(), 1500, "as long as nothing is written there");
+        image.write_at(1510, &[2; 4]).expect("writes");
+        image.read_at(1490, &mut read[..46]).expect("all of it");
+        let wanted = [&[7; 10][..], &[0; 10], &[2; 4], &[0; 22]].concat();
+        assert_eq!((&read[..46], len()), (&wanted[..], 1514));
+        image.write_zeroes(0, 1536).expect("writes");
         drop(image);
-        let bytes = std::fs::read(&scratch.0).expect("readable");
-        assert!(bytes[..1024].iter().all(|&byte| byte == 0));
-        assert_eq!(bytes[1024..], [7; 476]);
+        assert_eq!(std::fs::read(&scratch.0).expect("readable"), [0; 1536]);
     }
 
     #[test]
