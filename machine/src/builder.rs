@@ -59,7 +59,7 @@ use crate::clock::{CountedClock, HostClock};
 use crate::config::{self, Config, ConfigError, NetConfig, NetModel};
 use crate::console::{Port, Sink, is_on_virtio};
 use crate::control::{Cause, Control};
-use crate::drives::{self, Disk, Sockets};
+use crate::drives::{self, Disk, ForFirmware, Sockets};
 use crate::engine::{Engine, Stubs};
 use crate::env::{Buses, Ferr, VcpuEnv, World};
 use crate::firmware;
@@ -280,7 +280,7 @@ impl Board {
             (Some(net), Some(network)) => Some(Card::new(net, network)?),
             _ => None,
         };
-        let Fitted { console, balloon, boot } = wiring.pci(
+        let Fitted { console, balloon, drives } = wiring.pci(
             config,
             &ram,
             &router,
@@ -292,7 +292,7 @@ impl Board {
             random,
         )?;
         // Small guests without firmware ask it for the number of processors, too.
-        let items = firmware::items(map, config.vcpus, &acpi, &boot).map_err(in_acpi)?;
+        let items = firmware::items(map, config.vcpus, &acpi, &drives).map_err(in_acpi)?;
         let device = Arc::new(Mutex::new(FwCfg::new(items, ram.memory_arc())));
         wiring.ports.insert(fw_cfg::PORT, fw_cfg::PORTS, device).map_err(overlap)?;
 
@@ -682,13 +682,13 @@ impl Wiring {
             threads: !config.icount,
             always_ide: !self.as_after_firmware,
         };
-        let boot = drives::fit(sockets, &config.disks, disks)?;
+        let drives = drives::fit(sockets, &config.disks, disks)?;
         if self.as_after_firmware {
             root.assign_resources(PCI_HOLE, PCI_PORTS).map_err(bad)?;
             // PCI interrupts are level-triggered at the 8259A pair.
             router.set_elcr(1 << 10 | 1 << 11);
         }
-        Ok(Fitted { console: handle, balloon, boot })
+        Ok(Fitted { console: handle, balloon, drives })
     }
 }
 
@@ -696,8 +696,7 @@ impl Wiring {
 struct Fitted {
     console: ConsoleHandle,
     balloon: Option<BalloonHandle>,
-    /// What firmware is to boot from.
-    boot: Vec<String>,
+    drives: ForFirmware,
 }
 
 /// The balloon's way to the memory.

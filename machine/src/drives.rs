@@ -3,7 +3,8 @@
 //! Problem: a person names files; the guest sees controllers, positions on cables and a boot order. Scheme:
 //! virtio drives get PCI slots in order; IDE disks fill the cables from the first on, and a CD-ROM drive takes
 //! the first position of the second cable, as on QEMU's machine of this kind; firmware is told
-//! hard disks first, in the order in which they were named, then floppies, then discs. Invariant: every drive has its
+//! hard disks first, in the order in which they were named, then floppies, then discs, and of disks' geometry
+//! what it wouldn't find by itself. Invariant: every drive has its
 //! place, since [`crate::Config::check`] has counted them. Thread: the machine's. Source: Open Firmware device
 //! paths as in SeaBIOS, docs/Runtime_config, "bootorder".
 
@@ -22,6 +23,7 @@ use xenolith_devices::virtio::{self, Interfaces};
 use xenolith_mmu::GuestRam;
 
 use crate::config::{Attachment, ConfigError, DiskConfig};
+use crate::geometry::{self, Geometry};
 
 /// An open disk image.
 pub type Disk = Arc<dyn DiskImage>;
@@ -93,7 +95,15 @@ impl std::fmt::Debug for Sockets<'_> {
     }
 }
 
-/// Attaches all drives. Returns their paths in the order in which firmware is to try them.
+/// What firmware is to know of the drives, by their paths.
+#[derive(Debug, Default)]
+pub struct ForFirmware {
+    /// In the order in which they are to be tried.
+    pub boot: Vec<String>,
+    pub geometry: Vec<(String, Geometry)>,
+}
+
+/// Attaches all drives.
 ///
 /// # Errors
 /// The bus has no room, or the host no thread.
@@ -101,7 +111,7 @@ pub fn fit(
     sockets: Sockets<'_>,
     configs: &[DiskConfig],
     disks: &[Disk],
-) -> Result<Vec<String>, ConfigError> {
+) -> Result<ForFirmware, ConfigError> {
     let bad = |error: Box<dyn std::error::Error>| ConfigError::Host {
         what: "attach the disks",
         reason: error.to_string(),
@@ -109,6 +119,10 @@ pub fn fit(
     let attachments: Vec<_> = configs.iter().map(|config| config.attachment).collect();
     let positions = positions(&attachments);
     let (mut hard, mut floppies, mut discs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut told, mut translated) = (Vec::new(), [false; ide::DRIVES]);
+    let mut tell = |path: &str, image: &dyn DiskImage| {
+        told.extend(geometry::of(image).map(|geometry| (path.to_owned(), geometry)));
+    };
     let mut media = [const { None }; floppy::DRIVES];
     let mut cables = [const { None }; ide::DRIVES];
     for (n, (disk, attachment)) in disks.iter().zip(&attachments).enumerate() {
@@ -118,6 +132,8 @@ pub fn fit(
         };
         match (attachment, positions[n]) {
             (Attachment::Ide, Some(position)) => {
+                translated[position] = geometry::is_translated(&*image);
+                tell(&ide_path(position), &*image);
                 cables[position] = Some(Drive::Disk(image));
                 hard.push(ide_path(position));
             }
@@ -136,14 +152,17 @@ pub fn fit(
                 floppies.push(format!("/pci@i0cf8/isa@1/fdc@03f0/floppy@{number}"));
             }
             _ => {
-                let block = virtio::Block::new(image, &format!("disk{n}"));
+                let block = virtio::Block::new(Arc::clone(&image), &format!("disk{n}"));
                 let memory = sockets.ram.memory_arc();
                 let slot = virtio::add(sockets.root, block, memory, sockets.virtio)
                     .map_err(|error| bad(error.into()))?;
-                hard.push(format!("/pci@i0cf8/scsi@{slot:x}/disk@0,0"));
+                let path = format!("/pci@i0cf8/scsi@{slot:x}/disk@0,0");
+                tell(&path, &*image);
+                hard.push(path);
             }
         }
     }
+    lock(sockets.rtc).set_translated(translated);
     lock(sockets.rtc).set_floppies(media.each_ref().map(|media| floppy::cmos_type(media.as_ref())));
     if !floppies.is_empty() {
         let fdc = Fdc::new(media, Arc::clone(sockets.dma), sockets.floppy_line.clone());
@@ -158,7 +177,7 @@ pub fn fit(
     }
     hard.extend(floppies);
     hard.extend(discs);
-    Ok(hard)
+    Ok(ForFirmware { boot: hard, geometry: told })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Problem: the same facts as everywhere else, in the files that SeaBIOS and other firmware read. Scheme:
 //! one function makes the items of the configuration device: memory map, ACPI and SMBIOS tables, where a
-//! serial console is, what to boot from. Invariant: what is said here is what the board has. Source: QEMU,
+//! serial console is, what to boot from, disks' geometry. Invariant: what is said here is what the board has. Source: QEMU,
 //! docs/specs/fw_cfg; SeaBIOS, docs/Runtime_config.
 
 use xenolith_devices::acpi::loader;
@@ -11,10 +11,11 @@ use xenolith_devices::fw_cfg::Items;
 use xenolith_devices::legacy::uart;
 use xenolith_devices::smbios;
 
+use crate::drives::ForFirmware;
+use crate::geometry::Geometry;
 use crate::memory_map::{HIGH_START, Kind, MemoryMap};
 
-/// The items for a machine with this memory and these tables, which boots from the first of the devices in
-/// `boot` that it can, by their paths.
+/// The items for a machine with this memory, these tables and drives.
 ///
 /// # Errors
 /// The tables can't be made.
@@ -22,7 +23,7 @@ pub fn items(
     map: &MemoryMap,
     vcpus: u32,
     acpi: &AcpiConfig,
-    boot: &[String],
+    drives: &ForFirmware,
 ) -> Result<Items, AcpiError> {
     let high_bytes = map.high_end() - HIGH_START;
     let vcpus = u16::try_from(vcpus).unwrap_or(u16::MAX);
@@ -48,8 +49,15 @@ pub fn items(
     items.file("etc/smbios/smbios-anchor", anchor);
     items.file("etc/smbios/smbios-tables", structures);
 
-    if !boot.is_empty() {
-        items.file("bootorder", boot.join("\n").into_bytes());
+    if !drives.boot.is_empty() {
+        items.file("bootorder", drives.boot.join("\n").into_bytes());
+    }
+    if !drives.geometry.is_empty() {
+        let line = |(path, known): &(String, Geometry)| {
+            format!("{path} {} {} {}", known.cylinders, known.heads, known.sectors)
+        };
+        let lines: Vec<_> = drives.geometry.iter().map(line).collect();
+        items.file("bios-geometry", lines.join("\n").into_bytes());
     }
 
     // Text that is drawn on the screen by the firmware's services shows on COM1 as well.

@@ -19,6 +19,7 @@ mod engine;
 mod env;
 mod firmware;
 pub mod fuzz;
+mod geometry;
 pub mod inspect;
 mod machine;
 mod memory_map;

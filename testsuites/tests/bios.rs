@@ -1,6 +1,7 @@
 //! Firmware boot: SeaBIOS starts disks as on a PC with nothing but this board under it.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use xenolith_machine::Attachment;
@@ -273,6 +274,54 @@ fn a_floppy_boots_and_reads_the_rest_of_itself() -> Result<()> {
         let told = between_dots(&text, "Booting from Floppy");
         ensure!(told == "ab text from the second cylinder cdef", "{engine}: {text}");
         ensure!(fs::read(&image)?.ends_with(&[0xa5, 0x5a]), "{engine}: nothing was written");
+    }
+    Ok(())
+}
+
+/// A disk with a boot sector, text in the third one, and nothing more; `table` is a partition table's entry.
+fn geometry_disk(scratch: &Scratch, bytes: u64, entry: &[u8]) -> Result<std::path::PathBuf> {
+    let image = disk::boot_sector("geometry.asm", 1024, scratch.path())?;
+    let file = fs::File::options().write(true).open(&image)?;
+    file.write_all_at(b"third", 1024)?;
+    file.write_all_at(entry, 446)?;
+    file.set_len(bytes.max(1024 + 5))?;
+    Ok(image)
+}
+
+/// Whoever has no other way reads a disk by cylinders, heads and sectors: they must be those by which it was
+/// partitioned, and there must be some, however small it is, also if the file ends inside a sector.
+#[test]
+fn the_firmware_knows_small_and_large_disks_by_cylinders() -> Result<()> {
+    // SeaBIOS keeps the last cylinder to itself, as BIOSes did for a test of the drive.
+    //
+    // From sector 63 to the end of cylinder 99 under 255 heads and 63 sectors; under 4 and 17.
+    let under_255 = [0x80, 1, 1, 0, 6, 254, 63, 99, 63, 0, 0, 0, 0x25, 0x83, 0x18, 0];
+    let under_4 = [0x80, 1, 1, 0, 6, 3, 17, 99, 17, 0, 0, 0, 0x7f, 0x1a, 0, 0];
+    for (bytes, entry, wanted) in [
+        (0, &[][..], "0001 0010 003f third"),
+        (100_000, &[], "0001 0010 003f third"),
+        (8 << 20, &[], "000f 0010 003f third"),
+        (3 << 30, &[], "030b 0080 003f third"),
+        (900 << 20, &under_255, "0071 00ff 003f third"),
+        (20 << 20, &under_4, "0259 0004 0011 third"),
+    ] {
+        for options in [",if=virtio", ",if=ide"] {
+            let scratch = Scratch::new("bios")?;
+            let mut disk = geometry_disk(&scratch, bytes, entry)?.into_os_string();
+            disk.push(options);
+            let mut command = xenolith()?;
+            command.args(["run", "--net", "none", "--timeout", "300", "--disk"]).arg(disk);
+            let ended = Program::start(command)?.end(PATIENCE)?;
+            let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+            let told: String = text
+                .rsplit("Booting from Hard Disk")
+                .next()
+                .unwrap_or_default()
+                .chars()
+                .filter(|&it| it.is_ascii_alphanumeric() || it == ' ')
+                .collect();
+            ensure!(told == wanted, "{bytes}{options}: {told:?} in {text}");
+        }
     }
     Ok(())
 }

@@ -64,9 +64,10 @@ impl Disk {
         (self.heads, self.per_track)
     }
 
-    /// Cylinders of the disk's own geometry.
+    /// Cylinders of the disk's own geometry. A disk smaller than one has them all the same, as on QEMU: firmware
+    /// would find no sector otherwise.
     pub(super) fn cylinders(&self) -> u16 {
-        self.cylinders_of(16, 63).min(16383)
+        self.cylinders_of(16, 63).clamp(2, 16383)
     }
 
     pub(super) fn cylinders_of(&self, heads: u8, per_track: u8) -> u16 {

@@ -90,7 +90,7 @@ pub(super) fn disk(disk: &Disk) -> Vec<u8> {
     words.put(51, 0x0200);
     words.put(53, 0x0007);
     let (heads, per_track) = disk.geometry();
-    let cylinders = disk.cylinders_of(heads, per_track);
+    let cylinders = disk.cylinders_of(heads, per_track).max(1);
     words.put(54, cylinders);
     words.put(55, u16::from(heads));
     words.put(56, u16::from(per_track));

@@ -184,6 +184,13 @@ impl Rtc {
         self.cmos[0x14] = floppies | 0b110;
     }
 
+    /// Tells for which IDE disks, by their positions, firmware is to translate sector numbers to cylinders, heads and
+    /// sectors, instead of using the drive's own. Source: SeaBIOS, "get_translation".
+    pub fn set_translated(&mut self, disks: [bool; 4]) {
+        let lba = |position: usize| u8::from(disks[position]) << (2 * position);
+        self.cmos[0x39] = (0..4).map(lba).sum();
+    }
+
     /// Whether port 0x70 bit 7 keeps NMIs from the processor.
     #[must_use]
     pub fn nmi_masked(&self) -> bool {
