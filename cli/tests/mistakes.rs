@@ -284,12 +284,12 @@ fn files_in_drives() {
         assert!(files.content() == before, "{file}: something was written");
     }
 
-    let (size, sized) = ("1474560 is (1440 KiB)", files.make("sized", &[0x55; 1000 << 10]));
-    names(&["run", "--floppy", &sized], &["--floppy", &sized, "1024000 bytes", size]);
+    let (size, sized) = ("2949120 (2880 KiB)", files.make("sized", &[0x55; 3000 << 10]));
+    names(&["run", "--floppy", &sized], &["--floppy", &sized, "3072000 bytes", size]);
     // A disk of a sound image is one of another size as well.
     let sound = files.name("sound");
     names(&["run", "--floppy", &sound], &["--floppy", &sound, "4194304 bytes", size]);
-    assert_eq!(fs::read(&sized).expect("there"), [0x55; 1000 << 10]);
+    assert_eq!(fs::read(&sized).expect("there"), [0x55; 3000 << 10]);
     names(&["run", "--floppy", "a", "--floppy", "b", "--floppy", "c"], &["--floppy", "3", "2"]);
     for (option, value) in [("--disk", ",ro"), ("--floppy", ",ro"), ("--disk", "a,ro,snapshot")] {
         names(&["run", option, value], &[option]);

@@ -60,8 +60,9 @@ pub struct BootFlags {
     #[arg(long, value_name = "FILE", help_heading = "What to boot")]
     pub cdrom: Option<PathBuf>,
 
-    /// Floppy image of one of the usual sizes, as 1440 KiB, in drive A; given again, in drive B. Firmware
-    /// boots from it if there is no disk to boot from. ",ro" and ",snapshot" as for disks
+    /// Floppy image of one of the usual sizes, as 1440 KiB, in drive A; given again, in drive B. One of another size
+    /// is the beginning of 2880 KiB. Firmware boots from it if there is no disk to boot from. ",ro" and
+    /// ",snapshot" as for disks
     #[arg(long = "floppy", value_name = "FILE[,ro][,snapshot]", help_heading = "What to boot")]
     #[arg(value_parser = parse_floppy)]
     pub floppies: Vec<DiskConfig>,

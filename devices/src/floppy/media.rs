@@ -1,12 +1,15 @@
 //! A floppy's image: which format it has, and where its sectors are.
 //!
 //! Problem: an image says nothing of its tracks but by its size. Scheme: a table of the formats that there were;
-//! the drive is of the kind that the format needs. Invariant: a sector that is found lies in the image. Any
+//! the drive is of the kind that the format needs. An image of another size, as a boot sector with what it loads behind
+//! it, is the beginning of the largest of them, as on QEMU, and the rest reads as zeroes. Invariant: nothing is
+//! written past the image's end. Any
 //! thread. Source: IBM PC AT Technical Reference, "Diskette"; ECMA-99, ECMA-125.
 
+use std::io;
 use std::sync::Arc;
 
-use crate::disk::DiskImage;
+use crate::disk::{DiskImage, check_range};
 
 pub(super) const SECTOR_BYTES: usize = 512;
 
@@ -24,23 +27,31 @@ const fn format(cylinders: u8, heads: u8, sectors: u8, cmos_type: u8, rate: u8) 
 }
 
 // Rates: 0 is 500 kbit/s, 2 is 250, 3 is 1000.
-const FORMATS: [Format; 11] = [
+const FORMATS: [Format; 12] = [
     format(40, 1, 8, 1, 2),
     format(40, 1, 9, 1, 2),
     format(40, 2, 8, 1, 2),
     format(40, 2, 9, 1, 2),
     format(80, 2, 9, 3, 2),
+    format(80, 2, 10, 3, 2),
     format(80, 2, 15, 2, 0),
     format(80, 2, 18, 4, 0),
     format(80, 2, 20, 4, 0),
     format(80, 2, 21, 4, 0),
     format(82, 2, 21, 4, 0),
-    format(80, 2, 36, 5, 3),
+    LARGEST,
 ];
+const LARGEST: Format = format(80, 2, 36, 5, 3);
+
+impl Format {
+    const fn bytes(&self) -> u64 {
+        self.cylinders as u64 * self.heads as u64 * self.sectors as u64 * SECTOR_BYTES as u64
+    }
+}
 
 /// An image is not a floppy's.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} bytes is not a floppy's size, as 1474560 is (1440 KiB)")]
+#[error("{0} bytes is more than the largest floppy has: 2949120 (2880 KiB)")]
 pub struct FloppyError(u64);
 
 /// A disk for a drive.
@@ -58,15 +69,33 @@ impl std::fmt::Debug for Media {
 impl Media {
     pub(super) fn new(image: Arc<dyn DiskImage>) -> Result<Self, FloppyError> {
         let size = image.size();
-        let of = |format: &Format| {
-            u64::from(format.cylinders) * u64::from(format.heads) * u64::from(format.sectors)
-        };
-        let format = FORMATS.iter().find(|format| of(format) * SECTOR_BYTES as u64 == size);
-        Ok(Self { format: format.ok_or(FloppyError(size))?, image })
+        if size > LARGEST.bytes() {
+            return Err(FloppyError(size));
+        }
+        let format = FORMATS.iter().find(|format| format.bytes() == size).unwrap_or(&LARGEST);
+        Ok(Self { format, image })
     }
 
-    pub(super) fn image(&self) -> &dyn DiskImage {
-        &*self.image
+    /// Reads the sector at `offset`. What the image doesn't have is zero.
+    ///
+    /// # Errors
+    /// The host's.
+    pub(super) fn read(&self, offset: u64, sector: &mut [u8]) -> io::Result<()> {
+        if check_range(self.image.size(), offset, sector.len()).is_ok() {
+            self.image.read_at(offset, sector)
+        } else {
+            sector.fill(0);
+            Ok(())
+        }
+    }
+
+    /// Writes the sector at `offset`.
+    ///
+    /// # Errors
+    /// The host's; or the image doesn't have that sector.
+    pub(super) fn write(&self, offset: u64, sector: &[u8]) -> io::Result<()> {
+        check_range(self.image.size(), offset, sector.len())?;
+        self.image.write_at(offset, sector)
     }
 
     pub(super) fn read_only(&self) -> bool {
@@ -85,7 +114,7 @@ impl Media {
         cylinder < self.format.cylinders && head < self.format.heads
     }
 
-    /// The offset of a sector in the image, if there is one of that number.
+    /// The offset of a sector of the disk, if there is one of that number.
     pub(super) fn offset(&self, cylinder: u8, head: u8, sector: u8) -> Option<u64> {
         if !self.has_track(cylinder, head) || !(1..=self.format.sectors).contains(&sector) {
             return None;

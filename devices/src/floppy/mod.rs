@@ -502,7 +502,7 @@ impl Fdc {
                     transfer.buffer = vec![0; media::SECTOR_BYTES];
                     transfer.at = 0;
                     if kind == Kind::Read
-                        && let Err(error) = media.image().read_at(offset, &mut transfer.buffer)
+                        && let Err(error) = media.read(offset, &mut transfer.buffer)
                     {
                         tracing::warn!("floppy: the disk image: {error}");
                         (st::DATA_ERROR, st::DATA_ERROR)
@@ -552,7 +552,7 @@ impl Fdc {
             let offset = media.and_then(|media| media.offset(cylinder, head, sector));
             if let (Some(media), Some(offset)) = (media, offset)
                 && (cylinder, head) == (place.cylinder, place.head)
-                && media.image().write_at(offset, &[fill; media::SECTOR_BYTES]).is_err()
+                && media.write(offset, &[fill; media::SECTOR_BYTES]).is_err()
             {
                 return self.end(drive, place, st::ABNORMAL, st::DATA_ERROR, 0);
             }
@@ -569,7 +569,7 @@ impl Fdc {
             let offset =
                 media.and_then(|media| media.offset(place.cylinder, place.head, place.sector));
             let written = match (media, offset) {
-                (Some(media), Some(offset)) => media.image().write_at(offset, &transfer.buffer),
+                (Some(media), Some(offset)) => media.write(offset, &transfer.buffer),
                 _ => Ok(()),
             };
             if let Err(error) = written {
@@ -628,7 +628,7 @@ pub fn cmos_type(media: Option<&Media>) -> u8 {
 /// The media of an image.
 ///
 /// # Errors
-/// Its size is none of a floppy's.
+/// It is larger than any floppy.
 pub fn media(image: Arc<dyn DiskImage>) -> Result<Media, FloppyError> {
     Media::new(image)
 }

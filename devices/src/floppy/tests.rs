@@ -280,15 +280,39 @@ fn a_track_is_formatted() {
 }
 
 #[test]
-fn all_sizes_that_there_were_are_known_and_others_refused() {
-    for kib in [160, 180, 320, 360, 720, 1200, 1440, 1680, 2880] {
-        Board::new(kib << 10, false);
+fn all_sizes_that_there_were_are_known_and_larger_ones_refused() {
+    for kib in [160, 180, 320, 360, 720, 800, 1200, 1440, 1680, 2880] {
+        let board = Board::new(kib << 10, false);
+        assert!(lock(&board.image.bytes).len() == kib << 10);
     }
-    for bytes in [512, 1000 << 10, (1440 << 10) + 512, 4 << 20] {
-        let bytes = Mutex::new(vec![0; bytes]);
-        let image = Arc::new(Image { bytes, read_only: false, broken: Mutex::default() });
-        assert!(Media::new(image).is_err());
+    let bytes = Mutex::new(vec![0; (2880 << 10) + 512]);
+    let image = Arc::new(Image { bytes, read_only: false, broken: Mutex::default() });
+    assert!(Media::new(image).is_err());
+}
+
+/// A boot sector and what it loads, say.
+#[test]
+fn an_image_of_another_size_begins_a_disk_of_2880_kib() {
+    let board = Board::new(40 * 512, false);
+    // 1 Mbit/s.
+    board.put(7, 3);
+    let access = |command, cylinder, head, sector| {
+        *lock(&board.channel) = Channel { left: 512, data: vec![9; 512] };
+        board.command(&[command, head << 2, cylinder, head, sector, 2, 36, 27, 0xff])[..3].to_vec()
+    };
+    let data = |sector: usize| lock(&board.image.bytes)[sector * 512..(sector + 1) * 512].to_vec();
+    for (head, sector, number) in [(0, 36, 35), (1, 4, 39)] {
+        let wanted = data(number);
+        assert_eq!(access(0x46, 0, head, sector)[1..], [0, 0]);
+        assert!(lock(&board.channel).data.ends_with(&wanted), "{number}");
     }
+    assert_eq!(access(0x46, 0, 1, 5)[1..], [0, 0]);
+    assert!(lock(&board.channel).data.ends_with(&[0; 512]), "behind the image");
+    assert_eq!(access(0x46, 0, 1, 37)[1..], [4, 0], "no sector of that number");
+    assert_eq!(access(0x45, 0, 1, 4)[1..], [0, 0]);
+    assert!(data(39) == [9; 512]);
+    assert_eq!(access(0x45, 0, 1, 5), [0x44, 0x20, 0x20], "no room in the image");
+    assert_eq!(lock(&board.image.bytes).len(), 40 * 512);
 }
 
 #[test]
