@@ -603,6 +603,8 @@ impl Wiring {
         let sci = self.line(u32::from(pm::SCI_IRQ));
         let pm = PmBlock::new(sci, self.power.clone(), Arc::clone(&self.clock), &self.timers);
         PmBlock::attach(&pm, &mut self.ports)?;
+        let told = Arc::clone(&pm);
+        lock(&rtc).set_alarm_event(move || lock(&told).alarm());
 
         let ferr = Arc::new(Mutex::new(Ferr::new(self.line(13))));
         self.ports.insert(Ferr::PORT, 2, Arc::clone(&ferr) as _)?;

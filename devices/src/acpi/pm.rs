@@ -168,6 +168,12 @@ impl PmBlock {
         self.control & CONTROL_SCI_ENABLE != 0 && self.enable & PM1_POWER_BUTTON != 0
     }
 
+    /// The clock's alarm interrupts.
+    pub fn alarm(&mut self) {
+        self.status |= PM1_RTC;
+        self.update();
+    }
+
     /// General purpose event `number` (0-15) has happened.
     pub fn raise_gpe(&mut self, number: u8) {
         self.gpe_status |= 1u16.checked_shl(number.into()).unwrap_or(0);
@@ -405,6 +411,22 @@ mod tests {
         assert!(rig.sci());
         rig.ports.write(STATUS, 2, PM1_POWER_BUTTON.into());
         assert!(!rig.sci());
+    }
+
+    #[test]
+    fn an_alarm_is_status_and_sci() {
+        let rig = Rig::new();
+        rig.ports.write(0xb2, 1, ACPI_ENABLE.into());
+        lock(&rig.block).alarm();
+        assert_eq!(rig.ports.read(STATUS, 2), u64::from(PM1_RTC));
+        assert!(!rig.sci());
+        rig.ports.write(ENABLE, 2, PM1_RTC.into());
+        assert!(rig.sci());
+        rig.ports.write(STATUS, 2, PM1_RTC.into());
+        assert!(!rig.sci());
+        assert_eq!(rig.ports.read(STATUS, 2), 0);
+        lock(&rig.block).alarm();
+        assert!(rig.sci());
     }
 
     #[test]

@@ -77,6 +77,10 @@ pub struct Rtc {
     clock: Arc<dyn Clock>,
     timer: Timer,
     irq: IrqLine,
+    /// Who else is to know that an alarm interrupts.
+    on_alarm: Option<Box<dyn Fn() + Send>>,
+    /// The alarm's interrupt is asserted, and that was told.
+    alarms: bool,
     /// Last write to port 0x70: register in bits 0-6, NMI mask in bit 7.
     index: u8,
     /// Everything that isn't computed.
@@ -119,6 +123,8 @@ impl Rtc {
             clock,
             timer: timer.clone(),
             irq,
+            on_alarm: None,
+            alarms: false,
             index: 0,
             cmos,
             phase_ns: 0,
@@ -138,6 +144,11 @@ impl Rtc {
     /// [`Overlap`] if one of them is taken.
     pub fn attach(this: &Arc<Mutex<Self>>, ports: &mut Bus) -> Result<(), Overlap> {
         ports.insert(0x70, 2, Arc::clone(this) as _)
+    }
+
+    /// Calls `tell` whenever an alarm's interrupt begins, under the clock's lock.
+    pub fn set_alarm_event(&mut self, tell: impl Fn() + Send + 'static) {
+        self.on_alarm = Some(Box::new(tell));
     }
 
     /// RESET: interrupts off, flags clear. Time and memory live on, as they have a battery.
@@ -389,24 +400,46 @@ impl Rtc {
             }
         }
         self.events_ns = now_ns;
+        self.tell_alarm();
+    }
+
+    /// Tells of an alarm's interrupt, once.
+    fn tell_alarm(&mut self) {
+        let alarms = self.flags & self.reg(REG_B) & C_AF != 0;
+        if alarms
+            && !self.alarms
+            && let Some(tell) = &self.on_alarm
+        {
+            tell();
+        }
+        self.alarms = alarms;
     }
 
     fn irqf(&self) -> bool {
         self.flags & self.reg(REG_B) & (C_PF | C_AF | C_UF) != 0
     }
 
+    /// When a second begins.
+    fn second_ns(&self, seconds: i64) -> Option<u64> {
+        let distance = u64::try_from(seconds.saturating_sub(self.base_s)).ok()?;
+        distance.checked_mul(NS_PER_S)?.checked_sub(self.phase_ns)
+    }
+
+    /// When the next alarm interrupts.
+    fn next_alarm_ns(&self, now_ns: u64) -> Option<u64> {
+        if !self.runs() || self.reg(REG_B) & B_AIE == 0 {
+            return None;
+        }
+        let at = self.next_alarm(self.time(now_ns).0)?;
+        self.second_ns(at)
+    }
+
     /// When the next flag whose interrupt is enabled goes up.
     fn next_event_ns(&self, now_ns: u64) -> Option<u64> {
         let b = self.reg(REG_B);
-        let at_second = |seconds: i64| {
-            let distance = u64::try_from(seconds.saturating_sub(self.base_s)).ok()?;
-            distance.checked_mul(NS_PER_S)?.checked_sub(self.phase_ns)
-        };
         let (now_s, _) = self.time(now_ns);
-        let runs = self.runs();
-        let update = (runs && b & B_UIE != 0).then(|| at_second(now_s + 1)).flatten();
-        let alarm =
-            (runs && b & B_AIE != 0).then(|| self.next_alarm(now_s).and_then(at_second)).flatten();
+        let update = (self.runs() && b & B_UIE != 0).then(|| self.second_ns(now_s + 1)).flatten();
+        let alarm = self.next_alarm_ns(now_ns);
         let periodic = if b & B_PIE != 0 { self.periodic() } else { None };
         let periodic = periodic.map(|rate| rate.next_ns(now_ns.saturating_add(self.phase_ns)));
         let periodic = periodic.map(|ns| ns.saturating_sub(self.phase_ns));
@@ -417,8 +450,14 @@ impl Rtc {
     fn sync(&mut self, now_ns: u64) {
         let irqf = self.irqf();
         self.irq.set(irqf);
-        // While the line is up nothing more can happen to it: the rest is collected with register C.
-        self.timer.arm(if irqf { None } else { self.next_event_ns(now_ns) });
+        self.tell_alarm();
+        // While the line is up nothing more can happen to it: the rest is collected with register C. Only of an alarm
+        // others are told.
+        self.timer.arm(match irqf {
+            false => self.next_event_ns(now_ns),
+            true if self.on_alarm.is_some() && !self.alarms => self.next_alarm_ns(now_ns),
+            true => None,
+        });
     }
 
     fn read_register(&mut self, index: u8) -> u8 {

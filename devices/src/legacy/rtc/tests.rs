@@ -167,6 +167,46 @@ fn alarms_match_and_ignore() {
     assert_eq!(bench.timers.earliest_ns(), None);
 }
 
+/// The power management block's RTC_STS.
+#[test]
+fn each_alarm_that_interrupts_is_told_once() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let bench = Bench::new();
+    let told = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&told);
+    lock(&bench.rtc).set_alarm_event(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    });
+    let told = || told.load(Ordering::Relaxed);
+    // Each minute; its interrupt isn't wanted yet.
+    for (index, value) in [(5, 0xff), (3, 0xff), (1, 0), (REG_B, B_24H)] {
+        bench.write(index, value);
+    }
+    bench.run(3600 * NS_PER_S);
+    assert_eq!(told(), 0);
+    // What has come before interrupts at once.
+    bench.write(REG_B, B_24H | B_AIE);
+    assert_eq!((told(), bench.irqs.level(8)), (1, true));
+    bench.read(REG_C);
+    bench.run(3600 * NS_PER_S);
+    assert_eq!(told(), 61);
+    // While another interrupt is up and nobody reads register C, too.
+    bench.write(REG_B, B_24H | B_AIE | B_UIE);
+    bench.clock.advance(NS_PER_S);
+    bench.timers.run_due(bench.clock.now_ns());
+    assert_eq!((told(), bench.irqs.level(8)), (61, true));
+    while let Some(ns) = bench.timers.earliest_ns() {
+        bench.clock.advance(ns - bench.clock.now_ns());
+        bench.timers.run_due(ns);
+    }
+    assert_eq!(told(), 62);
+    // And if it is found by who reads register C.
+    bench.read(REG_C);
+    bench.clock.advance(60 * NS_PER_S);
+    assert_eq!(bench.read(REG_C) & C_AF, C_AF);
+    assert_eq!(told(), 63);
+}
+
 #[test]
 fn memory_sizes_are_where_firmware_looks() {
     let bench = Bench::new();
