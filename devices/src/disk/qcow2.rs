@@ -18,6 +18,7 @@
 //!
 //! Source: QEMU, docs/interop/qcow2.txt.
 
+mod compressed;
 mod header;
 mod refcounts;
 
@@ -29,11 +30,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use miniz_oxide::inflate::TINFLStatus;
-use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
-
 use super::{DiskImage, SECTOR};
-use header::{AUTOCLEAR_AT, Header};
+use header::{AUTOCLEAR_AT, Compression, Header};
 use refcounts::{Refcounts, widen};
 
 pub use header::create;
@@ -69,6 +67,7 @@ pub struct Qcow2Image {
     size: u64,
     version: u32,
     l1_offset: u64,
+    compression: Compression,
     backing: Option<Arc<dyn DiskImage>>,
     read_only: bool,
     state: Mutex<State>,
@@ -205,6 +204,7 @@ impl Qcow2Image {
             size: header.size,
             version: header.version,
             l1_offset: header.l1_offset,
+            compression: header.compression,
             backing,
             read_only,
             state: Mutex::new(state),
@@ -323,10 +323,7 @@ impl Qcow2Image {
         let mut packed = vec![0; len as usize];
         self.file.read_exact_at(&mut packed, offset)?;
         let mut bytes = vec![0; self.cluster_size() as usize];
-        let flags = inflate_flags::TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
-        let mut inflater = DecompressorOxide::new();
-        let (status, _, done) = decompress(&mut inflater, &packed, &mut bytes, 0, flags);
-        if status != TINFLStatus::Done || done != bytes.len() {
+        if !compressed::unpack(self.compression, &packed, &mut bytes) {
             return Err(bad(format!("compressed cluster {number} can't be decompressed")));
         }
         let bytes = Arc::new(bytes);

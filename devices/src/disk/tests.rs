@@ -131,9 +131,15 @@ fn images_as_qemu_makes_them() {
     let scratch = Scratch::new("qemu");
     let expected = contents(7);
     scratch.file("raw", &expected);
-    for options in
-        ["compat=0.10", "compat=1.1", "cluster_size=512", "cluster_size=2M,lazy_refcounts=on"]
-    {
+    for options in [
+        "compat=0.10",
+        "compat=1.1",
+        "cluster_size=512",
+        "cluster_size=2M,lazy_refcounts=on",
+        "compression_type=zstd",
+        "compression_type=zstd,cluster_size=512",
+        "compression_type=zstd,cluster_size=2M",
+    ] {
         for compress in [false, true] {
             let mut arguments = vec!["convert", "-f", "raw", "-O", "qcow2", "-o", options];
             arguments.extend(compress.then_some("-c"));
@@ -145,6 +151,46 @@ fn images_as_qemu_makes_them() {
             assert!(all(&*image) == expected, "{options}, compressed: {compress}");
         }
     }
+}
+
+#[test]
+fn a_damaged_zstd_cluster_is_an_error() {
+    let scratch = Scratch::new("zstd");
+    scratch.file("raw", &contents(7));
+    let convert = [
+        "convert",
+        "-c",
+        "-f",
+        "raw",
+        "-O",
+        "qcow2",
+        "-o",
+        "compression_type=zstd",
+        "raw",
+        "image",
+    ];
+    if !qemu("qemu-img", &scratch.0, &convert) {
+        return;
+    }
+    let path = scratch.0.join("image");
+    let sound = fs::read(&path).expect("there");
+    let frames: Vec<_> = (0..sound.len() - 4)
+        .filter(|&at| sound[at..at + 4] == 0xfd2f_b528_u32.to_le_bytes())
+        .collect();
+    assert!(frames.len() > 5);
+    let mut damaged = sound;
+    for (n, at) in frames.into_iter().enumerate() {
+        // The frame's header: a window of terabytes, among others.
+        damaged[at + 4 + n % 2] = 0xff;
+    }
+    fs::write(&path, &damaged).expect("writable");
+    let image = open(&path, TO_READ).expect("its tables are sound");
+    assert!(image.read_at(0, &mut [0; 512]).is_err());
+    let mut failed = 0;
+    for at in (0..image.size() - 512).step_by(CLUSTER) {
+        failed += u32::from(image.read_at(at, &mut [0; 512]).is_err());
+    }
+    assert!(failed > 3, "{failed}");
 }
 
 #[test]

@@ -55,7 +55,15 @@ pub(super) struct Header {
     /// Why the image may be read but not written.
     pub(super) reads_only: Option<&'static str>,
     pub(super) autoclear: u64,
+    pub(super) compression: Compression,
     pub(super) backing: Option<Backing>,
+}
+
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Compression {
+    Zlib,
+    Zstd,
 }
 
 impl Header {
@@ -84,11 +92,12 @@ impl Header {
         }
         let (mut header_len, mut refcount_order, mut autoclear) = (HEADER_V2 as u64, 4, 0);
         let mut reads_only = None;
+        let mut compression = Compression::Zlib;
         if version == 3 {
             if present < HEADER_V3 {
                 return Err(bad("the qcow2 header is cut short"));
             }
-            header_len = check_features(&header)?;
+            (header_len, compression) = check_features(&header)?;
             reads_only = match be64(&header, 72) {
                 features if features & CORRUPT != 0 => Some("it is marked corrupt"),
                 features if features & DIRTY != 0 => Some("it was not closed (marked dirty)"),
@@ -120,6 +129,7 @@ impl Header {
             refcount_order,
             reads_only,
             autoclear,
+            compression,
             backing,
         })
     }
@@ -147,8 +157,8 @@ impl Header {
     }
 }
 
-/// Looks at a version 3 header's features. Returns its length in bytes.
-fn check_features(header: &[u8]) -> io::Result<u64> {
+/// Looks at a version 3 header's features. Returns its length in bytes, and how clusters are compressed.
+fn check_features(header: &[u8]) -> io::Result<(u64, Compression)> {
     let features = be64(header, 72);
     if features & DATA_FILE != 0 {
         return Err(bad("qcow2 images with an external data file are not supported"));
@@ -165,10 +175,17 @@ fn check_features(header: &[u8]) -> io::Result<u64> {
     }
     // The byte is there only if the header is that long.
     let compression = if len as usize > HEADER_V3 { header[HEADER_V3] } else { 0 };
-    if compression != 0 {
-        return Err(bad("qcow2 images compressed by other than zlib are not supported"));
-    }
-    Ok(u64::from(len))
+    let compression = match (compression, features & COMPRESSION_TYPE != 0) {
+        (0, false) => Compression::Zlib,
+        (1, true) => Compression::Zstd,
+        (0 | 1, _) => return Err(bad("the qcow2 header contradicts itself about compression")),
+        _ => {
+            return Err(bad(
+                "qcow2 images compressed by other than zlib and zstd are not supported",
+            ));
+        }
+    };
+    Ok((u64::from(len), compression))
 }
 
 /// Where the first-level table is, and how many entries of it the disk needs.
