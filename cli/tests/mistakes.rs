@@ -262,6 +262,7 @@ fn files_in_drives() {
         (broken("version", 7, 9), "version 9"),
         (broken("clusters", 23, 63), "2^63 bytes"),
         (broken("table", 41, 0x7f), "first-level table"),
+        (files.make("foreign", &[b"KDMV".as_slice(), &[0; 1020]].concat()), "a VMDK image"),
         (files.name("second"), "in a circle"),
         (files.name("orphan"), "gone: No such file"),
     ] {

@@ -112,15 +112,51 @@ fn identity(found: &Metadata) -> Identity {
     (found.dev(), found.ino())
 }
 
+/// Formats of others' that are not supported, by bytes at a place.
+const FOREIGN: [(&str, usize, &[u8]); 10] = [
+    ("VMDK", 0, b"KDMV"),
+    ("VMDK", 0, b"COWD"),
+    ("VMDK", 0, b"# Disk DescriptorFile"),
+    ("VDI", 64, &0xbeda_107f_u32.to_le_bytes()),
+    ("VHD", 0, b"conectix"),
+    ("VHDX", 0, b"vhdxfile"),
+    ("QED", 0, b"QED\0"),
+    ("Parallels", 0, b"WithoutFreeSpace"),
+    ("Parallels", 0, b"WithouFreSpacExt"),
+    ("Bochs", 0, b"Bochs Virtual HD Image"),
+];
+
 /// What the content of `file` says.
+///
+/// # Errors
+/// The host's, or it is one of others' formats.
 pub(super) fn find_format(file: &File) -> io::Result<Format> {
-    let mut start = [0; MAGIC.len()];
-    match file.read_exact_at(&mut start, 0) {
-        Ok(()) if start == MAGIC => Ok(Format::Qcow2),
-        Ok(()) => Ok(Format::Raw),
-        // Whatever is too short for the magic number is no qcow2 image either.
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Format::Raw),
-        Err(error) => Err(error),
+    let mut start = [0; 128];
+    let mut len = 0;
+    while len < start.len() {
+        match file.read_at(&mut start[len..], len as u64) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let start = &start[..len];
+    if start.starts_with(&MAGIC) {
+        return Ok(Format::Qcow2);
+    }
+    let is = |&&(_, at, magic): &&(&str, usize, &[u8])| {
+        start.get(at..).is_some_and(|rest| rest.starts_with(magic))
+    };
+    match FOREIGN.iter().find(is) {
+        None => Ok(Format::Raw),
+        Some((name, ..)) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "a {name} image, which is not supported: make a qcow2 one of it by qemu-img convert -O qcow2, \
+                 or say format=raw if it is a disk that begins like one"
+            ),
+        )),
     }
 }
 

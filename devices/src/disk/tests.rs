@@ -154,6 +154,25 @@ fn images_as_qemu_makes_them() {
 }
 
 #[test]
+fn others_formats_are_named_and_refused() {
+    let scratch = Scratch::new("foreign");
+    scratch.file("raw", &contents(7));
+    for (format, name) in
+        [("vmdk", "VMDK"), ("vdi", "VDI"), ("vpc", "VHD"), ("vhdx", "VHDX"), ("qed", "QED")]
+    {
+        if !qemu("qemu-img", &scratch.0, &["convert", "-f", "raw", "-O", format, "raw", "image"]) {
+            return;
+        }
+        let path = scratch.0.join("image");
+        let error = open(&path, TO_READ).err().expect("unknown").to_string();
+        assert!(error.contains(&format!("a {name} image, which is not supported")), "{error}");
+        assert!(super::describe(&path).is_err());
+        let raw = DiskOptions { format: Some(Format::Raw), ..TO_READ };
+        assert!(open(&path, raw).is_ok(), "a raw disk, if that is said");
+    }
+}
+
+#[test]
 fn a_damaged_zstd_cluster_is_an_error() {
     let scratch = Scratch::new("zstd");
     scratch.file("raw", &contents(7));
