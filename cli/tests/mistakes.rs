@@ -287,6 +287,13 @@ fn files_in_drives() {
 
     let (size, sized) = ("2949120 (2880 KiB)", files.make("sized", &[0x55; 3000 << 10]));
     names(&["run", "--floppy", &sized], &["--floppy", &sized, "3072000 bytes", size]);
+    // A slip behind a name, and one file twice.
+    let slip = format!("{sized},snapshto");
+    names(&["run", "--disk", &slip], &["--disk", &slip, "\"snapshto\" is no option"]);
+    names(&["run", &slip], &["--disk", &slip, "\"snapshto\" is no option"]);
+    names(&["run", &format!("{sized},if=scsi")], &[&sized, "if=scsi", "if=virtio"]);
+    names(&["run", &sized, "--disk", &format!("{sized},ro")], &["--disk", &sized, "given twice"]);
+    names(&["run", "--floppy", &format!("{sized},if=ide")], &["--floppy", "if= is for disks"]);
     // A disk of a sound image is one of another size as well.
     let sound = files.name("sound");
     names(&["run", "--floppy", &sound], &["--floppy", &sound, "4194304 bytes", size]);

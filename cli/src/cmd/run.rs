@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -16,7 +16,7 @@ use xenolith_machine::{Attachment, Config, DiskConfig, Handle, Machine, Making, 
 
 use crate::display::terminal::TerminalDisplay;
 use crate::display::vnc::Server;
-use crate::flags::{ConsolePort, Display, RunArgs, Serial};
+use crate::flags::{ConsolePort, Display, RunArgs, Serial, no_option, parse_disk};
 use crate::guests::{self, Consoles};
 use crate::keys::{HELP, Key, Keys};
 use crate::monitor::Monitor;
@@ -142,9 +142,10 @@ fn configure(args: &RunArgs, interactive: bool) -> Result<Config> {
         let attachment = Attachment::Cdrom;
         config.disks.push(DiskConfig { path: path.clone(), options, attachment });
     }
+    let image = args.boot.guest.as_deref().map(image).transpose()?.flatten();
     match (&args.boot.guest, &args.boot.kernel) {
-        (Some(image), _) if guests::is_image(image) => {
-            config.disks.insert(0, DiskConfig { path: image.into(), ..DiskConfig::default() });
+        (Some(_), _) if let Some(disk) = image => {
+            config.disks.insert(0, disk);
             config.firmware = Some(firmware(args)?);
         }
         (Some(name), _) => {
@@ -231,14 +232,43 @@ fn vnc_server(display: &Display) -> Result<Option<Server>> {
     Ok(Some(server))
 }
 
+/// The disk that stands in a guest's place, perhaps with options behind its name.
+fn image(name: &str) -> Result<Option<DiskConfig>> {
+    if guests::is_image(name) {
+        return Ok(Some(DiskConfig { path: name.into(), ..DiskConfig::default() }));
+    }
+    if no_option(Path::new(name)).is_none() {
+        return Ok(None);
+    }
+    parse_disk(name).map(Some).map_err(|error| anyhow!("{name}: {error}"))
+}
+
+/// Why the file of `disk` isn't there.
+fn missing(disk: &DiskConfig, error: io::Error) -> anyhow::Error {
+    match no_option(&disk.path) {
+        Some(option) if error.kind() == io::ErrorKind::NotFound => {
+            let known = match disk.attachment {
+                Attachment::Cdrom => "there are none behind a disc's name",
+                Attachment::Floppy => "ro, snapshot and format= are",
+                _ => "ro, snapshot, if= and format= are",
+            };
+            anyhow!("there is no such file, and {option:?} is no option: {known}")
+        }
+        _ => crate::cmd::plain(&error),
+    }
+}
+
 /// Refuses what can be refused before anything is fetched or written. The machine looks closer.
 fn check(config: &Config) -> Result<()> {
     // A ConfigError's text is complete; its source would repeat the end of it.
     config.check().map_err(|error| anyhow!("{error}"))?;
+    let mut before = Vec::new();
     for disk in &config.disks {
         let option = || format!("{} {}", disk.option(), disk.path.display());
         let plain = |error: io::Error| crate::cmd::plain(&error);
-        let kind = fs::metadata(&disk.path).map_err(plain).with_context(option)?.file_type();
+        let found = fs::metadata(&disk.path);
+        let found = found.map_err(|error| missing(disk, error)).with_context(option)?;
+        let kind = found.file_type();
         if kind.is_dir() {
             return Err(anyhow!("it is a folder, not a disk image")).with_context(option);
         }
@@ -247,6 +277,15 @@ fn check(config: &Config) -> Result<()> {
             return Err(anyhow!("it is neither a file nor a block device")).with_context(option);
         }
         File::open(&disk.path).map_err(plain).with_context(option)?;
+        // The lock would say that another program has it.
+        let writes = !disk.options.read_only && !disk.options.snapshot;
+        let file = (found.dev(), found.ino());
+        if before.iter().any(|&(other, wrote)| other == file && (writes || wrote)) {
+            let way =
+                "the same file is given twice: that goes only with ro or snapshot behind both";
+            return Err(anyhow!(way)).with_context(option);
+        }
+        before.push((file, writes));
     }
     Ok(())
 }

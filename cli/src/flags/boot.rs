@@ -1,6 +1,6 @@
 //! What to boot: a guest by name, or files; and the disks it sees.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use xenolith_devices::disk::{DiskOptions, Format};
@@ -9,7 +9,7 @@ use xenolith_machine::{Attachment, DiskConfig, Unpacker};
 #[derive(Args, Debug)]
 pub struct BootFlags {
     /// A guest known by name, fetched once: debian or debian-i386 (see `xenolith guests`); or a disk
-    /// image, which is booted by firmware as the first disk
+    /// image, which is booted by firmware as the first disk, with options behind it as for --disk
     #[arg(value_name = "GUEST|IMAGE", conflicts_with = "kernel")]
     #[arg(required_unless_present_any = ["kernel", "bios", "disks", "cdrom", "floppies"])]
     pub guest: Option<String>,
@@ -88,17 +88,22 @@ impl From<UnpackFlag> for Unpacker {
     }
 }
 
-/// Takes options from the end, since a file's name may have commas too.
-fn parse_disk(text: &str) -> Result<DiskConfig, String> {
+/// Takes options from the end, since a file's name may have commas too. Also says what if= names.
+fn options_behind(text: &str) -> Result<(DiskConfig, Option<Attachment>), String> {
     let mut options = DiskOptions::default();
-    let mut attachment = Attachment::default();
+    let mut attachment = None;
     let mut path = text;
+    let twice = |option: &str| Err(format!("{option}= is given twice"));
     while let Some((rest, option)) = path.rsplit_once(',') {
         match option {
             "ro" => options.read_only = true,
             "snapshot" => options.snapshot = true,
-            "if=ide" => attachment = Attachment::Ide,
-            "if=virtio" => attachment = Attachment::Virtio,
+            "if=ide" | "if=virtio" => {
+                let named = if option == "if=ide" { Attachment::Ide } else { Attachment::Virtio };
+                if attachment.replace(named).is_some() {
+                    return twice("if");
+                }
+            }
             _ if option.starts_with("if=") => {
                 return Err(format!("{option:?} is neither if=ide nor if=virtio"));
             }
@@ -106,7 +111,9 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
                 Some(name) => {
                     let format = Format::named(name)
                         .ok_or_else(|| format!("format {name:?} is neither raw nor qcow2"))?;
-                    options.format = Some(format);
+                    if options.format.replace(format).is_some() {
+                        return twice("format");
+                    }
                 }
                 None => break,
             },
@@ -119,11 +126,32 @@ fn parse_disk(text: &str) -> Result<DiskConfig, String> {
     if options.read_only && options.snapshot {
         return Err("ro and snapshot exclude each other".to_owned());
     }
-    Ok(DiskConfig { path: PathBuf::from(path), options, attachment })
+    Ok((DiskConfig { path: PathBuf::from(path), options, ..DiskConfig::default() }, attachment))
+}
+
+/// As [`options_behind`], of a hard disk.
+pub fn parse_disk(text: &str) -> Result<DiskConfig, String> {
+    let (disk, attachment) = options_behind(text)?;
+    Ok(DiskConfig { attachment: attachment.unwrap_or_default(), ..disk })
 }
 
 fn parse_floppy(text: &str) -> Result<DiskConfig, String> {
-    Ok(DiskConfig { attachment: Attachment::Floppy, ..parse_disk(text)? })
+    match options_behind(text)? {
+        (disk, None) => Ok(DiskConfig { attachment: Attachment::Floppy, ..disk }),
+        (_, Some(_)) => Err("if= is for disks; a floppy has its own controller".to_owned()),
+    }
+}
+
+/// What is behind the name of an existing file but is no option of a disk: a slip, most likely.
+pub fn no_option(path: &Path) -> Option<&str> {
+    let mut rest = path.to_str()?;
+    while let Some((name, option)) = rest.rsplit_once(',') {
+        if Path::new(name).exists() {
+            return Some(option);
+        }
+        rest = name;
+    }
+    None
 }
 
 #[cfg(test)]
@@ -147,5 +175,24 @@ mod tests {
         for bad in ["", ",ro", "a,if=scsi", "a,format=vmdk", "a,ro,snapshot"] {
             assert!(parse_disk(bad).is_err(), "{bad:?}");
         }
+        for bad in ["a,if=ide,if=virtio", "a,if=ide,ro,if=ide", "a,format=raw,format=qcow2"] {
+            assert!(parse_disk(bad).is_err_and(|error| error.contains("twice")), "{bad:?}");
+        }
+        assert!(parse_floppy("a,if=ide").is_err());
+        assert_eq!(parse_floppy("a,ro").expect("sound").attachment, Attachment::Floppy);
+    }
+
+    #[test]
+    fn a_slip_behind_a_files_name_is_found() {
+        let file = std::env::temp_dir();
+        let behind = |text: &str| {
+            let mut path = file.clone().into_os_string();
+            path.push(text);
+            no_option(Path::new(&path)).map(str::to_owned)
+        };
+        assert_eq!(behind(",rw").as_deref(), Some("rw"));
+        assert_eq!(behind(",").as_deref(), Some(""));
+        assert_eq!(behind(",cache=none,rw").as_deref(), Some("cache=none"));
+        assert_eq!(behind("-gone,rw"), None);
     }
 }

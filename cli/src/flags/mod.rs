@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-pub use boot::BootFlags;
+pub use boot::{BootFlags, no_option, parse_disk};
 pub use console::{ConsoleFlags, ConsolePort, Display, Screenshot, Serial};
 pub use diff::DiffArgs;
 pub use disasm::DisasmArgs;
