@@ -17,6 +17,7 @@ mod signals;
 mod status;
 mod terminal;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -52,6 +53,7 @@ fn start_logging(filter: Option<&str>) {
     let filter = filter.map_or_else(|| EnvFilter::new("error"), EnvFilter::new);
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(terminal::LogWriter::default)
         .init();
 }

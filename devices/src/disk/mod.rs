@@ -15,6 +15,7 @@ mod raw;
 mod snapshot;
 #[cfg(test)]
 mod tests;
+mod told;
 
 use std::io;
 
