@@ -137,6 +137,12 @@ fn convert(args: &ConvertArgs) -> Result<()> {
     let mut piece = vec![0; PIECE];
     let mut at = 0;
     while at < input.size() {
+        // Holes of a large disk, unread, in whole pieces.
+        let holes = input.known_zeroes(at) / PIECE as u64 * PIECE as u64;
+        if holes > 0 {
+            at += holes;
+            continue;
+        }
         let len = (input.size() - at).min(PIECE as u64) as usize;
         let piece = &mut piece[..len];
         input

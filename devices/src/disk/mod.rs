@@ -63,6 +63,13 @@ pub trait DiskImage: Send + Sync {
 
     fn read_only(&self) -> bool;
 
+    /// How many bytes from `offset` on surely read as zeroes, as far as that is known without reading them. For who copies
+    /// the image.
+    fn known_zeroes(&self, offset: u64) -> u64 {
+        let _ = offset;
+        0
+    }
+
     /// Whether [`DiskImage::discard`] gives space back.
     fn can_discard(&self) -> bool {
         false

@@ -630,6 +630,36 @@ impl DiskImage for Qcow2Image {
         self.read_only
     }
 
+    fn known_zeroes(&self, offset: u64) -> u64 {
+        let state = &mut *self.state();
+        let mut at = offset;
+        while at < self.size {
+            let number = at >> self.cluster_bits;
+            let (index, _) = self.place(number);
+            let (cluster, unit_bits) = if state.l1[index as usize] & OFFSET_MASK == 0 {
+                // Nothing under this first-level entry.
+                (Cluster::Backing, 2 * self.cluster_bits - 3)
+            } else {
+                match self.find(state, number) {
+                    Ok((_, cluster)) => (cluster, self.cluster_bits),
+                    Err(_) => break,
+                }
+            };
+            let end = (((at >> unit_bits) + 1) << unit_bits).min(self.size);
+            let known = match (cluster, &self.backing) {
+                (Cluster::Zeroes, _) | (Cluster::Backing, None) => end - at,
+                (Cluster::Backing, Some(backing)) if at >= backing.size() => end - at,
+                (Cluster::Backing, Some(backing)) => backing.known_zeroes(at).min(end - at),
+                _ => 0,
+            };
+            if known == 0 {
+                break;
+            }
+            at += known;
+        }
+        at.max(offset) - offset
+    }
+
     fn can_discard(&self) -> bool {
         !self.read_only
     }

@@ -149,6 +149,19 @@ impl DiskImage for RawImage {
         self.read_only
     }
 
+    fn known_zeroes(&self, offset: u64) -> u64 {
+        use rustix::fs::{SeekFrom, seek};
+        use rustix::io::Errno;
+        if !self.is_file || offset >= self.size {
+            return 0;
+        }
+        match seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(data) => data.min(self.size) - offset,
+            Err(Errno::NXIO) => self.size - offset,
+            Err(_) => 0,
+        }
+    }
+
     fn can_discard(&self) -> bool {
         !self.read_only && self.is_file
     }
@@ -235,6 +248,23 @@ mod tests {
         image.write_zeroes(0, 1536).expect("writes");
         drop(image);
         assert_eq!(std::fs::read(&scratch.0).expect("readable"), [0; 1536]);
+    }
+
+    #[test]
+    fn holes_are_known() {
+        let scratch = Scratch::new("holes", &[]);
+        let file = OpenOptions::new().write(true).open(&scratch.0).expect("there");
+        file.set_len(64 << 20).expect("room");
+        file.write_all_at(&[7; 512], 32 << 20).expect("room");
+        let image = RawImage::open(&scratch.0, true).expect("opens");
+        let known = image.known_zeroes(0);
+        // A file system may know nothing, or only blocks of its own size.
+        assert!(known <= 32 << 20);
+        assert_eq!(image.known_zeroes(32 << 20), 0);
+        if known > 0 {
+            assert!(image.known_zeroes(48 << 20) == 16 << 20);
+        }
+        assert_eq!(image.known_zeroes(64 << 20), 0);
     }
 
     #[test]

@@ -124,6 +124,9 @@ fn a_written_cluster_a_zero_cluster_and_one_that_is_not_there() {
     assert!(all(&*image) == expected);
     assert!(image.read_only() && image.write_at(0, &[0]).is_err());
     assert!(image.read_at((1 << 20) - 1, &mut [0; 2]).is_err());
+    let cluster = CLUSTER as u64;
+    assert_eq!([0, cluster, 2 * cluster - 1].map(|at| image.known_zeroes(at)), [0; 3]);
+    assert_eq!(image.known_zeroes(2 * cluster + 512), (1 << 20) - 2 * cluster - 512);
 }
 
 #[test]
@@ -229,6 +232,13 @@ fn what_an_image_does_not_have_comes_from_its_backing_image() {
     }
     let image = open(&scratch.0.join("top"), TO_READ).expect("QEMU's");
     assert!(all(&*image) == wanted);
+    // Zeroes that are known are zeroes.
+    for at in (0..wanted.len()).step_by(512) {
+        let known = image.known_zeroes(at as u64) as usize;
+        assert!(wanted[at..at + known].iter().all(|&byte| byte == 0), "{at}: {known}");
+    }
+    assert_eq!(image.known_zeroes(4 << 20), 0);
+    assert!(image.known_zeroes((4 << 20) - 5120) == 5120, "past the base's end");
     assert!(scratch.0.join("top").metadata().expect("there").len() < 2 << 20);
     drop(image);
     fs::remove_file(scratch.0.join("base")).expect("there");

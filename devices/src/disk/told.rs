@@ -68,6 +68,10 @@ impl DiskImage for Told {
         self.image.read_only()
     }
 
+    fn known_zeroes(&self, offset: u64) -> u64 {
+        self.image.known_zeroes(offset)
+    }
+
     fn can_discard(&self) -> bool {
         self.image.can_discard()
     }
