@@ -121,6 +121,7 @@ fn nothing_that_is_there_is_lost() {
     refused(folder, &["create", "-f", "vmdk", "x", "1M"], "neither raw nor qcow2");
     refused(folder, &["create", "-f", "raw", "-b", "here", "x"], "-f qcow2");
     refused(folder, &["create", "-b", "gone", "x"], "gone: No such file");
+    refused(folder, &["create", "-b", "a:b", "x"], "put ./ before it");
     refused(folder, &["create", "x.qcow2", "9000000T"], "x.qcow2: cannot make it");
     refused(folder, &["info", "gone"], "gone: No such file");
     refused(folder, &["info", "folder"], "is a directory");

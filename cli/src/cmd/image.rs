@@ -70,6 +70,19 @@ fn create(args: &CreateArgs) -> Result<()> {
 
 /// The backing image's name, format and size.
 fn look_at_backing(args: &CreateArgs, name: &Path) -> Result<(OsString, String, u64)> {
+    if name
+        .as_os_str()
+        .as_bytes()
+        .split(|&byte| byte == b'/')
+        .next()
+        .unwrap_or_default()
+        .contains(&b':')
+    {
+        bail!(
+            "--backing {}: such a name is a protocol's in qcow2; put ./ before it",
+            name.display()
+        );
+    }
     let path = args.file.parent().unwrap_or(Path::new("")).join(name);
     let options = DiskOptions { read_only: true, format: args.backing_format, snapshot: false };
     // Opened as a machine would: one that can't be used is told now.
