@@ -4,14 +4,15 @@
 //! Scheme: no handlers. The signals are blocked before any other thread starts, so all threads inherit
 //! that, and one thread waits for them with sigwait(3) and acts as ordinary code. A deadly signal ends
 //! the machine; when that is done the main thread calls [`Signals::die_if_told`], which raises it again
-//! with its default action, so that our parent sees the truth.
+//! with its default action, so that our parent sees the truth. Before there is a machine (its files may be slow to
+//! read, or a pipe that nobody writes) it is obeyed at once.
 //! Invariants: a signal that was ignored when we started (nohup, a shell's background job) stays so;
 //! SIGSEGV and its like are never touched here. The guest's own Ctrl-C is a byte, not a signal.
 
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
@@ -27,13 +28,13 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// The signals that the signal thread takes, blocked in this thread and those it starts.
 pub struct Signals {
-    set: libc::sigset_t,
     /// The deadly signal that came, or 0.
     deadly: Arc<AtomicI32>,
+    machine: Arc<OnceLock<Handle>>,
 }
 
 impl Signals {
-    /// Blocks the signals. Call it before the machine's threads exist.
+    /// Blocks the signals, and starts the thread that acts on them. Call it before the machine's threads exist.
     pub fn block() -> Self {
         let mut set = empty_set();
         for signal in DEADLY.into_iter().chain([libc::SIGWINCH, libc::SIGTSTP]) {
@@ -44,13 +45,8 @@ impl Signals {
         }
         // SAFETY: `set` is initialised; the old mask is not asked for.
         unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) };
-        Self { set, deadly: Arc::default() }
-    }
-
-    /// Starts the thread that acts on the signals for the machine behind `handle`.
-    pub fn serve(&self, handle: Handle) {
-        let set = self.set;
-        let deadly = Arc::clone(&self.deadly);
+        let this = Self { deadly: Arc::default(), machine: Arc::default() };
+        let (deadly, machine) = (Arc::clone(&this.deadly), Arc::clone(&this.machine));
         thread::spawn(move || {
             loop {
                 let mut signal = 0;
@@ -58,20 +54,22 @@ impl Signals {
                 if unsafe { libc::sigwait(&raw const set, &raw mut signal) } != 0 {
                     return;
                 }
-                match signal {
-                    libc::SIGWINCH => {
-                        if let Some((columns, rows)) = terminal::window() {
-                            handle.set_console_size(columns, rows);
-                        }
+                let tell_size = || {
+                    if let (Some(handle), Some((columns, rows))) =
+                        (machine.get(), terminal::window())
+                    {
+                        handle.set_console_size(columns, rows);
                     }
-                    libc::SIGTSTP => {
+                };
+                match (signal, machine.get()) {
+                    (libc::SIGWINCH, _) => tell_size(),
+                    (libc::SIGTSTP, _) => {
                         suspend();
-                        if let Some((columns, rows)) = terminal::window() {
-                            handle.set_console_size(columns, rows);
-                        }
+                        tell_size();
                     }
+                    (_, None) => die(signal),
                     _ if deadly.swap(signal, Ordering::SeqCst) != 0 => die(signal),
-                    _ => {
+                    (_, Some(handle)) => {
                         handle.quit();
                         thread::spawn(move || {
                             thread::sleep(STOP_TIME_MAX);
@@ -81,6 +79,12 @@ impl Signals {
                 }
             }
         });
+        this
+    }
+
+    /// From now on signals are for the machine behind `handle`.
+    pub fn serve(&self, handle: Handle) {
+        self.machine.set(handle).unwrap_or_else(|_| unreachable!("there is one machine"));
     }
 
     /// Dies of the deadly signal that ended the machine, if one did.

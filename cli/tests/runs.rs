@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
@@ -176,6 +176,42 @@ fn an_input_at_its_end_and_a_sleeping_guest_cost_nothing() {
     child.kill().expect("ours");
     child.wait().expect("ended");
     assert!(spells.len() < 10, "{spells:?} ms of processor time in 2 s each");
+}
+
+/// The program waits for the pipe's other end, as for a slow file.
+#[test]
+fn a_signal_ends_the_program_before_there_is_a_machine() {
+    use std::os::unix::process::ExitStatusExt;
+    let scratch = Scratch::new("waits");
+    let pipe = scratch.path().join("rom");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("coreutils").success());
+    let mut child = xenolith(&["run", "--bios", pipe.to_str().expect("plain")])
+        .spawn()
+        .expect("the program starts");
+    let pid = child.id().to_string();
+    // The bit of SIGTERM, among those that the main thread has blocked.
+    let blocked = || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("Linux");
+        u64::from_str_radix(mask.trim(), 16).expect("a mask") & 1 << 14 != 0
+    };
+    let patience = Instant::now() + Duration::from_secs(120);
+    while !blocked() {
+        assert!(Instant::now() < patience, "signals are never blocked");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(Command::new("kill").arg(&pid).status().expect("procps").success());
+    let ended = loop {
+        if let Some(status) = child.try_wait().expect("ours") {
+            break status;
+        }
+        if Instant::now() > patience {
+            child.kill().expect("ours");
+            panic!("SIGTERM is not obeyed");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    assert_eq!(ended.signal(), Some(15));
 }
 
 #[test]
