@@ -111,8 +111,19 @@ fn nothing_that_is_there_is_lost() {
     let folder = scratch.path();
     fs::write(folder.join("here"), [1; 1024]).expect("writable");
     fs::create_dir(folder.join("folder")).expect("writable");
+    fs::write(folder.join("noise"), [0xa5; 1 << 20]).expect("writable");
     refused(folder, &["create", "here", "1M"], "here: it is there already");
     refused(folder, &["convert", "here", "here"], "here: it is there already");
+    // A file system that has no room, as far as this process can tell.
+    let full = Command::new("sh")
+        .current_dir(folder)
+        .args(["-c", "ulimit -f 1000; trap '' XFSZ; exec \"$0\" image convert noise x.qcow2"])
+        .arg(env!("CARGO_BIN_EXE_xenolith"))
+        .output()
+        .expect("a shell");
+    let errors = String::from_utf8_lossy(&full.stderr);
+    assert_eq!(full.status.code(), Some(1), "{errors}");
+    assert!(errors.lines().count() == 1 && errors.contains("x.qcow2: cannot"), "{errors}");
     refused(folder, &["convert", "folder", "x"], "is a directory");
     refused(folder, &["convert", "gone", "x"], "gone: No such file");
     refused(folder, &["create", "none/x", "1M"], "none/x: cannot make it: No such file");
@@ -131,7 +142,11 @@ fn nothing_that_is_there_is_lost() {
     refused(folder, &["info", "broken"], "broken: qcow2 version 9");
     refused(folder, &["convert", "broken", "x"], "broken: qcow2 version 9");
     refused(folder, &["create", "-b", "broken", "x.qcow2"], "broken: qcow2 version 9");
-    assert_eq!(files(folder), ["broken", "folder", "here"], "nothing is left of what failed");
+    assert_eq!(
+        files(folder),
+        ["broken", "folder", "here", "noise"],
+        "nothing is left of what failed"
+    );
     assert_eq!(fs::read(folder.join("broken")).expect("there"), broken);
     assert_eq!(fs::read(folder.join("here")).expect("there"), [1; 1024]);
 }

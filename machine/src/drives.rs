@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use xenolith_devices::bus::Bus;
 use xenolith_devices::clock::lock;
-use xenolith_devices::disk::{self, DiskImage};
+use xenolith_devices::disk::{self, DiskImage, Told};
 use xenolith_devices::floppy::{self, Fdc};
 use xenolith_devices::ide::{self, Drive};
 use xenolith_devices::irq::IrqLine;
@@ -40,11 +40,14 @@ pub fn open_disks(disks: &[DiskConfig]) -> Result<Vec<Disk>, ConfigError> {
                 Attachment::Cdrom => disk::open_disc(&disk.path, disk.options.format),
                 _ => disk::open(&disk.path, disk.options),
             };
-            opened.map_err(|error| ConfigError::Disk {
-                option: disk.option(),
-                path: disk.path.clone(),
-                reason: error.to_string(),
-            })
+            match opened {
+                Ok(image) => Ok(Arc::new(Told::new(image, &disk.path)) as _),
+                Err(error) => Err(ConfigError::Disk {
+                    option: disk.option(),
+                    path: disk.path.clone(),
+                    reason: error.to_string(),
+                }),
+            }
         })
         .collect()
 }

@@ -11,7 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
-use xenolith_devices::disk::{self, DiskOptions, Format};
+use xenolith_devices::disk::{self, DiskImage, DiskOptions, Format};
 
 use super::plain;
 use crate::flags::{ConvertArgs, CreateArgs, ImageAction, ImageArgs, InfoArgs};
@@ -147,6 +147,18 @@ fn convert(args: &ConvertArgs) -> Result<()> {
     .with_context(failed)?;
     let options = DiskOptions { format: Some(format), ..DiskOptions::default() };
     let output = disk::open(&new.part, options).map_err(|error| anyhow!("{error}"))?;
+    if let Err(error) = copy(args, &*input, &*output) {
+        // The file is deleted: what is left to write of its tables would only fail again.
+        std::mem::forget(output);
+        return Err(error);
+    }
+    drop(output);
+    new.finish()
+}
+
+/// Copies all of the disk in `input`, and sees to it that it is there.
+fn copy(args: &ConvertArgs, input: &dyn DiskImage, output: &dyn DiskImage) -> Result<()> {
+    let failed = || format!("{}: cannot write it", args.output.display());
     let mut piece = vec![0; PIECE];
     let mut at = 0;
     while at < input.size() {
@@ -168,9 +180,7 @@ fn convert(args: &ConvertArgs) -> Result<()> {
         }
         at += len as u64;
     }
-    output.flush().map_err(|error| plain(&error)).with_context(failed)?;
-    drop(output);
-    new.finish()
+    output.flush().map_err(|error| plain(&error)).with_context(failed)
 }
 
 /// A file that has its name only when it is whole.

@@ -24,6 +24,7 @@ pub use open::{DiskOptions, Format, open, open_disc};
 pub use qcow2::{Backing, Qcow2Image, create as create_qcow2};
 pub use raw::{DiskError, RawImage};
 pub use snapshot::Snapshot;
+pub use told::Told;
 
 /// Bytes of a sector, the unit of sizes and requests.
 pub const SECTOR: u64 = 512;

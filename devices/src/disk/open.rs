@@ -15,7 +15,6 @@ use std::sync::Arc;
 use super::disc::Disc;
 use super::qcow2::{Backing, MAGIC};
 use super::raw::open_locked;
-use super::told::Told;
 use super::{DiskError, DiskImage, Qcow2Image, RawImage, SECTOR, Snapshot};
 
 /// Backing images below an image.
@@ -68,15 +67,12 @@ pub struct DiskOptions {
 pub fn open(path: &Path, options: DiskOptions) -> Result<Arc<dyn DiskImage>, DiskError> {
     let to_read = options.read_only || options.snapshot;
     let image = open_layer(path, to_read, options.format, SECTOR, &[])?;
-    if options.read_only {
+    if options.read_only || !options.snapshot {
         return Ok(image);
-    }
-    if !options.snapshot {
-        return Ok(Arc::new(Told::new(image, path)));
     }
     let folder = std::env::temp_dir();
     match Snapshot::new(image, &folder) {
-        Ok(snapshot) => Ok(Arc::new(Told::new(Arc::new(snapshot), path))),
+        Ok(snapshot) => Ok(Arc::new(snapshot)),
         Err(source) => Err(DiskError::Snapshot { path: path.to_owned(), folder, source }),
     }
 }

@@ -1,4 +1,4 @@
-//! A person hears that writing to an image fails.
+//! A person hears that a machine's image fails.
 //!
 //! Problem: when the host's disk is full, the guest sees an I/O error of its disk, and nobody says why. Scheme: the first
 //! failure of an image is an error in our log, which is shown. Invariant: the guest's own mistakes are not told. Any thread.
@@ -10,15 +10,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::DiskImage;
 
-/// An image that is written.
-pub(super) struct Told {
+/// A machine's image.
+pub struct Told {
     image: Arc<dyn DiskImage>,
     path: PathBuf,
     told: AtomicBool,
 }
 
+impl std::fmt::Debug for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Told").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
 impl Told {
-    pub(super) fn new(image: Arc<dyn DiskImage>, path: &Path) -> Self {
+    /// The image that was opened by the name `path`.
+    #[must_use]
+    pub fn new(image: Arc<dyn DiskImage>, path: &Path) -> Self {
         Self { image, path: path.to_owned(), told: AtomicBool::new(false) }
     }
 
