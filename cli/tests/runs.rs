@@ -108,6 +108,34 @@ fn a_reset_ends_the_run_only_if_asked() {
 }
 
 #[test]
+fn the_clocks_memory_and_time_outlive_resets() {
+    let scratch = Scratch::new("battery");
+    // mov al, INDEX; out 0x70, al; in al, 0x71
+    let get = |index: u8| vec![0xb0, index, 0xe6, 0x70, 0xe4, 0x71];
+    // mov al, INDEX; out 0x70, al; mov al, VALUE; out 0x71, al
+    let set = |index: u8, value: u8| vec![0xb0, index, 0xe6, 0x70, 0xb0, value, 0xe6, 0x71];
+    // Counts its starts in byte 0x60, and sets the century at the first of them. At the third it prints what is there.
+    let code = [
+        get(0x60),
+        // inc al; mov bl, al; mov al, 0x60; out 0x70, al; mov al, bl; out 0x71, al
+        vec![0xfe, 0xc0, 0x88, 0xc3, 0xb0, 0x60, 0xe6, 0x70, 0x88, 0xd8, 0xe6, 0x71],
+        // cmp bl, 3; je behind the resets
+        vec![0x80, 0xfb, 3, 0x74, 8 + 7 + 1],
+        set(0x32, 0x21),
+        out8(0xcf9, 6),
+        vec![0xf4],
+        get(0x32),
+        // mov dx, 0x3f8; out dx, al; mov al, bl; out dx, al
+        vec![0x66, 0xba, 0xf8, 0x03, 0xee, 0x88, 0xd8, 0xee],
+    ]
+    .concat();
+    let kernel = scratch.file("kernel", &guest(&[&code, POWER_OFF, STOP].concat()));
+    let output = run(&kernel, &["--timeout", "300"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, [0x21, 3]);
+}
+
+#[test]
 fn a_timeout_has_its_status() {
     let scratch = Scratch::new("timeout");
     let kernel = scratch.file("kernel", &code(&[STOP]));

@@ -150,6 +150,7 @@ pub struct Board {
     console_is_virtio: bool,
     has_kernel: bool,
     screen: Parts,
+    rtc: Arc<Mutex<Rtc>>,
     inspected: Arc<inspect::Parts>,
 }
 
@@ -351,6 +352,7 @@ impl Board {
             outputs,
             serial,
             console,
+            rtc: legacy.rtc,
             screen: Parts::new(display.map(|display| display.vga), legacy.i8042),
             inspected,
             console_is_virtio,
@@ -381,6 +383,12 @@ impl Board {
     #[must_use]
     pub fn screen(&self) -> Parts {
         self.screen.clone()
+    }
+
+    /// The clock, whose memory and time outlive the board.
+    #[must_use]
+    pub fn rtc(&self) -> Arc<Mutex<Rtc>> {
+        Arc::clone(&self.rtc)
     }
 
     /// What a monitor looks at.

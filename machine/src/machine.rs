@@ -2,8 +2,8 @@
 //!
 //! Problem: a run survives any number of guest resets, while its user holds one input, one output and
 //! one handle. Scheme: [`Machine`] keeps what outlives a reset (configuration, loaded files, open disks, the
-//! network, the console's host side, the [`Control`] cell) and builds a fresh [`Board`] for every start, so that a
-//! reset machine can't differ from a new one. Invariants: [`Machine::run`] returns after the last board's
+//! network, the console's host side, the [`Control`] cell, what the clock's battery keeps) and builds a fresh
+//! [`Board`] for every start, so that a reset machine can't differ from a new one in anything else. Invariants: [`Machine::run`] returns after the last board's
 //! threads are gone and its output is written, or the time for that is up. Thread: the caller's.
 
 use std::fmt;
@@ -11,6 +11,7 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use xenolith_devices::clock::lock;
 use xenolith_devices::power::PowerEvent;
 use xenolith_net::Network;
 
@@ -181,6 +182,7 @@ impl Machine {
     pub fn run(mut self) -> End {
         let deadline = self.config.timeout.and_then(|limit| Instant::now().checked_add(limit));
         let mut guest_time = self.config.guest_timeout;
+        let mut battery = None;
         loop {
             let board = match self.first.take() {
                 Some(board) => Ok(board),
@@ -190,6 +192,10 @@ impl Machine {
                 Ok(board) => board,
                 Err(error) => return End::Failed { message: error.to_string() },
             };
+            let rtc = board.rtc();
+            if let Some(battery) = &battery {
+                lock(&rtc).restore(battery);
+            }
             self.input.connect(Some(board.port()));
             self.screen.connect(board.screen());
             self.inspector.connect(Some(board.inspected()));
@@ -197,6 +203,7 @@ impl Machine {
             guest_time = guest_time.map(|left| left.saturating_sub(passed));
             self.input.connect(None);
             self.inspector.connect(None);
+            battery = Some(lock(&rtc).battery());
             // A quit may have overtaken a reset meanwhile.
             let cause = self.control.take().unwrap_or(cause);
             return match cause {

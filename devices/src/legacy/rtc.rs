@@ -72,6 +72,17 @@ const OWED_MAX: u64 = 16;
 /// Alarm bytes from here on match anything.
 const ALARM_ANY: u8 = 0xc0;
 
+/// What the battery keeps while everything else is reset: memory and time.
+#[derive(Clone, Debug)]
+pub struct Battery {
+    cmos: [u8; 128],
+    /// How far the guest has set the clock from the computer's.
+    shift_s: i64,
+    phase_ns: u64,
+    weekday_shift: u8,
+    frozen: Option<Fields>,
+}
+
 /// The clock.
 pub struct Rtc {
     clock: Arc<dyn Clock>,
@@ -158,6 +169,24 @@ impl Rtc {
         self.owed = 0;
         self.index = 0;
         self.sync(self.clock.now_ns());
+    }
+
+    /// What lives on when this board goes.
+    #[must_use]
+    pub fn battery(&self) -> Battery {
+        let shift_s = self.base_s.saturating_sub(calendar::clamp(self.clock.start_unix_seconds()));
+        let (phase_ns, weekday_shift) = (self.phase_ns, self.weekday_shift);
+        Battery { cmos: self.cmos, shift_s, phase_ns, weekday_shift, frozen: self.frozen }
+    }
+
+    /// Goes on from what a board before had, with a RESET between.
+    pub fn restore(&mut self, battery: &Battery) {
+        let start = calendar::clamp(self.clock.start_unix_seconds());
+        self.base_s = calendar::clamp(start.saturating_add(battery.shift_s));
+        self.cmos = battery.cmos;
+        (self.phase_ns, self.weekday_shift) = (battery.phase_ns, battery.weekday_shift);
+        self.frozen = battery.frozen;
+        self.reset();
     }
 
     /// Puts `value` where firmware and guests look for a configuration byte.

@@ -208,6 +208,32 @@ fn each_alarm_that_interrupts_is_told_once() {
 }
 
 #[test]
+fn the_battery_keeps_memory_and_time_but_no_interrupts() {
+    let bench = Bench::new();
+    for (index, value) in [(0x32, 0x19), (9, 0x99), (0x60, 0xab), (REG_B, B_24H | B_PIE | B_AIE)] {
+        bench.write(index, value);
+    }
+    // A board that is built later starts at the computer's time then, which is the same here.
+    let after = Bench::new();
+    lock(&after.rtc).restore(&lock(&bench.rtc).battery());
+    assert_eq!(after.time(), bench.time());
+    assert_eq!((after.read(0x60), after.read(REG_B)), (0xab, B_24H));
+    assert_eq!(after.timers.earliest_ns(), None);
+    // Two seconds that the first one ran are in the computer's time already.
+    bench.clock.advance(2 * NS_PER_S);
+    lock(&after.rtc).restore(&lock(&bench.rtc).battery());
+    assert_eq!(after.read(0), 0x20);
+    after.clock.advance(2 * NS_PER_S);
+    assert_eq!(after.time(), bench.time());
+    // A clock that is being set stays so.
+    bench.write(REG_B, B_24H | B_SET);
+    bench.write(0, 0x07);
+    lock(&after.rtc).restore(&lock(&bench.rtc).battery());
+    after.clock.advance(10 * NS_PER_S);
+    assert_eq!(after.read(0), 0x07);
+}
+
+#[test]
 fn memory_sizes_are_where_firmware_looks() {
     let bench = Bench::new();
     lock(&bench.rtc).set_memory(3 << 30, 5 << 30);
