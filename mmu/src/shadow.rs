@@ -316,7 +316,8 @@ impl Shadow {
     }
 
     /// Activates that space for an era, having unmapped all pages of which `is_still` says, by linear page number,
-    /// that they aren't what they were. False if there is none.
+    /// that they aren't what they were. False if there is none; or if most pages aren't, and the space is dropped: what it
+    /// was made for is gone, and another program has its page tables.
     pub fn wake(
         &mut self,
         era: u64,
@@ -334,6 +335,10 @@ impl Shadow {
         let mut gone: Vec<u64> = pages
             .filter_map(|(&page, &mapped)| (!is_still(page, mapped)).then_some(page))
             .collect();
+        if 2 * gone.len() > space.pages.len() {
+            self.drop_space(n);
+            return false;
+        }
         gone.sort_unstable();
         for run in gone.chunk_by(|page, next| page + 1 == *next) {
             Self::unmap_in(space, writers, run[0], run.len() as u64);
@@ -666,7 +671,8 @@ mod tests {
         shadow.switch(1, 160);
         assert_eq!(shadow.active_era(), None, "era 1 is over");
         assert_eq!(shadow.asleep(owner), Some(Asleep { pages: 3, worked: 10 }));
-        shadow.drop_all();
-        assert!(shadow.writers.0.is_empty() && shadow.asleep(owner).is_none());
+        assert!(!shadow.wake(3, owner, 170, |page, _| page == 5), "most is gone");
+        assert!(shadow.active_era().is_none() && shadow.asleep(owner).is_none());
+        assert!(shadow.writers.0.is_empty());
     }
 }
