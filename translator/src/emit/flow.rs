@@ -117,9 +117,13 @@ impl Emitter<'_> {
 
     /// Before a direct transfer: says which page is meant, if that isn't this one.
     fn announce(&mut self, target: u64) {
-        if self.has_home() && self.link(target) == Link::Guarded {
+        if self.announces(target) {
             self.address(R11, target & !0xfff);
         }
+    }
+
+    fn announces(&self, target: u64) -> bool {
+        self.has_home() && self.link(target) == Link::Guarded
     }
 
     /// Leaves unless the table of executable pages has the page's identifier.
@@ -217,6 +221,8 @@ impl Emitter<'_> {
         let bits = self.frame.mode.bits;
         let target = self.target(insn);
         let taken = self.asm.new_dynamic_label();
+        let changes_r11 = self.counts || self.announces(target);
+        self.keep_but(if changes_r11 { 1 << R11 } else { 0 });
         self.announce(target);
         self.keep_in_line(2);
         use iced_x86::ConditionCode as C;

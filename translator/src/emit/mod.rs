@@ -627,7 +627,7 @@ impl<'a> Emitter<'a> {
         let is_short = |value: u64| value as i64 == i64::from(value as i32);
         self.wide()
             && match step.class {
-                Class::Same | Class::Vector(_) | Class::Return => true,
+                Class::Same | Class::Vector(_) | Class::Branch | Class::Return => true,
                 Class::Push => match insn.op0_kind() {
                     OpKind::Register => is_plain(insn.op0_register()),
                     OpKind::Memory => false,
