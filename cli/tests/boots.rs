@@ -92,7 +92,8 @@ fn the_virtio_console_is_heard_only_where_the_guest_has_its_console() {
 
 #[test]
 fn boots_debian_i386_to_a_usable_shell() {
-    let mut session = boot("debian-i386", &["--no-reboot"]);
+    // The kernel leaves its restart to firmware, which isn't there.
+    let mut session = boot("debian-i386", &["--no-reboot", "--append", "reboot=bios"]);
     session.press(b"uname -m; echo $((6*7))\r");
     session.wait_for_text(b"\ni686");
     session.wait_for_text(b"\n42");

@@ -138,6 +138,11 @@ pub struct Clockwork {
     pub power: PowerEvents,
 }
 
+/// Where a system jumps that leaves its restart to firmware, and what is there without: a reset by port 0xcf9.
+const RESET_VECTOR: u64 = 0xf_fff0;
+/// mov dx, 0xcf9; mov al, 6; out dx, al; hlt; jmp to the hlt.
+const RESET_CODE: &[u8] = &[0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee, 0xf4, 0xeb, 0xfd];
+
 /// A machine from power-on to power-off or reset.
 pub struct Board {
     vcpus: Vec<Vcpu>,
@@ -310,6 +315,8 @@ impl Board {
             let filled = |error: GuestMemoryError| host("fill the guest's memory")(error.into());
             let tables = tables::build(&acpi).map_err(in_acpi)?;
             fill_tables(&ram, &tables).map_err(filled)?;
+            ram.load(Gpa(RESET_VECTOR), RESET_CODE)
+                .map_err(|error| host("fill the guest's memory")(error.into()))?;
             if let Some(display) = &display {
                 display.start(&ram, &buses, &model)?;
             }

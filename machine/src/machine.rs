@@ -41,7 +41,7 @@ pub enum End {
     PowerOff,
     /// The guest reset the machine under [`Config::no_reboot`].
     Reboot,
-    /// A processor shut down; `dump` shows its registers.
+    /// A processor shut down without firmware or under [`Config::no_reboot`]; `dump` shows its registers.
     TripleFault { dump: String },
     /// The guest wrote this value to the debug-exit port; the customary status is `(V << 1) | 1`.
     DebugExit(u32),
@@ -183,6 +183,7 @@ impl Machine {
         let deadline = self.config.timeout.and_then(|limit| Instant::now().checked_add(limit));
         let mut guest_time = self.config.guest_timeout;
         let mut battery = None;
+        let resets = self.config.firmware.is_some();
         loop {
             let board = match self.first.take() {
                 Some(board) => Ok(board),
@@ -209,6 +210,12 @@ impl Machine {
             return match cause {
                 Cause::Power(PowerEvent::Reset) if !self.config.no_reboot => {
                     tracing::debug!("the guest resets the machine");
+                    continue;
+                }
+                // The chip set makes a reset of a processor's shutdown, and some systems count on it. A kernel that
+                // was started without firmware has more of being told.
+                Cause::TripleFault { .. } if resets && !self.config.no_reboot => {
+                    tracing::info!("a triple fault resets the machine");
                     continue;
                 }
                 Cause::Power(PowerEvent::Reset) => End::Reboot,

@@ -254,6 +254,30 @@ fn line_20_and_the_shadow_of_the_rom_are_switched_as_on_the_chip_set() -> Result
     Ok(())
 }
 
+#[test]
+fn the_machine_is_reset_in_all_ways_and_the_clocks_memory_lives_on() -> Result<()> {
+    let scratch = Scratch::new("bios")?;
+    let image = disk::boot_sector("resets.asm", 1 << 20, scratch.path())?;
+    let end = |options: &[&str]| -> Result<_> {
+        let mut command = xenolith()?;
+        command.arg("run").arg(&image).args(["--timeout", "300"]).args(options);
+        let ended = Program::start(command)?.end(PATIENCE)?;
+        let text = String::from_utf8_lossy(&ended.stdout).into_owned();
+        let starts = text.split("Booting from Hard Disk").skip(1);
+        let letters = starts.map(|text| text.trim_start_matches('.').trim().get(..1));
+        Ok((ended.status.code(), letters.flatten().collect::<String>(), ended.stderr))
+    };
+    for engine in ["interp", "bt"] {
+        let (status, letters, error) = end(&["--engine", engine])?;
+        ensure!((status, letters.as_str()) == (Some(0), "abcdef"), "{status:?} {letters} {error}");
+    }
+    // The first is the triple fault.
+    let (status, letters, error) = end(&["--no-reboot"])?;
+    ensure!((status, letters.as_str()) == (Some(3), "a"), "{status:?} {letters}");
+    ensure!(error.contains("triple fault"), "{error}");
+    Ok(())
+}
+
 /// The whole of a floppy by the firmware's services: its geometry, reads over cylinders, a write.
 #[test]
 fn a_floppy_boots_and_reads_the_rest_of_itself() -> Result<()> {

@@ -100,7 +100,8 @@ Exit status:
   0              the guest switched the power off, or reset under --no-reboot, or Ctrl-A X
   1              wrong usage or configuration; one line on standard error says what
   2              a defect of Xenolith
-  3              triple fault; the registers are on standard error
+  3              triple fault, without firmware or under --no-reboot (else it resets the machine, as on a PC);
+                 the registers are on standard error
   124            --timeout passed
   (V<<1)|1       the guest wrote V to the debug-exit port 0xf4
 
