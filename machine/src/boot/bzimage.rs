@@ -139,6 +139,12 @@ pub fn load(mut request: Request<'_>, random: &mut Random) -> Result<Loaded, Con
         let init_end = unpacks_at.saturating_add(u64::from(field32(header::INIT_SIZE)));
         kernel_end = kernel_end.max(init_end);
     }
+    if start == 0 {
+        return Err(request.bad(
+            "its header has no address to start it at in protected mode: only firmware can start \
+             it, from a disk or a disc",
+        ));
+    }
     if start < 0x10_0000 || !request.map.is_ram(u64::from(start), kernel_end - u64::from(start)) {
         return Err(request.bad(format!(
             "it needs the memory from {start:#x} to {kernel_end:#x} to unpack itself; give more \

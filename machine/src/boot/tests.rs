@@ -174,8 +174,12 @@ fn damaged_bzimages_are_refused() {
     let mut short_line = good.clone();
     put(&mut short_line, 0x238, &10u32.to_le_bytes());
     assert!(matches!(load_from(&short_line, None), Err(ConfigError::CommandLine { max: 10, .. })));
+    let mut real_mode = good.clone();
+    put(&mut real_mode, 0x214, &0u32.to_le_bytes());
+    let text = load_from(&real_mode, None).expect_err("iPXE's is such").to_string();
+    assert!(text.contains("only firmware"), "{text}");
     // A start below 1 MiB, or so high that the end overflows 32 bits.
-    for start in [0u32, 0x9_0000, 0xffff_fff0] {
+    for start in [0x9_0000u32, 0xffff_fff0] {
         let mut bent = good.clone();
         put(&mut bent, 0x214, &start.to_le_bytes());
         assert!(load_from(&bent, None).is_err(), "{start:#x}");
