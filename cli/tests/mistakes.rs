@@ -193,6 +193,19 @@ fn disks_and_serial() {
     names(&["run", "--kernel", kernel, "--serial2", "stdio"], &["--serial2", "stdio"]);
 }
 
+#[test]
+fn more_disks_than_the_bus_has_slots() {
+    let scratch = Scratch::new("slots");
+    let kernel = scratch.file("kernel", &guest(common::STOP));
+    let mut args = vec!["run".to_owned(), "--kernel".to_owned(), kernel.display().to_string()];
+    for n in 0..32 {
+        let disk = scratch.file(&format!("disk{n}"), &[0; 512]);
+        args.extend(["--disk".to_owned(), disk.display().to_string()]);
+    }
+    let args: Vec<_> = args.iter().map(String::as_str).collect();
+    names(&args, &["disks", "32 slots"]);
+}
+
 /// Files for drives, in a folder of their own.
 struct Files(Scratch);
 

@@ -44,6 +44,8 @@ const PIRQ_ROUTES: [u8; 4] = [10, 10, 11, 11];
 pub enum PciError {
     #[error("PCI slot {0} doesn't exist or is taken")]
     Slot(u8),
+    #[error("all {} slots of the PCI bus are taken", SLOTS)]
+    Full,
     #[error("PCI devices need more than the {0:#x} bytes of address space left for them")]
     NoSpace(u64),
 }

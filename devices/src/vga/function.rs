@@ -50,7 +50,7 @@ pub fn add(root: &mut PciRoot, vga: &Arc<Mutex<Vga>>, mut rom: Vec<u8>) -> Resul
         config.add_rom(rom.len() as u64);
     }
     let device = Display { vga: Arc::clone(vga), rom };
-    let slot = root.free_slot().ok_or(PciError::Slot(0))?;
+    let slot = root.free_slot().ok_or(PciError::Full)?;
     root.add(slot, Function::new(config, Box::new(device)))?;
     Ok(slot)
 }

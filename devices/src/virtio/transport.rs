@@ -127,7 +127,7 @@ impl<M: GuestAddressSpace, D> std::fmt::Debug for VirtioPci<M, D> {
 /// Fits `device` into a free slot of `root`. Returns the slot.
 ///
 /// # Errors
-/// [`PciError::Slot`] if the bus is full.
+/// [`PciError::Full`] if the bus is.
 pub fn add<M, D>(
     root: &mut PciRoot,
     device: D,
@@ -156,7 +156,7 @@ where
     M: GuestAddressSpace + Send + 'static,
     D: VirtioDevice<M> + 'static,
 {
-    let slot = root.free_slot().ok_or(PciError::Slot(0))?;
+    let slot = root.free_slot().ok_or(PciError::Full)?;
     let vectors = device.queue_sizes().len() + 1;
     let interrupts = root.interrupts(slot, u16::try_from(vectors).unwrap_or(u16::MAX));
     root.add(slot, VirtioPci::function(device, memory, interrupts, interfaces, rom))?;

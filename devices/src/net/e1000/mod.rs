@@ -291,7 +291,7 @@ struct E1000<M: GuestAddressSpace> {
 /// option ROM. Returns the slot.
 ///
 /// # Errors
-/// [`PciError::Slot`] if the bus is full.
+/// [`PciError::Full`] if the bus is.
 pub fn add<M>(
     root: &mut PciRoot,
     memory: M,
@@ -318,7 +318,7 @@ where
         rom.resize(rom.len().next_power_of_two().max(2048), 0xff);
         config.add_rom(rom.len() as u64);
     }
-    let slot = root.free_slot().ok_or(PciError::Slot(0))?;
+    let slot = root.free_slot().ok_or(PciError::Full)?;
     let interrupts = root.interrupts(slot, 0);
     let card = Card::new(memory, Arc::clone(&backend), mac, Arc::clone(&interrupts));
     let card = Arc::new(Mutex::new(card));
