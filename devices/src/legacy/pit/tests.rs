@@ -57,6 +57,41 @@ fn rate_generator_does_not_drift() {
 }
 
 #[test]
+fn who_is_held_up_while_it_waits_for_channel_2_measures_no_time_too_short() {
+    let high = |bench: &Bench| bench.inb(OFFSET_0X61) & 0x20 != 0;
+    let count = |bench: &Bench| {
+        bench.out(OFFSET_0X61, 1);
+        bench.out(3, 0xb0);
+        bench.out(2, 11_932 & 0xff);
+        bench.out(2, 11_932 >> 8);
+    };
+    // Looks each microsecond, and is held up for 20 ms after two: the time at the last look that was in vain counts.
+    let bench = Bench::new();
+    count(&bench);
+    let start = bench.clock.now_ns();
+    let (mut looks, mut last) = (0, 0);
+    while !high(&bench) {
+        last = bench.clock.now_ns() - start;
+        looks += 1;
+        bench.clock.advance(if looks == 2000 { 20_000_000 } else { 1000 });
+    }
+    assert!(last >= 10_000_000, "10 ms took {last} ns");
+    // Without a hole it is on time.
+    count(&bench);
+    let start = bench.clock.now_ns();
+    while !high(&bench) {
+        bench.clock.advance(1000);
+    }
+    let taken = bench.clock.now_ns() - start;
+    assert!((10_000_000..10_003_000).contains(&taken), "{taken} ns");
+    // Who looks seldom sees it at once.
+    count(&bench);
+    assert!(!high(&bench));
+    bench.clock.advance(20_000_000);
+    assert!(high(&bench));
+}
+
+#[test]
 fn a_late_host_misses_no_edge() {
     let bench = Bench::new();
     bench.out(3, 0x34);
