@@ -31,7 +31,7 @@ fn keys_reach_the_guest_and_ctrl_a_x_quits() {
     session.press(b"\x01a");
     session.wait_for_text(b"[\x01]");
     session.press(b"\x01h");
-    session.wait_for_text(b"Ctrl-A X");
+    session.wait_for_text(b"Ctrl-A, then X: quit");
     // Two reads, most likely.
     session.press(b"\x01");
     thread::sleep(Duration::from_millis(50));
