@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt;
 use xenolith_devices::legacy::i8042::{Buttons, Key};
 use xenolith_devices::vga::Picture;
 use xenolith_machine::Screen;
@@ -31,6 +32,8 @@ pub const FRAME_TIME: Duration = Duration::from_millis(40);
 const CLIENTS_MAX: usize = 16;
 /// How long nothing more is accepted after the host had no descriptor for a client.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// How long a client may be silent before its host is asked for it; as long again without an answer, and it has gone.
+const ABSENCE_ASKED_AFTER: Duration = Duration::from_secs(60);
 
 /// What a client looks at, types on and points with.
 pub trait Seat: Clone + Send + 'static {
@@ -114,7 +117,11 @@ impl Server {
         thread::spawn(move || {
             loop {
                 match self.0.accept() {
-                    Ok((stream, _)) => admit(stream, &frames, &clients),
+                    Ok((stream, _)) => {
+                        // Where that can't be had, a client that vanishes keeps its place.
+                        let _ = notice_absence(&stream);
+                        admit(stream, &frames, &clients);
+                    }
                     Err(error) => {
                         tracing::warn!("VNC: {error}");
                         thread::sleep(ACCEPT_PAUSE);
@@ -123,6 +130,14 @@ impl Server {
             }
         });
     }
+}
+
+/// Has the host ask a silent client whether it is there: it may have vanished without a word.
+fn notice_absence(stream: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_tcp_keepidle(stream, ABSENCE_ASKED_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, ABSENCE_ASKED_AFTER / 4)?;
+    sockopt::set_tcp_keepcnt(stream, 4)?;
+    sockopt::set_socket_keepalive(stream, true)
 }
 
 /// One of the clients that are there; counted until dropped.

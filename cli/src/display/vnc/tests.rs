@@ -542,3 +542,17 @@ fn clients_beyond_the_bound_are_turned_away() {
     drop(clients);
     Client::connect(address);
 }
+
+#[test]
+fn a_silent_clients_host_is_asked_for_it() {
+    let server = Server::bind("127.0.0.1:0").expect("a free port");
+    let _client = TcpStream::connect(server.address().expect("bound")).expect("a connection");
+    let (stream, _) = server.0.accept().expect("a client");
+    notice_absence(&stream).expect("Linux has all of it");
+    assert!(sockopt::socket_keepalive(&stream).expect("a socket"));
+    let asked_after = sockopt::tcp_keepidle(&stream).expect("a socket");
+    let every = sockopt::tcp_keepintvl(&stream).expect("a socket");
+    let times = sockopt::tcp_keepcnt(&stream).expect("a socket");
+    assert_eq!(asked_after, ABSENCE_ASKED_AFTER);
+    assert_eq!(every * times, ABSENCE_ASKED_AFTER);
+}
