@@ -98,8 +98,8 @@ impl Windows {
         let pages = self.shadow.asleep(owner).map_or(0, |asleep| asleep.pages as u64);
         let start = ticks();
         let woken = self.shadow.wake(era, owner, start, is_still);
-        if pages > 0 {
-            let each = ticks().wrapping_sub(start) * PAGE_COST_UNIT / pages;
+        let taken = ticks().wrapping_sub(start) * PAGE_COST_UNIT;
+        if let Some(each) = taken.checked_div(pages) {
             self.page_cost = (3 * self.page_cost + each) / 4;
         }
         woken
