@@ -135,6 +135,7 @@ impl Control {
     /// # Errors
     /// There are none, or one takes too long.
     pub fn hold(self: &Arc<Self>) -> Result<Hold, Unrest> {
+        self.wait_for_start();
         let deadline = Instant::now() + REST_WAIT_MAX;
         let mut inner = lock(&self.inner);
         inner.holds += 1;
@@ -164,6 +165,20 @@ impl Control {
         };
         drop(inner);
         Err(unrest)
+    }
+
+    /// Waits until there is a board, or a cause that there won't be one: who asks something of a machine at once may be
+    /// quicker than its start.
+    pub fn wait_for_start(&self) {
+        let deadline = Instant::now() + REST_WAIT_MAX;
+        let mut inner = lock(&self.inner);
+        while inner.pins.is_empty() && inner.cause.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            inner = self.wait_for_change(inner, Some(left));
+        }
     }
 
     fn release(&self) {
@@ -280,6 +295,29 @@ mod tests {
         control.end(Cause::Power(PowerEvent::Reset));
         control.end(Cause::Quit);
         assert_eq!(control.take(), Some(Cause::Quit), "quit overtakes a reset");
+    }
+
+    #[test]
+    fn who_is_quicker_than_the_start_waits_for_it() {
+        let control = Control::new();
+        let pins = Pins::new();
+        let vcpu = Arc::clone(&pins);
+        let machine = Arc::clone(&control);
+        let runs = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            machine.begin(vec![Arc::clone(&vcpu)], Arc::new(CountedClock::new()));
+            while !vcpu.has(attention::STOP) {
+                if vcpu.has(attention::REST) {
+                    machine.rest(0, &CpuState::reset(0));
+                }
+                std::thread::yield_now();
+            }
+        });
+        let hold = control.hold().expect("the machine is about to start");
+        assert_eq!(hold.states().len(), 1);
+        control.end(Cause::Quit);
+        drop(hold);
+        runs.join().expect("no panic");
     }
 
     #[test]

@@ -135,7 +135,9 @@ impl Session {
             if let Some(status) = self.child.try_wait().expect("ours") {
                 return status;
             }
-            assert!(start.elapsed() < self.patience, "it goes on");
+            if start.elapsed() >= self.patience {
+                panic!("it goes on: {:?}", self.screen());
+            }
             thread::sleep(Duration::from_millis(10));
         }
     }

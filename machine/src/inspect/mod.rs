@@ -116,6 +116,7 @@ impl Inspector {
     }
 
     fn parts(&self) -> Option<Arc<Parts>> {
+        self.control.wait_for_start();
         lock(&self.parts).clone()
     }
 
