@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::config::{
     Bar, BarKind, COMMAND, Command, ConfigSpace, INTERRUPT_PIN, ROM_BAR, STATUS, STATUS_INTX,
 };
-use super::interrupts::{ENTRY_LEN, Interrupts};
+use super::interrupts::{ENTRY_LEN, Interrupts, Message};
 use crate::bus::BusDevice;
 
 /// The number by which a device knows accesses to its expansion ROM.
@@ -58,6 +58,9 @@ pub(super) fn bar_base(bar: usize) -> u64 {
     (bar as u64) << BAR_SHIFT
 }
 
+const CAPABILITY_MSI: u8 = 0x05;
+const MSI_ENABLE: u16 = 1 << 0;
+const MSI_64_BIT: u16 = 1 << 7;
 const CAPABILITY_MSIX: u8 = 0x11;
 const MSIX_ENABLE: u16 = 1 << 15;
 const MSIX_FUNCTION_MASK: u16 = 1 << 14;
@@ -76,6 +79,8 @@ pub struct Function {
     device: Box<dyn PciDevice>,
     interrupts: Option<Arc<Interrupts>>,
     msix: Option<Msix>,
+    /// Offset of MSI's message control in configuration space.
+    msi: Option<usize>,
 }
 
 impl fmt::Debug for Function {
@@ -91,7 +96,7 @@ impl Function {
     /// A function without interrupts.
     #[must_use]
     pub fn new(config: ConfigSpace, device: Box<dyn PciDevice>) -> Self {
-        Self { config, device, interrupts: None, msix: None }
+        Self { config, device, interrupts: None, msix: None, msi: None }
     }
 
     /// Gives the function its interrupt pin and, if `interrupts` has vectors, MSI-X with table and
@@ -115,6 +120,21 @@ impl Function {
             self.msix = Some(Msix { bar: msix_bar, control, pending_at });
         }
         self.interrupts = Some(interrupts);
+        self
+    }
+
+    /// Gives the function MSI with one message to any address, which can't be masked.
+    #[must_use]
+    pub fn with_message(mut self) -> Self {
+        let mut body = [0; 12];
+        body[..2].copy_from_slice(&MSI_64_BIT.to_le_bytes());
+        let control = self.config.add_capability(CAPABILITY_MSI, &body) + 2;
+        let mut writable = [0xff; 12];
+        writable[..2].copy_from_slice(&MSI_ENABLE.to_le_bytes());
+        // Messages are double words.
+        writable[2] = 0xfc;
+        self.config.set_writable(control, &writable);
+        self.msi = Some(control);
         self
     }
 
@@ -157,6 +177,12 @@ impl Function {
                 command.contains(Command::BUS_MASTER),
                 command.contains(Command::INTX_DISABLE),
             );
+            let enabled = self.msi.filter(|&control| self.config.u16(control) & MSI_ENABLE != 0);
+            interrupts.configure_msi(enabled.map(|control| {
+                let [low, high] = [2, 6].map(|at| u64::from(self.config.u32(control + at)));
+                let data = u32::from(self.config.u16(control + 10));
+                Message { address: high << 32 | low, data }
+            }));
         }
     }
 
@@ -172,6 +198,9 @@ impl Function {
         if let Some(msix) = &self.msix {
             let control = self.config.u16(msix.control);
             self.config.set_u16(msix.control, control & !(MSIX_ENABLE | MSIX_FUNCTION_MASK));
+        }
+        if let Some(control) = self.msi {
+            self.config.set_u16(control, MSI_64_BIT);
         }
         if let Some(interrupts) = &self.interrupts {
             interrupts.reset();

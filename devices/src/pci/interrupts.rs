@@ -1,15 +1,17 @@
-//! How a PCI function interrupts: MSI-X, or the INTx pins and their routing.
+//! How a PCI function interrupts: MSI-X, MSI, or the INTx pins and their routing.
 //!
 //! Problem: worker threads of devices signal while vCPUs mask, unmask and re-aim vectors. Scheme:
 //! [`Interrupts`], one per function, keeps table, pending bits and the pin's state under one lock and
 //! delivers with it held, so that mask and delivery have an order. [`IntxRouter`], one per bus, wires
 //! the pins of all functions to interrupt lines, since several pins share a line. Invariants: a
 //! message goes out only if MSI-X is enabled, the function may master the bus, and neither mask is set;
-//! a message held back by a mask stays pending; the pin is low while MSI-X is enabled. Lock order:
+//! a message held back by a mask stays pending; the pin is low while MSI-X or MSI is enabled. Where MSI is, its one
+//! message goes out when the device would have raised the pin. Lock order:
 //! function, `Interrupts`, router, interrupt controller. Any thread.
 //!
-//! Source: PCI Local Bus Specification 3.0, §6.8.2 "MSI-X Capability and Table Structures", §2.2.6
-//! "Interrupt Pins"; Intel 82371SB (PIIX3) datasheet, "PIRQRC[A:D]—PIRQx Route Control Registers".
+//! Source: PCI Local Bus Specification 3.0, §6.8.1 "MSI Capability Structure", §6.8.2 "MSI-X Capability and
+//! Table Structures", §2.2.6 "Interrupt Pins"; Intel 82371SB (PIIX3) datasheet, "PIRQRC[A:D]—PIRQx Route Control
+//! Registers".
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -143,6 +145,15 @@ struct State {
     intx: bool,
     /// The pin as the router knows it.
     pin_level: bool,
+    /// While MSI is enabled.
+    msi: Option<Message>,
+}
+
+/// A memory write that interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub address: u64,
+    pub data: u32,
 }
 
 impl fmt::Debug for Interrupts {
@@ -175,6 +186,7 @@ impl Interrupts {
             intx_disabled: false,
             intx: false,
             pin_level: false,
+            msi: None,
         };
         Arc::new(Self { sink, router, slot, pin, state: Mutex::new(state) })
     }
@@ -207,15 +219,36 @@ impl Interrupts {
     /// The device's INTx request.
     pub fn set_intx(&self, level: bool) {
         let mut state = lock(&self.state);
-        state.intx = level;
+        let before = std::mem::replace(&mut state.intx, level);
         self.update_pin(&mut state);
+        if level && !before {
+            self.send(&state);
+        }
+    }
+
+    /// MSI's part of the configuration space changed: its message, if it is enabled. What the device asks for already
+    /// is sent then.
+    pub fn configure_msi(&self, message: Option<Message>) {
+        let mut state = lock(&self.state);
+        let begins = std::mem::replace(&mut state.msi, message).is_none();
+        self.update_pin(&mut state);
+        if begins && state.intx {
+            self.send(&state);
+        }
+    }
+
+    /// Sends MSI's message, if it is enabled and the function may master the bus.
+    fn send(&self, state: &State) {
+        if let (Some(Message { address, data }), true) = (state.msi, state.bus_master) {
+            self.sink.message(address, data);
+        }
     }
 
     /// The interrupt status bit of the status register: set also while INTx is disabled.
     #[must_use]
     pub fn intx_requested(&self) -> bool {
         let state = lock(&self.state);
-        state.intx && !state.enabled
+        state.intx && !state.enabled && state.msi.is_none()
     }
 
     /// The command register or MSI-X message control changed.
@@ -239,11 +272,13 @@ impl Interrupts {
         state.function_masked = false;
         state.bus_master = false;
         state.intx_disabled = false;
+        state.msi = None;
         self.update_pin(&mut state);
     }
 
     fn update_pin(&self, state: &mut State) {
-        let level = state.intx && !state.enabled && !state.intx_disabled;
+        let messages = state.enabled || state.msi.is_some();
+        let level = state.intx && !messages && !state.intx_disabled;
         if level != state.pin_level {
             state.pin_level = level;
             self.router.change(self.slot, self.pin, level);

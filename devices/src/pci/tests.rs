@@ -69,6 +69,15 @@ impl Rig {
 
     /// The same with MSI-X in BAR 2.
     fn add_with_vectors(&self, slot: u8, vectors: u16) -> Arc<Interrupts> {
+        self.add_made(slot, vectors, |function| function)
+    }
+
+    fn add_made(
+        &self,
+        slot: u8,
+        vectors: u16,
+        make: impl FnOnce(Function) -> Function,
+    ) -> Arc<Interrupts> {
         let mut root = lock(&self.root);
         let interrupts = root.interrupts(slot, vectors);
         let mut config = ConfigSpace::new(Identity {
@@ -82,7 +91,8 @@ impl Rig {
         config.add_bar(0, Bar { kind: BarKind::Memory32, size: 0x1000 });
         config.add_bar(1, Bar { kind: BarKind::Io, size: 32 });
         let function = Function::new(config, Box::new(Echo(slot)));
-        root.add(slot, function.with_interrupts(Arc::clone(&interrupts), 2)).expect("free slot");
+        let function = function.with_interrupts(Arc::clone(&interrupts), 2);
+        root.add(slot, make(function)).expect("free slot");
         interrupts
     }
 
@@ -142,6 +152,44 @@ fn intx_disable_lowers_the_pin_but_not_the_status() {
     lock(&rig.root).reset();
     assert_eq!(rig.lines.taken(), [(19, false)]);
     assert_eq!(rig.read(3, 6, 2) & 8, 0);
+}
+
+#[test]
+fn a_message_takes_the_pins_place() {
+    let rig = Rig::new();
+    let a = rig.add_made(3, 0, Function::with_message);
+    let capability = rig.read(3, 0x34, 1);
+    assert_eq!(rig.read(3, capability, 1), 5);
+    // One vector, 64-bit addresses; only the enable bit can be written.
+    assert_eq!(rig.read(3, capability + 2, 2), 0x80);
+    rig.write(3, capability + 4, 4, 0xfee0_1003);
+    rig.write(3, capability + 8, 4, 0x12);
+    rig.write(3, capability + 12, 2, 0x4041);
+    a.set_intx(true);
+    assert_eq!(rig.lines.taken(), [(19, true)]);
+    assert!(rig.lines.messages_taken().is_empty());
+    // The request that is there already is sent, but not without bus mastering.
+    rig.write(3, capability + 2, 2, 0xffff);
+    assert_eq!(rig.read(3, capability + 2, 2), 0x81);
+    assert_eq!(rig.lines.taken(), [(19, false)]);
+    assert!(rig.lines.messages_taken().is_empty());
+    rig.write(3, 4, 2, 4);
+    assert_eq!(rig.read(3, 6, 2) & 8, 0);
+    a.set_intx(false);
+    a.set_intx(true);
+    a.set_intx(true);
+    let message = (0x12_fee0_1000, 0x4041);
+    assert_eq!(rig.lines.messages_taken(), [message]);
+    rig.write(3, capability + 2, 2, 0);
+    assert_eq!(rig.lines.taken(), [(19, true)]);
+    rig.write(3, capability + 2, 2, 1);
+    assert_eq!(rig.lines.taken(), [(19, false)]);
+    assert_eq!(rig.lines.messages_taken(), [message]);
+    lock(&rig.root).reset();
+    assert_eq!(rig.read(3, capability + 2, 2), 0x80);
+    a.set_intx(true);
+    assert_eq!(rig.lines.taken(), [(19, true)]);
+    assert!(rig.lines.messages_taken().is_empty());
 }
 
 #[test]

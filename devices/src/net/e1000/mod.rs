@@ -332,7 +332,7 @@ where
     }));
     let function = Function::new(config, Box::new(E1000 { card, rom }));
     // Without vectors no BAR is taken for a table.
-    root.add(slot, function.with_interrupts(interrupts, 0))?;
+    root.add(slot, function.with_interrupts(interrupts, 0).with_message())?;
     Ok(slot)
 }
 
