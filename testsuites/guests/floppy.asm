@@ -6,18 +6,14 @@
 
         org 0x7c00
         bits 16
+        %include "boot.inc"
 
 PER_TRACK equ 18
 CYLINDER  equ PER_TRACK * 2     ; sectors of a cylinder of 1440 KiB
 FAR_TEXT  equ 0x8000
 BUFFER    equ 0xa000
 
-start:  xor     ax, ax
-        mov     ds, ax
-        mov     es, ax
-        mov     ss, ax
-        mov     sp, 0x7c00
-        mov     [drive], dl
+start:  begin
 
         ; The drive is what the image is: 80 cylinders of two sides with 18 sectors.
         mov     ah, 0x08
@@ -28,7 +24,7 @@ start:  xor     ax, ax
         jne     fail
         cmp     dh, 1
         jne     fail
-        call    print
+        call    put
 
         ; Eight sectors over the end of a side, and from another cylinder.
         mov     bl, 'b'
@@ -42,18 +38,18 @@ start:  xor     ax, ax
         int     0x13
         mov     bl, 'b'
         jc      fail
-        call    print
+        call    put
         mov     si, FAR_TEXT
 .text:  lodsb
         test    al, al
         jz      .read
         mov     bl, al
-        call    print
+        call    put
         jmp     .text
 .read:  cmp     word [FAR_TEXT + 7 * 512], 0x1234
         mov     bl, 'c'
         jne     fail
-        call    print
+        call    put
 
         ; The last sector of the disk, there and back.
         mov     di, BUFFER
@@ -64,7 +60,7 @@ start:  xor     ax, ax
         call    last
         mov     bl, 'd'
         jc      fail
-        call    print
+        call    put
         mov     di, BUFFER
         mov     cx, 256
         xor     ax, ax
@@ -75,7 +71,7 @@ start:  xor     ax, ax
         jc      fail
         cmp     word [BUFFER + 510], 0x5aa5
         jne     fail
-        call    print
+        call    put
         ; A sector that isn't there.
         mov     ax, 0x0201
         mov     bx, BUFFER
@@ -85,7 +81,7 @@ start:  xor     ax, ax
         int     0x13
         mov     bl, 'f'
         jnc     fail
-        call    print
+        call    put
         mov     bl, 0
 fail:   mov     al, bl
         out     0xf4, al
@@ -99,16 +95,7 @@ last:   mov     bx, BUFFER
         int     0x13
         ret
 
-print:  mov     dx, 0x3fd
-.wait:  in      al, dx
-        test    al, 0x20
-        jz      .wait
-        mov     dx, 0x3f8
-        mov     al, bl
-        out     dx, al
-        ret
-
-drive:  db      0
+        shared
 
         times 510 - ($ - $$) db 0
         dw      0xaa55

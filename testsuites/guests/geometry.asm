@@ -7,15 +7,11 @@
 
         org 0x7c00
         bits 16
+        %include "boot.inc"
 
 BUFFER  equ 0x8000
 
-start:  xor     ax, ax
-        mov     ds, ax
-        mov     es, ax
-        mov     ss, ax
-        mov     sp, 0x7c00
-        mov     [drive], dl
+start:  begin
 
         mov     ah, 0x08
         int     0x13
@@ -51,7 +47,7 @@ start:  xor     ax, ax
         test    al, al
         jz      .done
         mov     bl, al
-        call    print
+        call    put
         jmp     .next
 .done:  mov     al, 0
 end:    mov     dx, 0xf4
@@ -69,26 +65,13 @@ number: mov     cx, 4
         das
         or      al, 0x20        ; small letters
         mov     bl, al
-        call    print
+        call    put
         pop     ax
         loop    .digit
         mov     bl, ' '
+        jmp     put
 
-; The character in BL.
-print:  push    ax
-        push    dx
-        mov     dx, 0x3fd
-.busy:  in      al, dx
-        test    al, 0x20
-        jz      .busy
-        mov     dx, 0x3f8
-        mov     al, bl
-        out     dx, al
-        pop     dx
-        pop     ax
-        ret
-
-drive   db      0
+        shared
 heads   db      0
 
         times 510 - ($ - $$) db 0

@@ -7,6 +7,7 @@
 
         org 0x7c00
         bits 16
+        %include "boot.inc"
 
 SECTORS  equ 64                 ; a call
 CALLS    equ 256
@@ -14,12 +15,7 @@ ROUNDS   equ 8
 PLACE    equ 0x1000             ; what it is read to
 PM_TIMER equ 0x608
 
-start:  xor     ax, ax
-        mov     ds, ax
-        mov     es, ax
-        mov     ss, ax
-        mov     sp, 0x7c00
-        mov     [drive], dl
+start:  begin
         call    line            ; behind what the firmware wrote
 
         ; Once to add it up, which the times are then free of.
@@ -89,19 +85,10 @@ print:  mov     cx, 8
         call    put
         loop    .digit
 line:   mov     bl, 10
-put:    push    ax
-        mov     dx, 0x3fd
-.wait:  in      al, dx
-        test    al, 0x20
-        jz      .wait
-        mov     al, bl
-        mov     dx, 0x3f8
-        out     dx, al
-        pop     ax
-        ret
+        jmp     put
 
+        shared
 digits: db      "0123456789abcdef"
-drive:  db      0
 
         align   4
 packet: db      16, 0

@@ -75,9 +75,11 @@ impl Drop for Scratch {
 /// # Errors
 /// NASM is missing, or doesn't like the source: then with its messages.
 pub fn nasm(source: &Path, output: &Path) -> Result<Vec<u8>> {
-    let folder = format!("{}/", harness_folder().display());
+    let beside = source.parent().unwrap_or(Path::new(""));
+    let [harness, beside] =
+        [&harness_folder(), beside].map(|folder: &Path| format!("{}/", folder.display()));
     let run = Command::new("nasm")
-        .args(["-f", "bin", "-w-label-orphan", "-I", &folder, "-o"])
+        .args(["-f", "bin", "-w-label-orphan", "-I", &harness, "-I", &beside, "-o"])
         .arg(output)
         .arg(source)
         .output()
