@@ -70,14 +70,7 @@ fn create(args: &CreateArgs) -> Result<()> {
 
 /// The backing image's name, format and size.
 fn look_at_backing(args: &CreateArgs, name: &Path) -> Result<(OsString, String, u64)> {
-    if name
-        .as_os_str()
-        .as_bytes()
-        .split(|&byte| byte == b'/')
-        .next()
-        .unwrap_or_default()
-        .contains(&b':')
-    {
+    if disk::names_protocol(name.as_os_str().as_bytes()) {
         bail!(
             "--backing {}: such a name is a protocol's in qcow2; put ./ before it",
             name.display()

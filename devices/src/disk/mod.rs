@@ -21,7 +21,7 @@ use std::io;
 
 pub use describe::{Info, describe};
 pub use open::{DiskOptions, Format, open, open_disc};
-pub use qcow2::{Backing, Qcow2Image, create as create_qcow2};
+pub use qcow2::{Backing, Qcow2Image, create as create_qcow2, names_protocol};
 pub use raw::{DiskError, RawImage};
 pub use snapshot::Snapshot;
 pub use told::Told;
@@ -64,8 +64,8 @@ pub trait DiskImage: Send + Sync {
 
     fn read_only(&self) -> bool;
 
-    /// How many bytes from `offset` on surely read as zeroes, as far as that is known without reading them. For who copies
-    /// the image.
+    /// How many bytes from `offset` on surely read as zeroes, as far as that is known without reading them. For who
+    /// copies the image.
     fn known_zeroes(&self, offset: u64) -> u64 {
         let _ = offset;
         0

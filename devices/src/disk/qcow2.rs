@@ -34,7 +34,7 @@ use super::{DiskImage, SECTOR};
 use header::{AUTOCLEAR_AT, Compression, Header};
 use refcounts::{Refcounts, widen};
 
-pub use header::create;
+pub use header::{create, names_protocol};
 
 /// What every image starts with.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";

@@ -1,7 +1,8 @@
 //! A person hears that a machine's image fails.
 //!
-//! Problem: when the host's disk is full, the guest sees an I/O error of its disk, and nobody says why. Scheme: the first
-//! failure of an image is an error in our log, which is shown. Invariant: the guest's own mistakes are not told. Any thread.
+//! Problem: when the host's disk is full, the guest sees an I/O error of its disk, and nobody says why. Scheme: the
+//! first failure of an image is an error in our log, which is shown. Invariant: the guest's own mistakes are not told.
+//! Any thread.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -238,15 +238,19 @@ fn find_backing(
     }
     let mut name = vec![0; len as usize];
     file.read_exact_at(&mut name, offset)?;
-    // A name before the first slash with a colon is a protocol's in QEMU.
-    let first = name.split(|&byte| byte == b'/').next().unwrap_or_default();
-    if first.contains(&b':') {
+    if names_protocol(&name) {
         let name = String::from_utf8_lossy(&name).into_owned();
         return Err(bad(format!("backing file {name:?} is not a file's name")));
     }
     let name = PathBuf::from(std::ffi::OsString::from_vec(name));
     let format = backing_format(file, header_len, offset)?;
     Ok(Some(Backing { path: folder.join(&name), name, format }))
+}
+
+/// Whether QEMU takes a backing image's name for a protocol's: there is a colon before the first slash.
+#[must_use]
+pub fn names_protocol(name: &[u8]) -> bool {
+    name.iter().take_while(|&&byte| byte != b'/').any(|&byte| byte == b':')
 }
 
 /// Looks through the header extensions, which end where the backing file's name begins.
