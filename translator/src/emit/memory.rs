@@ -16,7 +16,9 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, MemoryOperand, Mnemonic, OpKind, Register,
 };
 
-use super::names::{address_bits, constant_address, full, narrow, scratch_number, wide_form};
+use super::names::{
+    address_bits, constant_address, full, is_short, narrow, scratch_number, wide_form,
+};
 use super::place::{Spot, is_narrow};
 use super::{EmitError, Emitter, R10, R11, RCX, Restore, Site, Stub, has_memory};
 use crate::area::{PROBE, offset};
@@ -156,8 +158,8 @@ impl Emitter<'_> {
         .then_some(at)
     }
 
-    /// Which of r10 and r11 is to hold the addend of a step's access: best the one that holds it. The stack's is in r11,
-    /// so others come to r10 first.
+    /// Which of r10 and r11 is to hold the addend of a step's access: best the one that holds it. The stack's is in
+    /// r11, so others come to r10 first.
     fn addend_register(&self, step: &Step) -> Option<u8> {
         let busy = step.uses.any | address_bits(&step.insn);
         let order = if step.insn.memory_base() == Register::RSP { [R11, R10] } else { [R10, R11] };
@@ -373,50 +375,10 @@ impl Emitter<'_> {
             return self.around(&redirected, uses);
         }
         let later = matches!(step.part, Some(Part { first: false, .. }));
-        let is_direct = self.is_direct(insn);
         let fixed = self.fixed_address(insn).filter(|_| !step.looks_up);
-        if (is_direct && (later || !step.looks_up) || fixed.is_some())
-            && let Some(addend) = self.addend_register(step)
-        {
-            // The base register and the window's addend make the address, or a constant and the addend.
-            let busy = uses.any | address_bits(insn);
-            let other = R10 + R11 - addend;
-            let is_free = busy & 1 << other == 0;
-            let short = fixed.filter(|&at| at as i64 == i64::from(at as i32));
-            if is_direct || short.is_some() || is_free {
-                self.keep_but(uses.any | 1 << addend);
-                match (step.part, fixed) {
-                    (Some(Part { window, first: false }), _) => self.recall(addend, window),
-                    (_, Some(at)) => self.delta_of(addend, at),
-                    _ => self.delta(addend, insn.memory_base().number() as u8),
-                }
-                if let Some(Part { window, first: true }) = step.part {
-                    self.keep(addend, window);
-                }
-                let index = if let Some(at) = short {
-                    redirected.set_memory_base(full(addend));
-                    redirected.set_memory_displacement64(at);
-                    redirected.set_memory_displ_size(8);
-                    Register::None
-                } else {
-                    full(addend)
-                };
-                if let (Some(at), None) = (fixed, short) {
-                    self.held[usize::from(other - R10)] = None;
-                    dynasm!(self.asm ; .arch x64 ; mov Rq(other), QWORD at as i64);
-                    redirected.set_memory_base(full(other));
-                    redirected.set_memory_displacement64(0);
-                    redirected.set_memory_displ_size(0);
-                } else if is_free && self.can_unlock(insn) {
-                    redirected.set_memory_index(index);
-                    redirected.set_memory_index_scale(1);
-                    self.held[usize::from(other - R10)] = None;
-                    return self.exchange(&redirected, other);
-                }
-                redirected.set_memory_index(index);
-                redirected.set_memory_index_scale(1);
-                return self.around(&redirected, uses);
-            }
+        let goes_by_base = self.is_direct(insn) && (later || !step.looks_up);
+        if (goes_by_base || fixed.is_some()) && self.by_addend(step, redirected, fixed)? {
+            return Ok(());
         }
         let size = insn.memory_size().size().max(1) as u8;
         let rip = super::mask(insn.ip(), self.frame.mode.bits);
@@ -457,6 +419,55 @@ impl Emitter<'_> {
         }
         self.give_back(borrowed);
         Ok(())
+    }
+
+    /// An access whose base register, or a constant, makes the host's address with the window's addend. False, and nothing
+    /// is done, if the registers for that aren't free.
+    fn by_addend(
+        &mut self,
+        step: &Step,
+        mut redirected: Instruction,
+        fixed: Option<u64>,
+    ) -> Result<bool, EmitError> {
+        let (insn, uses) = (&step.insn, &step.uses);
+        let Some(addend) = self.addend_register(step) else { return Ok(false) };
+        let other = R10 + R11 - addend;
+        let is_free = (uses.any | address_bits(insn)) & 1 << other == 0;
+        // A constant that is no displacement needs a register.
+        let far = fixed.filter(|&at| !is_short(at));
+        if far.is_some() && !is_free {
+            return Ok(false);
+        }
+        let exchanges = far.is_none() && is_free && self.can_unlock(insn);
+        let changes_other = u16::from(far.is_some() || exchanges) << other;
+        self.keep_but(uses.any | 1 << addend | changes_other);
+        match (step.part, fixed) {
+            (Some(Part { window, first: false }), _) => self.recall(addend, window),
+            (_, Some(at)) => self.delta_of(addend, at),
+            _ => self.delta(addend, insn.memory_base().number() as u8),
+        }
+        if let Some(Part { window, first: true }) = step.part {
+            self.keep(addend, window);
+        }
+        redirected.set_memory_index(full(addend));
+        redirected.set_memory_index_scale(1);
+        if let Some(at) = far {
+            dynasm!(self.asm ; .arch x64 ; mov Rq(other), QWORD at as i64);
+            redirected.set_memory_base(full(other));
+            redirected.set_memory_displacement64(0);
+            redirected.set_memory_displ_size(0);
+        } else if let Some(at) = fixed {
+            redirected.set_memory_base(full(addend));
+            redirected.set_memory_index(Register::None);
+            redirected.set_memory_displacement64(at);
+            redirected.set_memory_displ_size(8);
+        }
+        if exchanges {
+            self.exchange(&redirected, other)?;
+        } else {
+            self.around(&redirected, uses)?;
+        }
+        Ok(true)
     }
 
     /// A step's linear addresses are added to FS base, which is where the windows begin.
@@ -575,27 +586,10 @@ pub fn unguess(code: &[u8], privilege: u8) -> Option<Vec<u8>> {
     find_delta(&mut asm, into, offset::regions(usize::from(privilege)));
     let mut new = asm.finalize().ok()?;
     let room = 1 + probe.len() + delta.len();
-    new.extend(nops(room.checked_sub(new.len())?));
-    Some(new)
-}
-
-/// So many bytes that do nothing, in as few instructions as can be (SDM vol. 2, "NOP": recommended sequences).
-fn nops(bytes: usize) -> impl Iterator<Item = u8> {
-    const SEQUENCES: [&[u8]; 9] = [
-        &[0x90],
-        &[0x66, 0x90],
-        &[0x0f, 0x1f, 0x00],
-        &[0x0f, 0x1f, 0x40, 0],
-        &[0x0f, 0x1f, 0x44, 0, 0],
-        &[0x66, 0x0f, 0x1f, 0x44, 0, 0],
-        &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
-        &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
-        &[0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
-    ];
-    let (whole, rest) = (bytes / SEQUENCES.len(), bytes % SEQUENCES.len());
-    let last = rest.checked_sub(1).map_or(&[][..], |index| SEQUENCES[index]);
-    let longest = SEQUENCES[SEQUENCES.len() - 1];
-    std::iter::repeat_n(longest, whole).chain([last]).flatten().copied()
+    while new.len() < room {
+        new.push(0x90);
+    }
+    (new.len() == room).then_some(new)
 }
 
 /// AH, CH, DH or BH is an operand: no register of the instruction may need a REX prefix.

@@ -59,7 +59,7 @@ pub use memory::unguess;
 use xenolith_codecache::cache::Link;
 
 use memory::Borrowed;
-use names::{constant_address, scratch_number, wide_form};
+use names::{constant_address, is_short, scratch_number, wide_form};
 use place::is_narrow;
 
 const RAX: u8 = 0;
@@ -624,7 +624,6 @@ impl<'a> Emitter<'a> {
         let insn = &step.insn;
         let is_plain =
             |register: Register| register.is_gpr64() && scratch_number(register).is_none();
-        let is_short = |value: u64| value as i64 == i64::from(value as i32);
         self.wide()
             && match step.class {
                 Class::Same | Class::Vector(_) | Class::Branch | Class::Return => true,

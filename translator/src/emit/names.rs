@@ -50,6 +50,11 @@ pub fn constant_address(insn: &Instruction) -> Option<u64> {
     (absolute || insn.is_ip_rel_memory_operand()).then(|| insn.memory_displacement64())
 }
 
+/// Whether a value is what its lower half is, sign-extended: then it can be a displacement or an immediate operand.
+pub fn is_short(value: u64) -> bool {
+    value as i64 == i64::from(value as i32)
+}
+
 /// The 32-bit name of a register.
 pub fn narrow(number: u8) -> Register {
     const NAMES: [Register; 16] = [

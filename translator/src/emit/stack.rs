@@ -4,7 +4,7 @@ use dynasmrt::{DynasmApi, dynasm};
 use iced_x86::OpKind;
 
 use super::memory::{Borrowed, Check};
-use super::names::scratch_number;
+use super::names::{is_short, scratch_number};
 use super::{EmitError, Emitter, R10, R11, RBP, RSP, mask};
 use crate::area::{is_floating, offset};
 use crate::classify::slot_bytes;
@@ -124,7 +124,6 @@ impl Emitter<'_> {
             return self.move_stack(-slot);
         }
         let (base, at) = self.stack_access(-slot, size, true, step, plan);
-        let narrow = value as i64 == i64::from(value as i32);
         if is_floating(value) {
             dynasm!(self.asm ; .arch x64 ; lea r10, [Rq(base) + r11 + at]);
             self.address(R11, value);
@@ -137,7 +136,7 @@ impl Emitter<'_> {
             dynasm!(self.asm ; .arch x64 ; mov WORD [Rq(base) + r11 + at], value as i16);
         } else if size == 4 {
             dynasm!(self.asm ; .arch x64 ; mov DWORD [Rq(base) + r11 + at], value as i32);
-        } else if narrow {
+        } else if is_short(value) {
             dynasm!(self.asm ; .arch x64 ; mov QWORD [Rq(base) + r11 + at], value as i32);
         } else {
             dynasm!(self.asm ; .arch x64
