@@ -2,8 +2,8 @@
 //!
 //! Problem: the same facts as everywhere else, in the files that SeaBIOS and other firmware read. Scheme:
 //! one function makes the items of the configuration device: memory map, ACPI and SMBIOS tables, where a
-//! serial console is, what to boot from, disks' geometry. Invariant: what is said here is what the board has. Source: QEMU,
-//! docs/specs/fw_cfg; SeaBIOS, docs/Runtime_config.
+//! serial console is, what to boot from, disks' geometry. Invariant: what is said here is what the board has.
+//! Source: QEMU, docs/specs/fw_cfg; SeaBIOS, docs/Runtime_config.
 
 use xenolith_devices::acpi::loader;
 use xenolith_devices::acpi::tables::{AcpiConfig, AcpiError};

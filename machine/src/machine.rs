@@ -3,8 +3,9 @@
 //! Problem: a run survives any number of guest resets, while its user holds one input, one output and
 //! one handle. Scheme: [`Machine`] keeps what outlives a reset (configuration, loaded files, open disks, the
 //! network, the console's host side, the [`Control`] cell, what the clock's battery keeps) and builds a fresh
-//! [`Board`] for every start, so that a reset machine can't differ from a new one in anything else. Invariants: [`Machine::run`] returns after the last board's
-//! threads are gone and its output is written, or the time for that is up. Thread: the caller's.
+//! [`Board`] for every start, so that a reset machine can't differ from a new one in anything else. Invariants:
+//! [`Machine::run`] returns after the last board's threads are gone and its output is written, or the time for that is
+//! up. Thread: the caller's.
 
 use std::fmt;
 use std::io::Write;

@@ -316,8 +316,8 @@ impl Shadow {
     }
 
     /// Activates that space for an era, having unmapped all pages of which `is_still` says, by linear page number,
-    /// that they aren't what they were. False if there is none; or if most pages aren't, and the space is dropped: what it
-    /// was made for is gone, and another program has its page tables.
+    /// that they aren't what they were. False if there is none; or if most pages aren't, and the space is dropped: what
+    /// it was made for is gone, and another program has its page tables.
     pub fn wake(
         &mut self,
         era: u64,

@@ -26,7 +26,8 @@ const NS_PER_S: u64 = 1_000_000_000;
 /// Channel 1 asks for a memory refresh each 18 ticks; port 0x61 bit 4 toggles with it.
 const REFRESH_TICKS: u64 = 18;
 
-/// Who looks so often, so many times in a row, waits for channel 2, and was held up by the host if there is such a hole.
+/// Who looks so often, so many times in a row, waits for channel 2, and was held up by the host if there is such a
+/// hole.
 const POLL_NS: u64 = 50_000;
 const POLLS: u32 = 64;
 const HELD_UP_NS: u64 = 200_000;

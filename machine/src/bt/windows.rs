@@ -4,10 +4,10 @@
 //! less. Scheme: user code of an address space starts with the inline TLB. One that has been seen at work by several
 //! interrupts without its TLB having been flushed, for four times as long as filling windows took lately, gets a
 //! space of windows; its code is translated anew, for them. When its TLB is flushed, the space is woken for the next era
-//! at once, if it was at work for four times as long as that takes; else that, too, has to be earned. A fault maps the page, and its neighbours that need no
-//! bit set; what can't be mapped (devices, code being written, a real fault) is the interpreter's, and an instruction
-//! that comes there often is translated with the inline TLB for a while. Invariants: the space in use is that of the
-//! soft TLB's era; the area's regions are those of the space in use.
+//! at once, if it was at work for four times as long as that takes; else that, too, has to be earned. A fault maps the
+//! page, and its neighbours that need no bit set; what can't be mapped (devices, code being written, a real fault) is
+//! the interpreter's, and an instruction that comes there often is translated with the inline TLB for a while.
+//! Invariants: the space in use is that of the soft TLB's era; the area's regions are those of the space in use.
 
 use std::collections::HashMap;
 
@@ -39,8 +39,6 @@ const WORK_PER_COST: u64 = 4;
 /// Exits of the kernel's code, or ticks of the time stamp counter since the first one, before it does.
 const EXITS_TO_PROMOTE: u32 = 3000;
 const TIME_TO_PROMOTE: u64 = 20_000_000;
-/// What the cost of a page is counted in: parts of a tick.
-const PAGE_COST_UNIT: u64 = 16;
 /// The owner of windows of global pages, whichever page tables they are in. No CR3 is like it.
 const EVERYBODY: u64 = u64::MAX;
 /// Eras that are counted for.
@@ -72,7 +70,7 @@ pub(super) struct Windows {
     /// average.
     spent: u64,
     cost: u64,
-    /// Time stamp counts that it takes to look a page up when a space is woken, on average, times [`PAGE_COST_UNIT`].
+    /// Time stamp counts that it takes to look a page up when a space is woken, on average.
     page_cost: u64,
 }
 
@@ -90,7 +88,7 @@ impl Windows {
 
     /// Time stamp counts that waking a space of so many pages takes.
     fn waking(&self, pages: usize) -> u64 {
-        pages as u64 * self.page_cost / PAGE_COST_UNIT
+        pages as u64 * self.page_cost
     }
 
     /// Wakes the owner's space for an era, if there is one.
@@ -98,8 +96,7 @@ impl Windows {
         let pages = self.shadow.asleep(owner).map_or(0, |asleep| asleep.pages as u64);
         let start = ticks();
         let woken = self.shadow.wake(era, owner, start, is_still);
-        let taken = ticks().wrapping_sub(start) * PAGE_COST_UNIT;
-        if let Some(each) = taken.checked_div(pages) {
+        if let Some(each) = ticks().wrapping_sub(start).checked_div(pages) {
             self.page_cost = (3 * self.page_cost + each) / 4;
         }
         woken
