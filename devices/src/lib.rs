@@ -14,6 +14,7 @@ pub mod hpet;
 pub mod ide;
 pub mod irq;
 pub mod legacy;
+pub mod mp;
 pub mod net;
 pub mod pci;
 pub mod power;

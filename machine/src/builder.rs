@@ -44,6 +44,7 @@ use xenolith_devices::legacy::rtc::Rtc;
 use xenolith_devices::legacy::serial_io::SerialOutput;
 use xenolith_devices::legacy::testdev;
 use xenolith_devices::legacy::uart::{self, SerialInput, Uart};
+use xenolith_devices::mp::{self, MpConfig};
 use xenolith_devices::net::{NetBackend, e1000};
 use xenolith_devices::pci::{PciError, PciRoot};
 use xenolith_devices::power::PowerEvents;
@@ -64,7 +65,7 @@ use crate::engine::{Engine, Stubs};
 use crate::env::{Buses, Ferr, VcpuEnv, World};
 use crate::firmware;
 use crate::inspect;
-use crate::memory_map::{self, EBDA_START, MemoryMap};
+use crate::memory_map::{self, EBDA_START, MP_POINTER, MemoryMap};
 use crate::random::Random;
 use crate::run::{self, Time, Vcpu};
 use crate::screen::Parts;
@@ -314,7 +315,10 @@ impl Board {
         if let Start::Kernel(loaded) = start {
             let filled = |error: GuestMemoryError| host("fill the guest's memory")(error.into());
             let tables = tables::build(&acpi).map_err(in_acpi)?;
-            fill_tables(&ram, &tables).map_err(filled)?;
+            let [signature, _, _, features] = model.query(1, 0, &CpuState::reset(0), 0);
+            let vcpus = config.vcpus as u8;
+            let mp = MpConfig { vcpus, signature, features, io_apic_id: acpi.io_apic_id };
+            fill_tables(&ram, &tables, &mp).map_err(filled)?;
             ram.load(Gpa(RESET_VECTOR), RESET_CODE)
                 .map_err(|error| host("fill the guest's memory")(error.into()))?;
             if let Some(display) = &display {
@@ -448,10 +452,12 @@ impl Timed for TimeLimit {
 }
 
 /// Puts what firmware has in memory into fresh RAM.
-fn fill_tables(ram: &GuestRam, acpi: &Tables) -> Result<(), GuestMemoryError> {
+fn fill_tables(ram: &GuestRam, acpi: &Tables, mp: &MpConfig) -> Result<(), GuestMemoryError> {
     let memory = ram.memory();
     memory.write_slice(&acpi.bytes, GuestAddress(acpi.load_gpa))?;
     memory.write_slice(&smbios::build(), GuestAddress(smbios::LOAD_GPA))?;
+    memory.write_slice(&mp::build(mp), GuestAddress(mp::TABLE_GPA.into()))?;
+    memory.write_slice(&mp::pointer(), GuestAddress(MP_POINTER))?;
     // BIOS data area: where the extended one is, and conventional memory in KiB.
     memory.write_obj((EBDA_START >> 4) as u16, GuestAddress(0x40e))?;
     memory.write_obj((EBDA_START >> 10) as u16, GuestAddress(0x413))?;

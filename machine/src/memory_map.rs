@@ -10,6 +10,8 @@ use xenolith_cpu::Gpa;
 
 /// The extended BIOS data area, the top KiB of conventional memory: reserved, but RAM.
 pub const EBDA_START: u64 = 0x9_fc00;
+/// What leads to the MultiProcessor configuration table, behind the area's length.
+pub const MP_POINTER: u64 = EBDA_START + 0x10;
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
 /// The firmware's segments, where the ACPI tables are: reserved, but RAM.
 pub const FIRMWARE_START: u64 = 0xe_0000;
@@ -108,6 +110,7 @@ pub const ACPI_TABLES: Gpa = Gpa(FIRMWARE_START);
 #[cfg(test)]
 mod tests {
     use xenolith_devices::acpi::tables::{self, AcpiConfig};
+    use xenolith_devices::mp::{self, MpConfig};
     use xenolith_devices::smbios;
 
     use super::*;
@@ -140,6 +143,9 @@ mod tests {
         let acpi = AcpiConfig { vcpus: 64, ..AcpiConfig::default() };
         let tables = tables::build(&acpi).expect("the most processors");
         assert!(tables.load_gpa + tables.bytes.len() as u64 <= FIRMWARE_TABLES_END);
-        assert!(smbios::LOAD_GPA + smbios::build().len() as u64 <= FIRMWARE_TABLES_END);
+        let mp = MpConfig { vcpus: 64, signature: 0, features: 0, io_apic_id: 0 };
+        let mp_table = u64::from(mp::TABLE_GPA);
+        assert!(smbios::LOAD_GPA + smbios::build().len() as u64 <= mp_table);
+        assert!(mp_table + mp::build(&mp).len() as u64 <= FIRMWARE_TABLES_END);
     }
 }

@@ -109,6 +109,27 @@ fn boots_i386_with_two_processors() -> Result<()> {
     work_together("debian-i386", 2)
 }
 
+/// Kernels that don't use ACPI know processors and wiring by the MultiProcessor configuration table.
+#[test]
+fn without_acpi_processors_and_interrupts_are_found() -> Result<()> {
+    for name in ["debian", "debian-i386"] {
+        let guest = Debian::get(name, env!("CARGO_TARGET_TMPDIR"))?;
+        let mut command = guest.run_elf("acpi=off pci=nomsi")?;
+        command.args(["-c", "2"]);
+        let mut program = guest.boot(command)?;
+        ensure!(online(&mut program)? == 2, "{name}: not all processors are online");
+        // The UART's line, and a PCI pin: the console's and the entropy device's.
+        let kinds = program.command("grep -E 'ttyS0|virtio' /proc/interrupts", PATIENCE)?;
+        let (isa, pci): (Vec<_>, _) = kinds.lines().partition(|line| line.contains("ttyS0"));
+        let wired = |line: &&str| line.contains("IO-APIC");
+        ensure!(isa.len() == 1 && !pci.is_empty(), "{name}: {kinds}");
+        ensure!(isa.iter().chain(&pci).all(wired), "{name}: {kinds}");
+        let seed = program.command("head -c 64 /dev/hwrng | wc -c", PATIENCE)?;
+        ensure!(seed.trim() == "64", "{name}: {seed}");
+    }
+    Ok(())
+}
+
 #[test]
 #[ignore = "nightly: slow"]
 fn boots_amd64_with_two_processors() -> Result<()> {

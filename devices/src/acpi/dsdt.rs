@@ -30,8 +30,6 @@ use crate::pci;
 
 /// Interrupt lines that a PCI link may be routed to, when the 8259s are in use.
 const LINK_IRQS: [u32; 3] = [5, 10, 11];
-const SLOTS: u8 = 32;
-const PINS: u8 = 4;
 const LINKS: [&str; 4] = ["LNKA", "LNKB", "LNKC", "LNKD"];
 
 /// Finished AML.
@@ -141,8 +139,8 @@ fn link(index: u32, path: &str) -> Raw {
 /// A `_PRT` package; `source` gives the third and fourth element for slot and pin.
 fn routing(path: &str, source: impl Fn(u8, u8) -> (Raw, u32)) -> Raw {
     let mut table = aml::PackageBuilder::new();
-    for slot in 0..SLOTS {
-        for pin in 0..PINS {
+    for slot in 0..pci::SLOTS {
+        for pin in 0..pci::INTX_PINS {
             let (link, index) = source(slot, pin);
             let address = u32::from(slot) << 16 | 0xffff;
             table.add_element(&aml::Package::new(vec![&address, &pin, &link, &index]));

@@ -18,7 +18,7 @@ const REG_VERSION: u8 = 1;
 const REG_ARBITRATION: u8 = 2;
 const REG_REDIRECTION: u8 = 0x10;
 /// 24 entries; version 0x20 has an EOI register.
-const VERSION: u32 = 0x0017_0020;
+pub const VERSION: u32 = 0x0017_0020;
 
 const SELECT: u64 = 0x00;
 const WINDOW: u64 = 0x10;

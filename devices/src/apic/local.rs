@@ -60,7 +60,7 @@ pub(super) mod reg {
 }
 
 /// Version 0x14, six LVT entries, EOI broadcast can be suppressed.
-const VERSION: u32 = 0x0105_0014;
+pub const VERSION: u32 = 0x0105_0014;
 
 const SVR_ENABLE: u32 = 1 << 8;
 const SVR_FOCUS_OFF: u32 = 1 << 9;

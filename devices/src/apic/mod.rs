@@ -15,6 +15,8 @@ mod local;
 pub mod router;
 mod timer;
 
+pub use io::VERSION as IO_VERSION;
+pub use local::VERSION as LOCAL_VERSION;
 pub use router::{ApicFeatures, InterruptRouter, IoApicMmio, PicPorts};
 pub use timer::BUS_HZ;
 

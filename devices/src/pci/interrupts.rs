@@ -22,6 +22,8 @@ use crate::irq::IrqSink;
 /// First of the eight I/O APIC inputs that PCI pins use.
 pub const INTX_GSI_BASE: u32 = 16;
 const INTX_GSIS: usize = 8;
+/// Interrupt pins of a device.
+pub const INTX_PINS: u8 = 4;
 /// Interrupt request lines of the PIIX3, for software without an I/O APIC.
 const PIRQS: usize = 4;
 /// PIRQ route control: not routed.

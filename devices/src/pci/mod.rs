@@ -22,5 +22,5 @@ mod tests;
 
 pub use chipset::{IDE_TIMING, MemorySwitch, Segment};
 pub use function::{Function, PciDevice, ROM};
-pub use interrupts::{INTX_GSI_BASE, Interrupts, IntxRouter, intx_gsi};
-pub use root::{PciError, PciRoot};
+pub use interrupts::{INTX_GSI_BASE, INTX_PINS, Interrupts, IntxRouter, intx_gsi};
+pub use root::{PciError, PciRoot, SLOTS};

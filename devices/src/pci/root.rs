@@ -34,7 +34,8 @@ const IDE: u8 = 1 << 3 | 1;
 const POWER_MANAGEMENT: u8 = 1 << 3 | 3;
 
 /// Slots of a bus.
-const SLOTS: u8 = 32;
+/// Devices on a bus at most.
+pub const SLOTS: u8 = 32;
 
 /// What firmware writes into the PIRQ route control registers; also the interrupt line registers.
 const PIRQ_ROUTES: [u8; 4] = [10, 10, 11, 11];
