@@ -577,10 +577,14 @@ pub(super) fn ticks() -> u64 {
 
 /// The eight bytes at a linear address, if they are in one page of RAM.
 pub(super) fn peek_u64(interp: &Interp<NotingMmu>, privilege: u8, la: u64) -> Option<u64> {
-    let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
+    let offset = la % PAGE_SIZE;
     let mut bytes = [0; 8];
-    let host = interp.mem.ram(page.gpa, bytes.len())?;
+    if offset > PAGE_SIZE - bytes.len() as u64 {
+        return None;
+    }
+    let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
+    let host = interp.mem.ram(Gpa(page.gpa.0 + offset), bytes.len())?;
     // SAFETY: that many bytes of RAM from there.
     unsafe { copy_in(host, &mut bytes) };
-    (la % PAGE_SIZE <= PAGE_SIZE - 8).then_some(u64::from_le_bytes(bytes))
+    Some(u64::from_le_bytes(bytes))
 }
