@@ -60,8 +60,9 @@ impl fmt::Debug for VcpuEnv {
     }
 }
 
-/// Nanoseconds that a read of the 8254 takes: four cycles of the ISA bus at 8 MHz, and its recovery time.
-const ISA_READ_NS: u64 = 1000;
+/// Nanoseconds that a read of the 8254 takes beside what leaving translated code does: six cycles of the ISA bus at
+/// 8 MHz are 750 in all. Longer ones make guests measure for longer, in which more can come between.
+const ISA_READ_NS: u64 = 600;
 
 /// Ports of the 8254 and the one beside it, which guests read in loops to measure their processors' speed.
 fn is_timer(port: u16) -> bool {
