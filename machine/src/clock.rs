@@ -8,18 +8,29 @@
 //! seen from any thread. Source: SDM vol. 3, "Time-Stamp Counter", "Invariant TSC".
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use xenolith_devices::clock::Clock;
 
-/// How long the host's TSC is measured: reading two clocks one after the other errs by some tens of
+/// How long the host's TSC is measured at least: reading two clocks one after the other errs by some tens of
 /// nanoseconds, which this makes a few parts per million.
 const MEASURE: Duration = Duration::from_millis(20);
+/// From here on a measurement may have been through a suspension of the host.
+const MEASURE_MAX: Duration = Duration::from_secs(5);
 /// Fraction bits of the ticks-to-nanoseconds factor.
 const SCALE_SHIFT: u32 = 32;
 /// No time that is ever reached.
 const RUNNING: u64 = u64::MAX;
+
+/// Where the measurement of the host's TSC began.
+static MEASURED_FROM: OnceLock<(Instant, u64)> = OnceLock::new();
+
+/// Begins to measure the host's TSC, so that the first [`HostClock`] needn't wait for it.
+pub fn begin_measuring() {
+    MEASURED_FROM.get_or_init(read_both);
+}
 
 /// Guest time is host time.
 #[derive(Debug)]
@@ -53,8 +64,9 @@ impl HostClock {
                 start_unix_seconds,
             };
         }
-        let (start, start_ticks) = read_both();
-        std::thread::sleep(MEASURE);
+        let begun = MEASURED_FROM.get().filter(|(start, _)| start.elapsed() < MEASURE_MAX);
+        let (start, start_ticks) = begun.copied().unwrap_or_else(read_both);
+        std::thread::sleep(MEASURE.saturating_sub(start.elapsed()));
         let (end, end_ticks) = read_both();
         let ns = end.duration_since(start).as_nanos().max(1);
         let ticks = u128::from(end_ticks.wrapping_sub(start_ticks).max(1));

@@ -18,6 +18,7 @@ use xenolith_net::Network;
 
 use crate::boot::Files;
 use crate::builder::{Board, open_network};
+use crate::clock;
 use crate::config::{Config, ConfigError};
 use crate::console::{Input, Sink};
 use crate::control::{Cause, Control};
@@ -124,6 +125,7 @@ impl Machine {
     /// What is wrong with `config`, in one line.
     pub fn new(config: Config, serial_output: Box<dyn Write + Send>) -> Result<Self, ConfigError> {
         config.check()?;
+        clock::begin_measuring();
         let map = MemoryMap::new(config.memory_bytes);
         let files = Files::read(&config)?;
         let mut random = if config.icount { Random::fixed(RANDOM_SEED) } else { Random::host() };
