@@ -24,14 +24,14 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
+use crate::table::LARGE_BYTES;
+
 /// Alignment of entry points.
 pub const ENTRY_ALIGN: usize = 64;
 /// Arenas are whole host pages and at most this large: a rel32 reaches all of an arena.
 pub const CAPACITY_BYTES_MAX: usize = 1 << 30;
 
 const PAGE_BYTES: usize = 4096;
-/// Bytes of a large page of the host's.
-const LARGE_BYTES: usize = 2 << 20;
 const INT3: u8 = 0xcc;
 
 /// Why there is no arena.

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use crate::arena::{Arena, ArenaError};
+use crate::table::{ALIGN, Pool, Table};
 
 /// Parts of the arena, the unit of eviction.
 pub const SEGMENTS: usize = 8;
@@ -222,7 +223,7 @@ pub struct NewLink {
     pub link: Link,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Block {
     key: Key,
     entries: Entries,
@@ -242,13 +243,20 @@ struct Block {
 }
 
 /// What the blocks of a segment have, dead ones too.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Segment {
     /// In the order of their code's addresses.
     blocks: Vec<u32>,
     by_page: NumberMap<u64, Vec<u32>>,
-    bytes: Vec<u8>,
-    map: Vec<Mapped>,
+    bytes: Table<u8>,
+    map: Table<Mapped>,
+}
+
+impl Segment {
+    fn new(pool: &Arc<Pool>) -> Self {
+        let (bytes, map) = (Table::new(pool), Table::new(pool));
+        Self { blocks: Vec::new(), by_page: NumberMap::default(), bytes, map }
+    }
 }
 
 /// A place in a block's code.
@@ -293,11 +301,14 @@ pub struct Record<S> {
 #[derive(Debug)]
 pub struct Sites<S> {
     chunks: Box<[AtomicPtr<Record<S>>]>,
+    /// What the chunks are in.
+    pool: Arc<Pool>,
 }
 
 impl<S: Copy> Sites<S> {
-    fn new() -> Self {
-        Self { chunks: (0..CHUNKS).map(|_| AtomicPtr::default()).collect() }
+    fn new(pool: &Arc<Pool>) -> Self {
+        let chunks = (0..CHUNKS).map(|_| AtomicPtr::default()).collect();
+        Self { chunks, pool: Arc::clone(pool) }
     }
 
     /// The record of a site that translated code named.
@@ -326,26 +337,26 @@ impl<S: Copy> Sites<S> {
         let slot = &self.chunks[number as usize / CHUNK_SITES];
         let mut chunk = slot.load(Ordering::Acquire);
         if chunk.is_null() {
-            let fresh = vec![record; CHUNK_SITES].into_boxed_slice();
-            chunk = Box::into_raw(fresh).cast::<Record<S>>();
+            chunk = self.fresh(record);
             slot.store(chunk, Ordering::Release);
         }
         let place = chunk.wrapping_add(number as usize % CHUNK_SITES);
         // SAFETY: within the chunk; by contract nobody reads this record now.
         unsafe { place.write(record) };
     }
-}
 
-impl<S> Drop for Sites<S> {
-    fn drop(&mut self) {
-        for slot in &self.chunks {
-            let chunk = slot.load(Ordering::Acquire);
-            if !chunk.is_null() {
-                let records = std::ptr::slice_from_raw_parts_mut(chunk, CHUNK_SITES);
-                // SAFETY: made by `Box::into_raw` from a slice of this length.
-                drop(unsafe { Box::from_raw(records) });
-            }
+    /// A new chunk, full of `record`.
+    fn fresh(&self, record: Record<S>) -> *mut Record<S> {
+        // As all that a pool gives.
+        const { assert!(align_of::<Record<S>>() <= ALIGN) };
+        let chunk: *mut Record<S> =
+            self.pool.take(CHUNK_SITES * size_of::<Record<S>>()).cast().as_ptr();
+        for n in 0..CHUNK_SITES {
+            let place = chunk.wrapping_add(n);
+            // SAFETY: within the chunk, which is aligned and nobody else's.
+            unsafe { place.write(record) };
         }
+        chunk
     }
 }
 
@@ -372,11 +383,11 @@ pub struct Counters {
 pub struct Cache<S> {
     arena: Arena,
     sites: Arc<Sites<S>>,
-    blocks: Vec<Block>,
+    blocks: Table<Block>,
     free: Vec<u32>,
     by_key: NumberMap<Key, u32>,
     /// Jumps in all lists, and the list of those that are free.
-    jumps: Vec<Jump>,
+    jumps: Table<Jump>,
     free_jump: u32,
     /// How many are in lists, and how many were when those of dropped blocks were last freed.
     jumps_kept: usize,
@@ -409,19 +420,20 @@ impl<S: Copy> Cache<S> {
         arena.publish(&code).ok_or(ArenaError::Capacity { bytes: capacity_bytes })?;
         let common_bytes = arena.used_bytes();
         let segment_bytes = ((arena.capacity_bytes() - common_bytes) / SEGMENTS) & !63;
+        let pool = Arc::default();
         let mut cache = Self {
             arena,
-            sites: Arc::new(Sites::new()),
-            blocks: Vec::new(),
+            sites: Arc::new(Sites::new(&pool)),
+            blocks: Table::new(&pool),
             free: Vec::new(),
             by_key: NumberMap::default(),
-            jumps: Vec::new(),
+            jumps: Table::new(&pool),
             free_jump: NO_JUMP,
             jumps_kept: 0,
             jumps_needed: 0,
             waiting: NumberMap::default(),
             pages: NumberMap::default(),
-            segments: Default::default(),
+            segments: std::array::from_fn(|_| Segment::new(&pool)),
             current: 0,
             next_site: 0,
             segment_bytes,
@@ -495,8 +507,8 @@ impl<S: Copy> Cache<S> {
             incoming: NO_JUMP,
             code_bytes: new.code.len() as u32,
             exits: new.exits,
-            bytes_at: segment.bytes.len() as u32,
-            map_at: segment.map.len() as u32,
+            bytes_at: segment.bytes.extend(new.bytes) as u32,
+            map_at: segment.map.extend(new.map) as u32,
             map_len: new.map.len() as u32,
             live: true,
             tag: new.tag,
@@ -507,11 +519,11 @@ impl<S: Copy> Cache<S> {
             let fresh = Page { lines: 0, spared: 0, spared_max: SPARED_MAX };
             self.pages.entry(source.gpn).or_insert(fresh).lines |= source.lines();
         }
-        segment.bytes.extend_from_slice(new.bytes);
-        segment.map.extend_from_slice(new.map);
         match self.blocks.get_mut(number as usize) {
             Some(slot) => *slot = block,
-            None => self.blocks.push(block),
+            None => {
+                self.blocks.push(block);
+            }
         }
         self.by_key.insert(new.key, number);
         self.counters.blocks += 1;
@@ -545,8 +557,7 @@ impl<S: Copy> Cache<S> {
         self.jumps_kept += 1;
         let number = self.free_jump;
         if number == NO_JUMP {
-            self.jumps.push(jump);
-            return self.jumps.len() as u32 - 1;
+            return self.jumps.push(jump) as u32;
         }
         self.free_jump = std::mem::replace(&mut self.jumps[number as usize], jump).next;
         number
@@ -676,8 +687,7 @@ impl<S: Copy> Cache<S> {
                     read(source, &mut now[at..end]);
                     at = end;
                 }
-                let bytes = &self.segments[segment].bytes[block.bytes_at as usize..];
-                if now[..] == bytes[..len] {
+                if now == self.segments[segment].bytes.slice(block.bytes_at as usize, len) {
                     let sources = block.sources.iter().filter(|source| source.gpn == gpn);
                     left |= sources.fold(0, |lines, source| lines | source.lines());
                     return true;
@@ -742,7 +752,7 @@ impl<S: Copy> Cache<S> {
         let after = segment.blocks.partition_point(|&number| code(number) <= pc);
         let number = *segment.blocks.get(after.checked_sub(1)?)?;
         let (block, code) = (&self.blocks[number as usize], code(number));
-        let map = &segment.map[block.map_at as usize..][..block.map_len as usize];
+        let map = segment.map.slice(block.map_at as usize, block.map_len as usize);
         let after = map.partition_point(|mapped| code + mapped.host() <= pc);
         let mapped = map.get(after.checked_sub(1)?)?;
         let (key, tag) = (block.key, block.tag);
@@ -757,7 +767,7 @@ impl<S: Copy> Cache<S> {
         let offset = pc.checked_sub(code).filter(|&at| at < found.code_bytes as usize)?;
         let start = self.arena.first_entry().addr() + self.common_bytes;
         let segment = &self.segments[(code - start) / self.segment_bytes];
-        let map = &segment.map[found.map_at as usize..][..found.map_len as usize];
+        let map = segment.map.slice(found.map_at as usize, found.map_len as usize);
         let mapped = map.get(map.partition_point(|mapped| mapped.host() <= offset))?;
         let (key, tag) = (found.key, found.tag);
         Some(Located { block, key, tag, host: code + mapped.host(), word: mapped.word() })
@@ -803,8 +813,12 @@ impl<S: Copy> Cache<S> {
     /// address of it; `dropped` is told the key and tag of each live block.
     pub fn evict(&mut self, mut dropped: impl FnMut(Key, u64)) {
         let number = (self.current + 1) % SEGMENTS;
-        let mut segment = std::mem::take(&mut self.segments[number]);
-        for &number in &segment.blocks {
+        let segment = &mut self.segments[number];
+        segment.bytes.clear();
+        segment.map.clear();
+        let mut blocks = std::mem::take(&mut segment.blocks);
+        let by_page = std::mem::take(&mut segment.by_page);
+        for &number in &blocks {
             let block = &self.blocks[number as usize];
             if block.live {
                 self.counters.evicted += 1;
@@ -813,15 +827,12 @@ impl<S: Copy> Cache<S> {
             }
             self.blocks[number as usize].serial = 0;
         }
-        self.free.append(&mut segment.blocks);
-        for (gpn, _) in segment.by_page.drain() {
+        self.free.append(&mut blocks);
+        for gpn in by_page.into_keys() {
             if !self.segments.iter().any(|other| other.by_page.contains_key(&gpn)) {
                 self.pages.remove(&gpn);
             }
         }
-        segment.bytes.clear();
-        segment.map.clear();
-        self.segments[number] = segment;
         if self.jumps_kept > JUMPS_MIN && self.jumps_kept / 2 > self.jumps_needed {
             self.forget_waiting();
             self.jumps_needed = self.jumps_kept;
@@ -877,8 +888,8 @@ impl<S: Copy> Cache<S> {
                 entries: block.entries,
                 code: self.arena.read(block.entries.guarded, block.code_bytes as usize),
                 exits: block.exits,
-                bytes: &lists.bytes[block.bytes_at as usize..][..len],
-                map: &lists.map[block.map_at as usize..][..block.map_len as usize],
+                bytes: lists.bytes.slice(block.bytes_at as usize, len),
+                map: lists.map.slice(block.map_at as usize, block.map_len as usize),
                 incoming,
                 number,
                 segment,

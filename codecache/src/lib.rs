@@ -2,11 +2,13 @@
 //!
 //! [`arena::Arena`] is executable memory that is never writable and executable in one mapping;
 //! [`cache::Cache`] keeps translated blocks in it;
-//! [`span::Span`] is memory that translated code may miss on purpose.
+//! [`span::Span`] is memory that translated code may miss on purpose;
+//! [`table::Table`] is a long list of what is known of them.
 
 pub mod arena;
 pub mod cache;
 pub mod span;
+pub mod table;
 
 pub use arena::{Arena, ArenaError};
 pub use cache::Cache;
