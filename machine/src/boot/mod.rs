@@ -25,9 +25,9 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::Path;
 
-use xenolith_cpu::CpuState;
 use xenolith_cpu::cpuid::{CpuidModel, Feature};
 use xenolith_cpu::state::{Cr0, Cr4, Efer, Segment, TableRegister, sreg};
+use xenolith_cpu::{CpuState, PAGE_SIZE};
 
 use crate::config::{Config, ConfigError, Unpacker};
 use crate::memory_map::{EBDA_START, EXTENDED_START, MemoryMap};
@@ -264,15 +264,28 @@ fn read_limited(
 /// The same, with the bare error.
 fn read_bounded(path: &Path, max: u64, too_large: &str) -> io::Result<Vec<u8>> {
     let file = fs::File::open(path)?;
-    if file.metadata()?.is_dir() {
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
+    // What isn't a plain file says nothing of its size.
     let mut bytes = Vec::new();
+    bytes.try_reserve_exact(usize::try_from(metadata.len().min(max)).unwrap_or_default())?;
+    ask_for_large_pages(&mut bytes);
     file.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max {
         return Err(io::Error::other(too_large));
     }
     Ok(bytes)
+}
+
+/// Asks for large pages of the host's for what a vector has room for: a small one is a fault.
+fn ask_for_large_pages(room: &mut Vec<u8>) {
+    let start = room.as_mut_ptr() as usize;
+    let first = start.next_multiple_of(PAGE_SIZE as usize);
+    let len = (start + room.capacity()).saturating_sub(first);
+    // SAFETY: a range inside the vector's memory; the advice changes no contents. A refusal does no harm.
+    let _ = unsafe { libc::madvise(first as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
 }
 
 /// Reads an option ROM of at most `max` bytes.

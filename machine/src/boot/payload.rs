@@ -12,10 +12,9 @@
 use liblzma::stream::{Action, Status, Stream};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
-use xenolith_cpu::PAGE_SIZE;
 
 use super::xz::Block;
-use super::{u16_at, u32_at};
+use super::{ask_for_large_pages, u16_at, u32_at};
 
 /// Bytes of the unpacked size behind the compressed kernel.
 const SIZE_BYTES: usize = 4;
@@ -61,7 +60,8 @@ pub fn unpack(payload: &[u8], limit: u64, memory: u64) -> Result<Vec<u8>, String
     if size > limit {
         return Err(format!("it would have {size:#x} bytes unpacked, and has room for {limit:#x}"));
     }
-    let mut kernel = room(usize::try_from(size).map_err(|_| "it is too large")?);
+    let mut kernel = vec![0; usize::try_from(size).map_err(|_| "it is too large")?];
+    ask_for_large_pages(&mut kernel);
     let packed = &payload[..packed];
     let filled = match format {
         // The size is the format's own here.
@@ -76,17 +76,6 @@ pub fn unpack(payload: &[u8], limit: u64, memory: u64) -> Result<Vec<u8>, String
         return Err(format!("it has {filled:#x} bytes unpacked, not {size:#x}"));
     }
     Ok(kernel)
-}
-
-/// So many zeroes, on large pages if the host has them.
-fn room(bytes: usize) -> Vec<u8> {
-    let mut room = vec![0; bytes];
-    let start = room.as_mut_ptr() as usize;
-    let first = start.next_multiple_of(PAGE_SIZE as usize);
-    let len = (start + bytes).saturating_sub(first);
-    // SAFETY: a range inside the vector; the advice changes no contents. A refusal does no harm.
-    let _ = unsafe { libc::madvise(first as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
-    room
 }
 
 /// An .xz file. Gives the number of bytes that it has unpacked.
