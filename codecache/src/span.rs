@@ -2,40 +2,65 @@
 //!
 //! Problem: translated code computes addresses behind a record of ours on purpose, to fault. Scheme: one
 //! reservation, whose beginning is readable and writable, zeroed, and the rest without access. Any thread
-//! owns it; what is in it is the user's business. Source: mmap(2).
+//! owns it; what is in it is the user's business. A part that will be in use everywhere can be had on large pages of
+//! the host's. Source: mmap(2), madvise(2).
 
-use std::ptr::NonNull;
+use std::ffi::c_void;
+use std::ops::Range;
+use std::ptr::{self, NonNull};
 
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::mm::{madvise, mmap_anonymous, mprotect, munmap};
+
+use crate::table::LARGE_BYTES;
+
+const PAGE_BYTES: usize = 4096;
 
 /// See the module's head.
 #[derive(Debug)]
 pub struct Span {
+    reserved: *mut c_void,
+    reserved_bytes: usize,
     start: NonNull<u8>,
-    bytes: usize,
 }
 
 // SAFETY: the mapping is this value's alone, and it hands out raw pointers only.
 unsafe impl Send for Span {}
 
 impl Span {
-    /// `memory_bytes` of zeroes, a whole number of pages, and at least `behind_bytes` of nothing.
+    /// `memory_bytes` of zeroes, a whole number of pages, and at least `behind_bytes` of nothing. Of the zeroes those of
+    /// `large`, whole pages too, are on large pages if the host has them.
     ///
     /// # Errors
     /// The host gives no address space.
-    pub fn new(memory_bytes: usize, behind_bytes: usize) -> Result<Self, std::io::Error> {
-        let bytes = memory_bytes + behind_bytes;
+    pub fn new(
+        memory_bytes: usize,
+        behind_bytes: usize,
+        large: Range<usize>,
+    ) -> Result<Self, std::io::Error> {
+        assert!(large.start <= large.end && large.end <= memory_bytes, "a part of the memory");
+        assert!(large.start.is_multiple_of(PAGE_BYTES), "the memory begins with a page, too");
+        let reserved_bytes = memory_bytes + behind_bytes + LARGE_BYTES;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: the kernel picks a free address.
-        let start =
-            unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::empty(), flags) }?;
-        let start = NonNull::new(start.cast()).expect("the kernel never picks address 0");
-        let this = Self { start, bytes };
+        let reserved =
+            unsafe { mmap_anonymous(ptr::null_mut(), reserved_bytes, ProtFlags::empty(), flags) }?;
+        // Large pages begin where `large` does.
+        let first = reserved.addr() + large.start;
+        let before = first.next_multiple_of(LARGE_BYTES) - first;
+        let start = NonNull::new(reserved.wrapping_byte_add(before).cast::<u8>());
+        let start = start.expect("the kernel never picks address 0");
+        let this = Self { reserved, reserved_bytes, start };
         let access = MprotectFlags::READ | MprotectFlags::WRITE;
         // SAFETY: the beginning of the mapping just made.
         unsafe { mprotect(start.as_ptr().cast(), memory_bytes, access) }
             .map_err(|error: Errno| std::io::Error::from(error))?;
+        if !large.is_empty() {
+            let at = start.as_ptr().wrapping_add(large.start).cast();
+            // SAFETY: a part of it; the advice changes no contents. A refusal does no harm.
+            let _ = unsafe { madvise(at, large.len(), Advice::LinuxHugepage) };
+        }
         Ok(this)
     }
 
@@ -49,7 +74,7 @@ impl Span {
 impl Drop for Span {
     fn drop(&mut self) {
         // SAFETY: exactly what `new` mapped; whoever kept a pointer into it broke the contract.
-        let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+        let unmapped = unsafe { munmap(self.reserved, self.reserved_bytes) };
         debug_assert!(unmapped.is_ok(), "a mapping of ours could not be unmapped");
     }
 }
@@ -60,7 +85,8 @@ mod tests {
 
     #[test]
     fn the_beginning_is_memory_and_the_rest_is_not() {
-        let span = Span::new(8192, 1 << 32).expect("address space");
+        let span = Span::new(8192, 1 << 32, 4096..8192).expect("address space");
+        assert!((span.start().addr().get() + 4096).is_multiple_of(LARGE_BYTES));
         let start = span.start().as_ptr();
         // SAFETY: within the memory of the span.
         unsafe { start.wrapping_add(8191).write(7) };

@@ -598,7 +598,12 @@ impl AreaBox {
     /// # Errors
     /// The host gives no address space.
     pub fn new(attention: *const u32, bmi2: bool) -> Result<Self, std::io::Error> {
-        let span = Span::new(size_of::<Area>(), BEHIND_BYTES)?;
+        // A kernel soon has something in nearly each page of its jump cache, where every page costs two faults: it is
+        // read first. User code may never run here.
+        let kernel = std::mem::offset_of!(Area, jumps) + 8 * user_jumps(jump_cache(1, 0)) as usize;
+        let first = kernel & !0xfff;
+        let large = first..first + size_of::<[Jump; JUMP_ENTRIES]>();
+        let span = Span::new(size_of::<Area>(), BEHIND_BYTES, large)?;
         let mut this = Self {
             // Zeroes are valid for every field.
             area: span.start().cast(),
