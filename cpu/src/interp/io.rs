@@ -6,7 +6,7 @@
 
 use std::sync::atomic::Ordering;
 
-use iced_x86::{Instruction, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use super::decode::{Handler, Insn};
 use super::width::Width;
@@ -16,7 +16,52 @@ use crate::exception::{Outcome, Trap};
 use crate::state::reg::{RAX, RDX};
 use crate::state::{Cr4, Rflags};
 
+/// An IN or OUT, for an engine that does it without the instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortAccess {
+    writes: bool,
+    bytes: u8,
+    /// Unless it is in DX.
+    port: Option<u8>,
+}
+
+impl PortAccess {
+    /// What `insn` does, if it is an IN or OUT.
+    #[must_use]
+    pub fn of(insn: &Instruction) -> Option<Self> {
+        let writes = match insn.mnemonic() {
+            Mnemonic::In => false,
+            Mnemonic::Out => true,
+            _ => return None,
+        };
+        let [port, value] = if writes { [0, 1] } else { [1, 0] };
+        let immediate = insn.op_kind(port) != OpKind::Register;
+        let bytes = insn.op_register(value).size() as u8;
+        Some(Self { writes, bytes, port: immediate.then(|| insn.immediate8()) })
+    }
+}
+
 impl<M: Memory> Interp<M> {
+    /// Does an IN or OUT at CPL 0 with no breakpoint armed, on the general registers in `gpr`. What RIP leads to, and
+    /// what the access has brought about, is for the caller to see.
+    pub fn access_port(&mut self, access: PortAccess, gpr: &mut [u64; 16]) {
+        self.state.retired += 1;
+        let port = access.port.map_or(gpr[RDX] as u16, u16::from);
+        let kept = match access.bytes {
+            1 => !0xff,
+            2 => !0xffff,
+            // A write of 32 bits clears those above.
+            _ => 0,
+        };
+        let part = u64::from(u32::MAX) & !kept;
+        if access.writes {
+            self.port_out(port, access.bytes, (gpr[RAX] & part) as u32);
+        } else {
+            let value = u64::from(self.port_in(port, access.bytes));
+            gpr[RAX] = gpr[RAX] & kept | value & part;
+        }
+    }
+
     /// #GP(0) unless this code may access `bytes` ports from `port`.
     pub(super) fn check_io(&mut self, port: u16, bytes: u64) -> Outcome {
         if self.state.protected()

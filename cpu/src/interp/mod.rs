@@ -49,6 +49,7 @@ use crate::vector::VectorUnit;
 use decode::Cache;
 
 pub use far::Returned;
+pub use io::PortAccess;
 pub use memory::{copy_in, is_canonical};
 pub use prepared::Prepared;
 

@@ -19,6 +19,7 @@ mod listed;
 mod make;
 mod mmu;
 pub mod probe;
+mod quick;
 mod segments;
 mod shared;
 mod stats;
@@ -35,7 +36,7 @@ use xenolith_codecache::cache::{Entries, Key, Record, Source};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::{Access, Env, Memory, Place, Privilege, attention};
 use xenolith_cpu::host_code::HostCode;
-use xenolith_cpu::interp::{self, Interp, Prepared, Returned, is_canonical};
+use xenolith_cpu::interp::{self, Interp, PortAccess, Prepared, Returned, is_canonical};
 use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::vector::is_vector;
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
@@ -85,6 +86,8 @@ struct KnownInsn {
     vector: bool,
     /// It changes general registers, status flags and memory only.
     plain: bool,
+    /// It is an IN or OUT.
+    port: Option<PortAccess>,
 }
 
 /// See the module's head.
@@ -311,7 +314,8 @@ impl Bt {
             *slot = self.interp.prepare().map(|insn| {
                 let vector = is_vector(insn.instruction());
                 let plain = classify(insn.instruction(), mode) == Class::Same;
-                KnownInsn { site, epoch, insn, vector, plain }
+                let port = PortAccess::of(insn.instruction());
+                KnownInsn { site, epoch, insn, vector, plain, port }
             });
         }
         let Some(vector) = slot.as_ref().map(|known| known.vector) else {
@@ -704,8 +708,9 @@ impl Bt {
                     let (rip, next) = (self.present(mode, rip), self.present(mode, next));
                     self.stats.handed_over += 1;
                     self.stats.by_mnemonic[mnemonic as usize] += 1;
-                    if mnemonic == Mnemonic::Wrmsr && resume != 0 && self.write_apic(mode) {
-                        if self.is_over_or_wanted() {
+                    if resume != 0 && self.do_quickly(mnemonic, epoch, mode) {
+                        self.interp.state.rip = next;
+                        if self.settle() || self.is_over_or_wanted_inside() {
                             self.unload(next);
                             return None;
                         }
@@ -799,12 +804,6 @@ impl Bt {
     /// One instruction, or all that were asked for, have been run, or something else is to be done.
     fn is_over_or_wanted(&self) -> bool {
         self.stepping || self.interp.state.retired >= self.end || self.is_wanted()
-    }
-
-    /// Does a WRMSR of the local APIC's, if the one that translated code has come to is such.
-    fn write_apic(&mut self, mode: Mode) -> bool {
-        let [rax, rcx, rdx] = [0, 1, 2].map(|register| self.area.gpr[register]);
-        mode.ring0 && self.interp.write_apic_msr(rcx as u32, rdx << 32 | rax & 0xffff_ffff)
     }
 
     /// Counts what was run since the last entry, and `done` that the block had not counted yet.

@@ -242,3 +242,89 @@ bits 32
 .here:  ud2
         nop
 ; fault: #GP(0xe1) at .here
+
+; case: bytes-by-dx-and-immediate-in-a-loop
+; mode: long64 cpl=0
+; in: rax=0x1122334455667700 rdx=0x3ff rcx=4
+.again: add al, 0x13
+        out dx, al                      ; the scratch register of COM1
+        mov al, 0
+        in al, dx
+        rol rbx, 8
+        add rbx, rax
+        out 0x87, al                    ; a DMA page register
+        mov al, 0
+        in al, 0x87
+        rol rsi, 8
+        add rsi, rax
+        loop .again
+; out: rax=0x112233445566774c rcx=0 rbx=0xaaef33774614e3b2 rsi=0xaaef33774614e3b2 flags=PF,AF,SF
+
+; case: words-and-dwords-in-a-loop
+; mode: long64 cpl=0
+; in: rax=0x1122334400000000 rdx=0xcf8 rcx=4
+.again: add eax, 0x00010100
+        and eax, 0xfffffc
+        bts eax, 31
+        out dx, eax                     ; PCI's address register
+        in eax, dx
+        rol rbx, 4
+        add rbx, rax
+        mov rax, 0x1122334400000000
+        mov dx, 0x2f0
+        in ax, dx
+        rol rsi, 4
+        add rsi, rax
+        mov rax, 0x1122334400000000
+        in eax, dx
+        rol rdi, 4
+        add rdi, rax
+        mov dx, 0xcf8
+        loop .again
+; out: rax=0xffffffff rcx=0 rbx=0x88891220cbc rsi=0x68aceb841110f013 rdi=0x1110ffffeeef
+
+; case: ports-in-a-loop-in-real-mode
+; mode: real
+; in: eax=0x11223344 edx=0x3ff ecx=4
+.again: add al, 0x13
+        out dx, al
+        mov al, 0
+        in al, dx
+        rol ebx, 8
+        add ebx, eax
+        loop .again
+; out: eax=0x11223390 ecx=0 ebx=0xbdd0e3f6 flags=PF,SF
+
+; case: port-access-behind-a-load-of-ss
+; mode: real
+; in: eax=0x11223344 edx=0x3ff ecx=4 edi=0x3000
+.again: add al, 0x13
+        mov ss, di
+        out dx, al
+        mov al, 0
+        in al, dx
+        rol ebx, 8
+        add ebx, eax
+        loop .again
+; out: eax=0x11223390 ecx=0 ebx=0xbdd0e3f6 flags=PF,SF ss=0x3000
+
+; case: port-breakpoint-in-a-loop
+; mode: long64 cpl=0
+; in: rax=0x11 rdx=0x3ff rcx=4
+; setup:
+        mov rax, 0x3ff
+        mov dr0, rax
+        mov rax, cr4
+        or eax, 8
+        mov cr4, rax
+; code:
+.again: out dx, al
+        in al, dx
+        add rbx, rax
+        cmp ecx, 2
+        jne .on
+        mov esi, 0x20402                ; one byte, by IN or OUT
+        mov dr7, rsi
+.on:    loop .again
+; fault: #DB at CODE+0x1
+; out: rcx=1 rbx=0x33 rsi=0x20402 flags=PF,ZF dr6=0xffff0ff1
