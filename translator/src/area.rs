@@ -56,8 +56,11 @@ pub const FLOATING: u64 = 5 << 60;
 /// See [`Area::crossed`].
 pub const CROSSED_IN: u64 = 1;
 pub const CROSSED_OUT: u64 = 2;
-/// The first of the two bits for [`Area::returns`].
+/// The first of the bits for [`Area::returns`].
 pub const CROSSED_BACK: u64 = 4;
+/// Of [`Area::returns`], those to CPL 0 and to CPL 3 in 64-bit code, and that to flat 32-bit code of the same level.
+pub const RETURNS: usize = 3;
+pub const NEAR_RETURN: usize = 2;
 /// RFLAGS's bits that SYSRET in translated code may not set, and IF, which it must.
 pub const SYSRET_LOOKS: Rflags = Rflags::TF
     .union(Rflags::IF)
@@ -84,7 +87,7 @@ pub struct Tlb {
     pub addend: [u64; TLB_ENTRIES],
 }
 
-/// An IRET in 64-bit mode at CPL 0 that translated code may do: what it has to find.
+/// An IRET at CPL 0 that translated code may do: what it has to find.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Return {
@@ -212,12 +215,12 @@ pub struct Area {
     pub crossing_closed: u64,
     /// What translated code has done to CS, SS and CPL that Rust doesn't know of, in this order: SYSCALL
     /// ([`CROSSED_IN`], alone if it was the last), a return to CPL 0 ([`CROSSED_BACK`]), SYSRET ([`CROSSED_OUT`]), a
-    /// return to CPL 3 (twice [`CROSSED_BACK`]).
+    /// return to CPL 3 (twice [`CROSSED_BACK`]); in 32-bit code a return to CPL 0 is four times that.
     pub crossed: u64,
     /// The privilege that translated code runs with.
     pub side: u64,
-    /// Returns to CPL 0 and to CPL 3, the selectors that SYSCALL loads to CS and SS, and those of SYSRET.
-    pub returns: [Return; 2],
+    /// See [`RETURNS`]; the selectors that SYSCALL loads to CS and SS, and those of SYSRET.
+    pub returns: [Return; RETURNS],
     pub syscall_selectors: [u64; 2],
     pub sysret_selectors: [u64; 2],
     /// PEXT masks: RFLAGS's bits that IRET may not set here, and IF.
@@ -624,7 +627,7 @@ impl AreaBox {
         this.sysret_upper = !0 << 47;
         this.iret_looks = IRET_LOOKS.bits();
         this.interrupt_bit = Rflags::IF.bits();
-        this.returns = [Return::CLOSED; 2];
+        this.returns = [Return::CLOSED; RETURNS];
         this.crossing_closed = 1;
         this.status = 0x8d5;
         this.sign = 1 << 63;

@@ -63,7 +63,7 @@ pub enum Class {
     /// SYSCALL from 64-bit code at CPL 3, and SYSRET back; in 32-bit code SYSENTER and SYSEXIT.
     EnterKernel,
     LeaveKernel,
-    /// IRET in 64-bit code at CPL 0.
+    /// IRET in 64-bit code at CPL 0, and in 32-bit code there, to the same level.
     ReturnFar,
     /// STAC and CLAC at CPL 0, if they change AC.
     ToggleAc,
@@ -193,7 +193,14 @@ fn of_system(insn: &Instruction, mode: Mode) -> Option<Class> {
         {
             Some(Class::LeaveKernel)
         }
-        Code::Iretq if mode.may_cross() && mode.ring0 && !mode.has_ac() => Some(Class::ReturnFar),
+        Code::Iretq | Code::Iretd
+            if mode.may_cross()
+                && mode.ring0
+                && !mode.has_ac()
+                && (mode.bits == 64) == (insn.code() == Code::Iretq) =>
+        {
+            Some(Class::ReturnFar)
+        }
         Code::Stac | Code::Clac if mode.may_cross() && mode.ring0 => {
             let changes = mode.has_ac() != (insn.code() == Code::Stac);
             Some(if changes { Class::ToggleAc } else { Class::Same })

@@ -422,6 +422,14 @@ impl<M: Memory> Interp<M> {
         Some(Returned { segments: [cs, ss], descriptors: [of_cs, of_ss], table: self.state.gdtr })
     }
 
+    /// The same of an IRET outside long mode that has stayed at its level. SS means nothing.
+    pub fn last_return_inside(&mut self) -> Option<Returned> {
+        let cs = self.state.seg[sreg::CS];
+        let of_cs = self.source_of(&cs)?;
+        let table = self.state.gdtr;
+        Some(Returned { segments: [cs; 2], descriptors: [of_cs; 2], table })
+    }
+
     /// Linear address and contents of a descriptor in the global table that is just what the segment is. Of the local
     /// table nobody tells when it changes.
     fn source_of(&mut self, segment: &Segment) -> Option<(u64, u64)> {
@@ -439,6 +447,12 @@ impl<M: Memory> Interp<M> {
         self.state.seg[sreg::CS] = cs;
         self.state.seg[sreg::SS] = ss;
         self.state.cpl = cs.rpl();
+        self.refresh();
+    }
+
+    /// Loads CS as an IRET did that stayed at its level.
+    pub fn return_inside_as(&mut self, known: &Returned) {
+        [self.state.seg[sreg::CS], _] = known.segments;
         self.refresh();
     }
 

@@ -1,17 +1,18 @@
 //! SYSCALL, SYSRET, SYSENTER, SYSEXIT, IRET, STAC and CLAC that translated code does by itself.
 //!
-//! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when code is entered, the
-//! modes of the other privileges are worked out too; translated code then changes RFLAGS and goes to the other
+//! Problem: a system call takes less time than coming to Rust and going back does. Scheme: when code is entered,
+//! the modes of the other privileges are worked out too; translated code then changes RFLAGS and goes to the other
 //! privilege's jump cache, and notes what it has done; CS, SS and CPL follow when it is left. An IRET at CPL 0 is
 //! done as one that the interpreter has done before, if it pops the same selectors and their descriptors still read
-//! the same. Invariants: while crossing is open, the jump caches are those of [`Bt::sides`]; nothing that these modes
-//! depend on changes but in Rust; it is open in long mode for 64-bit code only. Source: SDM vol. 2, SYSCALL, SYSRET,
-//! SYSENTER, SYSEXIT, IRET, STAC, CLAC.
+//! the same; in 32-bit code only one to the same level. Invariants: while crossing is open, the jump caches are
+//! those of [`Bt::sides`]; nothing that these modes depend on changes but in Rust; it is open in long mode for
+//! 64-bit code only. Source: SDM vol. 2, SYSCALL, SYSRET, SYSENTER, SYSEXIT, IRET, STAC, CLAC.
 
+use xenolith_cpu::CpuState;
 use xenolith_cpu::env::Privilege;
 use xenolith_cpu::interp::is_canonical;
 use xenolith_cpu::state::{Cr4, Efer, Rflags};
-use xenolith_translator::area::{CROSSED_BACK, CROSSED_IN, CROSSED_OUT, Return};
+use xenolith_translator::area::{CROSSED_BACK, CROSSED_IN, CROSSED_OUT, NEAR_RETURN, Return};
 use xenolith_translator::mode::Mode;
 
 use super::Bt;
@@ -19,11 +20,17 @@ use super::Bt;
 /// What FMASK has to clear: IF is taken for clear, and blocks aren't made for the rest.
 const CLEARED: Rflags = Rflags::TF.union(Rflags::IF).union(Rflags::DF).union(Rflags::AC);
 
+/// CS is flat 32-bit code.
+fn is_flat32(state: &CpuState) -> bool {
+    Mode::of(state).is_some_and(|mode| mode.bits == 32 && !mode.segmented)
+}
+
 impl Bt {
     /// Opens the crossing for code of `mode` that is about to run, if it can be.
     pub(super) fn ready_crossing(&mut self, mode: Mode) {
         self.area.side = u64::from(mode.privilege);
         self.area.crossing_closed = 1;
+        self.open_returns(mode);
         let state = &self.interp.state;
         let msr = &state.msr;
         let long = state.long_mode();
@@ -65,30 +72,36 @@ impl Bt {
         };
         self.area.syscall_selectors = call.map(u64::from);
         self.area.sysret_selectors = back.map(u64::from);
-        self.open_returns();
         self.area.crossing_closed = 0;
     }
 
     /// Opens the returns that are known, if nothing but what they look at stands in their way.
-    fn open_returns(&mut self) {
+    fn open_returns(&mut self, mode: Mode) {
         let state = &self.interp.state;
-        let free = !state.nmi_blocked && !state.flag(Rflags::NT);
+        let free = !state.nmi_blocked && !state.flag(Rflags::NT) && mode.may_cross();
+        let long = state.long_mode();
         for (n, known) in self.returns.iter().enumerate() {
             let there = free && known.is_some_and(|known| known.table == state.gdtr);
-            let may = there && (n == 0 || self.interp.keeps_segments());
+            let may = there
+                && match n {
+                    0 => long,
+                    NEAR_RETURN => !long,
+                    _ => long && self.interp.keeps_segments(),
+                };
             self.area.returns[n].closed = u64::from(!may);
         }
     }
 
-    /// Learns from the IRET that the interpreter has just done in 64-bit code at CPL 0.
-    pub(super) fn learn_return(&mut self) {
+    /// Learns from the IRET that the interpreter has just done at CPL 0 in code of `mode`.
+    pub(super) fn learn_return(&mut self, mode: Mode) {
         let state = &self.interp.state;
-        if !state.is_64bit() || !matches!(state.cpl, 0 | 3) {
-            return;
-        }
-        let outer = state.cpl == 3;
-        let known = self.interp.last_return();
-        let n = usize::from(outer);
+        let (long, outer) = (state.long_mode(), state.cpl == 3);
+        let n = match mode.bits {
+            64 if state.is_64bit() && matches!(state.cpl, 0 | 3) => usize::from(outer),
+            32 if !long && state.cpl == 0 && is_flat32(state) => NEAR_RETURN,
+            _ => return,
+        };
+        let known = if long { self.interp.last_return() } else { self.interp.last_return_inside() };
         self.returns[n] = known;
         let Some(known) = known else {
             self.area.returns[n] = Return::CLOSED;
@@ -119,9 +132,12 @@ impl Bt {
                 self.interp.enter_by_sysenter();
             }
         }
-        let [inner, outer] = self.returns;
+        let [inner, outer, near] = self.returns;
         if let Some(known) = inner.filter(|_| crossed & CROSSED_BACK != 0) {
             self.interp.return_as(&known);
+        }
+        if let Some(known) = near.filter(|_| crossed & CROSSED_BACK << NEAR_RETURN != 0) {
+            self.interp.return_inside_as(&known);
         }
         if crossed & CROSSED_OUT != 0 {
             if long {

@@ -41,7 +41,7 @@ use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::vector::is_vector;
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
-use xenolith_translator::area::{Area, AreaBox, FLOATING, Rights, is_floating};
+use xenolith_translator::area::{Area, AreaBox, FLOATING, RETURNS, Rights, is_floating};
 use xenolith_translator::classify::{Class, classify};
 use xenolith_translator::emit::{Page, Site};
 use xenolith_translator::mode::Mode;
@@ -102,8 +102,8 @@ pub struct Bt {
     jump_owner: [Option<Mode>; 3],
     /// The modes of each privilege, while translated code may go from one to another.
     sides: [Option<Mode>; 3],
-    /// IRETs at CPL 0 that were done, to CPL 0 and to CPL 3.
-    returns: [Option<Returned>; 2],
+    /// IRETs at CPL 0 that were done: see [`RETURNS`].
+    returns: [Option<Returned>; RETURNS],
     page_ids: Box<[Option<KnownPage>]>,
     prepared_insns: Box<[Option<KnownInsn>]>,
     /// Where the guest's vector registers are while Rust runs.
@@ -218,7 +218,7 @@ impl Bt {
             cpuid,
             jump_owner: [None; 3],
             sides: [None; 3],
-            returns: [None; 2],
+            returns: [None; RETURNS],
             elsewhere: Elsewhere::default(),
             page_ids: vec![None; PAGE_IDS].into_boxed_slice(),
             prepared_insns: (0..PREPARED).map(|_| None).collect(),
@@ -730,11 +730,11 @@ impl Bt {
                     if let Err(exit) = self.do_one(epoch, mode) {
                         return Some(exit);
                     }
-                    if mnemonic == Mnemonic::Iretq
+                    if matches!(mnemonic, Mnemonic::Iretq | Mnemonic::Iretd)
                         && mode.ring0
                         && self.interp.state.retired > retired
                     {
-                        self.learn_return();
+                        self.learn_return(mode);
                     }
                     let settled = !self.settle();
                     if self.is_over_or_wanted() {

@@ -326,3 +326,149 @@ bits 32
 ; out-mem: STACK+0xfe8 = 46 02
 ; out-mem: STACK+0xff1 = 08 02 01
 ; out-mem: STACK+0xff8 = 2b
+
+; case: iretd-same-level-in-a-loop
+; mode: pm32
+; in: eax=0x46 ecx=6
+.again: push eax
+        push dword 0xabcd0000 + KCODE32
+        push dword .there
+        iretd
+.there: pushf
+        pop edx
+        rol ebx, 3
+        add ebx, edx
+        xor eax, 0x2018c5               ; ID, OF, IOPL, SF, ZF, PF, CF
+        loop .again
+; out: ecx=0 edx=0x201883 ebx=0x9d1f775 flags=ID,IOPL1
+
+
+; case: iretd-same-level-in-a-loop-with-paging
+; mode: paging32
+; in: eax=0x46 ecx=6
+.again: push eax
+        push dword KCODE32
+        push dword .there
+        iretd
+.there: pushf
+        pop edx
+        rol ebx, 3
+        add ebx, edx
+        xor eax, 0x2428d5               ; ID, AC, OF, IOPL, SF, ZF, AF, PF, CF
+        loop .again
+; out: ecx=0 edx=0x242893 ebx=0x4bdb0b85 flags=AC,ID,IOPL2
+
+; case: iretd-in-a-loop-reads-the-descriptor-again
+; mode: pm32
+; in: ecx=5
+; setup:
+        mov eax, [GDT + KCODE32]
+        mov [GDT + ABSENT_CODE_SEL], eax
+        mov eax, [GDT + KCODE32 + 4]
+        mov [GDT + ABSENT_CODE_SEL + 4], eax
+; code:
+.again: push dword 0x46
+        push dword ABSENT_CODE_SEL
+        push dword .there
+        cmp ecx, 2
+        jne .here
+        mov byte [GDT + ABSENT_CODE_SEL + 5], 0x1b
+.here:  iretd
+.there: loop .again
+; fault: #NP(0xe8) at .here
+; out: ecx=2 esp=STACK+0xff4 flags=PF,ZF cs=0xe8
+; out-mem: STACK+0xff4 = 19 00 00 01 e8 00 00 00 46
+
+; case: iretd-in-a-loop-checks-the-limit
+; qemu-differs: does not check the limit of CS; SDM vol. 2A, "IRET": #GP(0) if the return instruction pointer is not within the limit
+; mode: pm32
+; in: ecx=5
+; setup:
+        mov eax, [GDT + KCODE32]
+        mov [GDT + ABSENT_CODE_SEL], eax
+        mov eax, [GDT + KCODE32 + 4]
+        mov [GDT + ABSENT_CODE_SEL + 4], eax
+; code:
+.again: push dword 0x46
+        push dword ABSENT_CODE_SEL
+        push dword .there
+        cmp ecx, 2
+        jne .here
+        mov byte [GDT + ABSENT_CODE_SEL + 6], 0x40
+.here:  iretd
+.there: loop .again
+; fault: #GP(0) at .here
+; out: ecx=2 esp=STACK+0xff4 flags=PF,ZF cs=0xe8
+; out-mem: STACK+0xff4 = 19 00 00 01 e8 00 00 00 46
+
+; case: iretd-in-a-loop-to-another-selector
+; mode: pm32
+; in: ecx=5 edx=KCODE32
+.again: push dword 0x46
+        push edx
+        push dword .there
+        cmp ecx, 2
+        jne .here
+        mov dword [esp + 4], ABSENT_CODE_SEL
+.here:  iretd
+.there: loop .again
+; fault: #NP(0xe8) at .here
+; out: ecx=2 esp=STACK+0xff4 flags=PF,ZF
+; out-mem: STACK+0xff4 = 16 00 00 01 e8 00 00 00 46
+
+; case: iretd-in-a-loop-sets-the-trap-flag
+; mode: pm32
+; in: ecx=5
+.again: push dword 0x46
+        push dword KCODE32
+        push dword .there
+        cmp ecx, 2
+        jne .here
+        or byte [esp + 9], 1
+.here:  iretd
+.there: inc ebx
+.trap:  loop .again
+; fault: #DB at .trap
+; out: ecx=2 ebx=4 flags=TF dr6=0xffff4ff0
+
+; case: iretd-in-a-loop-with-nt-set-before
+; mode: pm32
+; in: ecx=5
+.again: push dword 0x46
+        push dword KCODE32
+        push dword .there
+        cmp ecx, 2
+        jne .here
+        or byte [esp + 9], 0x40         ; NT; the next one is a return from a task
+.here:  iretd
+.there: loop .again
+; fault: #TS(0) at .here
+; out: ecx=1 esp=STACK+0xff4 flags=CF,PF,AF,SF,NT
+; out-mem: STACK+0xff4 = 14 00 00 01 08 00 00 00 46
+
+; case: iretd-in-a-loop-to-v86
+; mode: pm32
+; in: ecx=5
+; in-mem: CODE16+0x9000 = 0f 0b
+.again: push dword 0x5000               ; GS FS DS ES SS ESP
+        push dword 0x5001
+        push dword 0x2000
+        push dword 0x3000
+        push dword 0x4000
+        push dword 0x8000
+        push dword 0x46
+        push dword KCODE32
+        push dword .there
+        cmp ecx, 2
+        jne .here
+        mov dword [esp], 0x9000
+        mov dword [esp + 4], 0x1000
+        mov dword [esp + 8], 0x20202
+.here:  iretd
+.there: add esp, 24
+        loop .again
+; fault: #UD at 0x9000
+; out: ecx=2 esp=0x8000 flags=IF,VM cs=0x1000 ds=0x2000 es=0x3000 fs=0x5001 gs=0x5000 ss=0x4000
+; out-mem: STACK+0xfdd = 90 00 00 00 10 00 00 02 02 02 00 00 80
+; out-mem: STACK+0xfed = 40 00 00 00 30 00 00 00 20 00 00 01 50
+; out-mem: STACK+0xffd = 50

@@ -34,6 +34,7 @@
 mod bits;
 mod flow;
 mod integer;
+mod iret;
 mod memory;
 mod names;
 mod place;
@@ -592,7 +593,8 @@ impl<'a> Emitter<'a> {
             Class::EnterKernel => self.enter_kernel32(step, next),
             Class::LeaveKernel if self.wide() => self.leave_kernel(step, next),
             Class::LeaveKernel => self.leave_kernel32(step, next),
-            Class::ReturnFar => self.return_far(step, plan, next),
+            Class::ReturnFar if self.wide() => self.return_far(step, plan, next),
+            Class::ReturnFar => self.return_near(step, plan, next),
             Class::ToggleAc => self.toggle_ac(step, next),
             Class::JumpSegment => self.jump_segment(step, next)?,
             Class::CallSegment => self.call_segment(step, plan, next)?,

@@ -6,18 +6,16 @@ use xenolith_cpu::env::{Privilege, attention};
 use xenolith_cpu::state::{Rflags, sreg};
 
 use super::bits::Run;
-use super::memory::{Borrowed, Check};
 use super::names::scratch_number;
-use super::place::Spot;
 use super::{Emitter, R10, R11, RAX, RCX, RDX, Restore, Site, Stub, mask};
-use crate::area::{CROSSED_IN, CROSSED_OUT, Return, SYSRET_LOOKS, offset};
+use crate::area::{CROSSED_IN, CROSSED_OUT, SYSRET_LOOKS, offset};
 use crate::classify::slot_bytes;
 use crate::plan::{Plan, Step};
 
 /// The attention bits that matter while interrupts are off.
 const UNMASKABLE: i32 = !(attention::INTR as i32);
 /// RFLAGS's bits that SYSRET takes from R11, but for the status flags and IF.
-const SYSRET_SYSTEM: u64 = Rflags::all()
+pub(super) const SYSRET_SYSTEM: u64 = Rflags::all()
     .difference(Rflags::STATUS)
     .difference(Rflags::IF)
     .difference(Rflags::RF)
@@ -111,7 +109,7 @@ impl Emitter<'_> {
     }
 
     /// Takes IF, and what it lets in, from the flags in RCX. r10 is lost, and so are the host's flags.
-    fn take_interrupt_flag(&mut self) {
+    pub(super) fn take_interrupt_flag(&mut self) {
         dynasm!(self.asm ; .arch x64
             ; mov r10d, ecx
             ; and r10d, Rflags::IF.bits() as i32
@@ -123,7 +121,7 @@ impl Emitter<'_> {
     }
 
     /// Spills RCX, and goes to `out` unless crossing is open.
-    fn spill_if_open(&mut self, out: DynamicLabel) {
+    pub(super) fn spill_if_open(&mut self, out: DynamicLabel) {
         dynasm!(self.asm ; .arch x64
             ; gs mov [offset::spill(0)], rcx
             ; gs mov rcx, [offset::CROSSING_CLOSED]
@@ -134,7 +132,7 @@ impl Emitter<'_> {
     }
 
     /// Sets the status flags to those in RCX, by way of RAX.
-    fn set_status(&mut self) {
+    pub(super) fn set_status(&mut self) {
         dynasm!(self.asm ; .arch x64
             ; mov al, ch
             ; and al, OVERFLOW_BIT
@@ -201,7 +199,7 @@ impl Emitter<'_> {
     }
 
     /// Goes to the address in r10 with another privilege.
-    fn cross(&mut self, to: Privilege) {
+    pub(super) fn cross(&mut self, to: Privilege) {
         let jumps = offset::jumps(to as usize);
         if self.frame.mode.lends_fs() && to != Privilege::SupervisorAc {
             let window = offset::regions(to as usize);
@@ -339,170 +337,11 @@ impl Emitter<'_> {
     }
 
     /// Gives CS and SS these selectors; r11 is free.
-    fn set_selectors(&mut self, from: impl Fn(usize) -> i32) {
+    pub(super) fn set_selectors(&mut self, from: impl Fn(usize) -> i32) {
         for (n, register) in [sreg::CS, sreg::SS].into_iter().enumerate() {
             let to = offset::selector(register);
             dynasm!(self.asm ; .arch x64 ; gs mov r11, [from(n)] ; gs mov [to], r11);
         }
-    }
-
-    /// IRET at CPL 0 of five words, as one that Rust has done before: to the same selectors, by the same descriptors,
-    /// which are read again. Nothing changes before all is known to fit.
-    pub(super) fn return_far(&mut self, step: &Step, plan: &Plan, next: u64) {
-        const RIP: i32 = offset::spill(4);
-        const CS: i32 = offset::spill(5);
-        const FLAGS: i32 = offset::spill(6);
-        const RSP: i32 = offset::spill(7);
-        const SS: i32 = offset::spill(2);
-        // Which return it is: an offset.
-        const RETURN: i32 = offset::spill(3);
-        const SECOND: i32 = size_of::<Return>() as i32;
-        const fn of(field: usize) -> i32 {
-            offset::RETURNS + field as i32
-        }
-        const CLOSED: i32 = of(std::mem::offset_of!(Return, closed));
-        const SELECTORS: i32 = of(std::mem::offset_of!(Return, minus_selectors));
-        const UPPER: i32 = of(std::mem::offset_of!(Return, minus_upper));
-        const BIT: i32 = of(std::mem::offset_of!(Return, crossed));
-        const LEADS_TO: i32 = of(std::mem::offset_of!(Return, side));
-
-        let out = self.hand_over_here(step, next);
-        let rip = mask(step.insn.ip(), self.frame.mode.bits);
-        let start = self.offset();
-        let (base, at) = self.stack_access(0, 40, false, step, plan);
-        dynasm!(self.asm ; .arch x64
-            ; lea r11, [Rq(base) + r11 + at]
-            ; mov r10, [r11]
-            ; gs mov [RIP], r10
-            ; movzx r10d, WORD [r11 + 8]
-            ; gs mov [CS], r10
-            ; mov r10, [r11 + 16]
-            ; gs mov [FLAGS], r10
-            ; mov r10, [r11 + 24]
-            ; gs mov [RSP], r10
-            ; movzx r10d, WORD [r11 + 32]
-            ; gs mov [SS], r10
-        );
-        self.spill_if_open(out);
-        dynasm!(self.asm ; .arch x64
-            ; gs mov rcx, [CS]
-            ; gs mov r10, [SELECTORS]
-            ; lea rcx, [rcx + r10]
-            ; mov r11d, 0
-            ; jrcxz >known
-            ; gs mov rcx, [CS]
-            ; gs mov r10, [SELECTORS + SECOND]
-            ; lea rcx, [rcx + r10]
-            ; mov r11d, SECOND
-            ; jrcxz >known
-            ; jmp =>out
-            ; known:
-            ; gs mov [RETURN], r11
-            ; gs mov rcx, [SS]
-            ; gs mov r10, [r11 + SELECTORS + 8]
-            ; lea rcx, [rcx + r10]
-            ; jrcxz >stack
-            ; jmp =>out
-            ; stack:
-        );
-        for n in 0..2 {
-            let address = of(std::mem::offset_of!(Return, descriptors)) + 8 * n;
-            let contents = of(std::mem::offset_of!(Return, minus_descriptors)) + 8 * n;
-            dynasm!(self.asm ; .arch x64
-                ; gs mov r10, [r11 + address]
-                ; gs mov rcx, [offset::spill(0)]
-            );
-            let check = Check::one(step, rip, false, 8, start, Spot::Linear);
-            self.check(Borrowed::SCRATCH, check);
-            dynasm!(self.asm ; .arch x64
-                ; mov r10, [r10 + r11]
-                ; gs mov [offset::spill(0)], rcx
-                ; gs mov r11, [RETURN]
-                ; gs mov rcx, [r11 + contents]
-                ; lea rcx, [rcx + r10]
-                ; jrcxz >same
-                ; jmp =>out
-                ; same:
-            );
-        }
-        dynasm!(self.asm ; .arch x64
-            ; gs mov r10, [RIP]
-        );
-        self.gather(R10, R10, Run::UPPER);
-        dynasm!(self.asm ; .arch x64
-            ; gs mov rcx, [r11 + UPPER]
-            ; lea rcx, [rcx + r10]
-            ; jrcxz >canonical
-            ; jmp =>out
-            ; canonical:
-            ; gs mov rcx, [FLAGS]
-        );
-        self.pick(RCX, RCX, offset::IRET_LOOKS);
-        dynasm!(self.asm ; .arch x64
-            ; gs mov r10, [r11 + CLOSED]
-            ; lea r10, [r10 + rcx]
-            ; gs mov rcx, [FLAGS]
-        );
-        self.gather(RCX, RCX, Run::INTERRUPT);
-        dynasm!(self.asm ; .arch x64
-            ; jrcxz >masked
-            ; gs mov rcx, [offset::ATTENTION]
-            ; mov ecx, [rcx]
-            ; jmp >waiting
-            ; masked:
-            ; gs mov rcx, [offset::ATTENTION]
-            ; mov ecx, [rcx]
-        );
-        self.turn(RCX, RCX, 1);
-        dynasm!(self.asm ; .arch x64
-            // All but the lowest bit.
-            ; lea rcx, [rcx + rcx]
-            ; waiting:
-            ; lea rcx, [rcx + r10]
-            ; jrcxz >fits
-            ; jmp =>out
-            ; fits:
-            ; gs mov [offset::spill(1)], rax
-            ; gs mov rcx, [FLAGS]
-            ; mov r10, rcx
-            ; and r10d, SYSRET_SYSTEM as i32
-            ; or r10d, Rflags::FIXED.bits() as i32
-            ; gs mov [offset::SYSTEM_FLAGS], r10
-        );
-        self.take_interrupt_flag();
-        dynasm!(self.asm ; .arch x64
-            ; gs mov r10, [offset::CROSSED]
-            ; and r10d, CROSSED_IN as i32
-            ; gs or r10, [r11 + BIT]
-            ; gs mov [offset::CROSSED], r10
-            ; gs mov r10, [r11 + LEADS_TO]
-            ; gs mov [offset::SIDE], r10
-        );
-        self.set_selectors(|n| if n == 0 { CS } else { SS });
-        self.set_status();
-        dynasm!(self.asm ; .arch x64
-            ; gs mov rax, [offset::spill(1)]
-            ; gs mov rsp, [RSP]
-        );
-        self.count_instructions(self.uncounted + 1);
-        dynasm!(self.asm ; .arch x64
-            ; gs mov rcx, [RETURN]
-            ; jrcxz >inner
-            ; jmp >outer
-            ; inner:
-            ; gs mov rcx, [offset::spill(0)]
-            ; gs mov r10, [RIP]
-        );
-        self.cross(Privilege::Supervisor);
-        dynasm!(self.asm ; .arch x64
-            ; outer:
-            ; gs mov rcx, [offset::spill(0)]
-        );
-        if self.frame.mode.vector > 0 {
-            self.load_vector();
-        }
-        dynasm!(self.asm ; .arch x64 ; gs mov r10, [RIP]);
-        self.cross(Privilege::User);
     }
 
     /// STAC or CLAC, where AC isn't what it will be.
