@@ -201,6 +201,13 @@ impl SoftMmu {
         large.next().map_or(12, |(&shift, _)| shift)
     }
 
+    /// Says that somebody else keeps what a page of this size was translated to: a flush of one part of it concerns all.
+    pub fn note_kept(&mut self, gva: Gva, shift: u8) {
+        if let Some(class) = LARGE_SHIFTS.iter().position(|&large| large == shift) {
+            self.large[class].note(gva.0 >> shift);
+        }
+    }
+
     /// What is cached of `gva`'s page, if anything: without a walk.
     #[must_use]
     pub fn cached(&self, gva: Gva, privilege: Privilege) -> Option<Cached> {

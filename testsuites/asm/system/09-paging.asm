@@ -402,3 +402,27 @@
 ; fault: #PF(0x10) at RWX+0xfff
 ; out: cr2=RWX+0x1000
 ; out-mem: RWX+0xfff = 0f
+
+; case: flush-of-a-part-of-a-large-page-that-was-kept
+; mode: long64
+; qemu: no, its emulator of Debian 12 has no INVPCID
+; SDM vol. 3, "Operations that Invalidate TLBs and Paging-Structure Caches".
+; in-mem: DATA = u64:0x1111
+; setup:
+        mov rax, cr4
+        or rax, 0x80                            ; global pages
+        mov cr4, rax
+; code:
+        mov qword [abs PD + 0x80], 0x12001e3    ; another frame for what begins at 0x2000000, and is large
+        invlpg [abs 0x2000000]
+        mov qword [abs 0x2010000], 0x2222
+        mov qword [abs PD + 0x80], 0x10001e3    ; DATA's
+        invlpg [abs 0x2000000]
+        mov rcx, [abs 0x2010000]
+        mov eax, 2                              ; all, global ones too
+        invpcid rax, [abs DATA + 16]
+        mov rdx, [abs 0x2010000]
+        mov qword [abs PD + 0x80], 0x12001e3
+        invlpg [abs 0x2000000]
+        mov rbx, [abs 0x2010000]
+; out: rax=2 rbx=0x2222 rcx=0x1111 rdx=0x1111
