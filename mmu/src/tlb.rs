@@ -33,7 +33,7 @@ use xenolith_cpu::{CpuState, Gpa, Gva, PAGE_SIZE};
 
 use crate::pages::PageSet;
 use crate::ram::GuestRam;
-use crate::walk::{Paging, Translation, load_pdptes, peek, walk};
+use crate::walk::{Paging, Translation, Ways, load_pdptes, peek, walk};
 
 /// Entries in the table.
 const ENTRIES: usize = 4096;
@@ -242,7 +242,17 @@ impl SoftMmu {
     #[must_use]
     pub fn peek(&self, cpu: &CpuState, gva: Gva, privilege: Privilege) -> Option<Peeked> {
         let paging = self.paging(cpu);
-        let found = peek(&self.ram, &paging, gva)?;
+        self.peeked(&paging, &peek(&self.ram, &paging, gva)?, privilege)
+    }
+
+    /// [`Self::peek`] for many pages at one moment.
+    pub fn peeks(&self, cpu: &CpuState, privilege: Privilege) -> impl FnMut(Gva) -> Option<Peeked> {
+        let paging = self.paging(cpu);
+        let mut ways = Ways::new(&self.ram, paging);
+        move |gva| self.peeked(&paging, &ways.peek(gva)?, privilege)
+    }
+
+    fn peeked(&self, paging: &Paging, found: &Translation, privilege: Privilege) -> Option<Peeked> {
         let may = |access| paging.permits(found.rights, access, privilege);
         may(Access::Read).then(|| Peeked {
             gpa: found.gpa,

@@ -26,6 +26,10 @@ use xenolith_cpu::{CpuState, Gpa, Gva};
 
 use crate::ram::GuestRam;
 
+mod ways;
+
+pub use ways::Ways;
+
 /// Bits of a paging-structure entry.
 pub mod entry {
     pub const PRESENT: u64 = 1 << 0;
@@ -167,6 +171,14 @@ pub struct Rights {
 impl Rights {
     const ALL: Self = Self { user: true, write: true, execute: true };
 
+    fn both(self, other: Self) -> Self {
+        Self {
+            user: self.user && other.user,
+            write: self.write && other.write,
+            execute: self.execute && other.execute,
+        }
+    }
+
     fn and(self, entry: u64) -> Self {
         Self {
             user: self.user && entry & entry::USER != 0,
@@ -279,6 +291,13 @@ struct Path<'a> {
     translation: Translation,
 }
 
+impl Path<'_> {
+    /// All accessed bits are set.
+    fn is_accessed(&self) -> bool {
+        self.steps[..self.len].iter().all(|step| step.value & entry::ACCESSED != 0)
+    }
+}
+
 /// Translates `gva` for `access` with the rights of `privilege`, and sets accessed and dirty bits.
 ///
 /// # Errors
@@ -291,15 +310,10 @@ pub fn walk(
     privilege: Privilege,
 ) -> Result<Translation, PageFault> {
     for attempt in 0..=RETRIES_MAX {
-        let descent = match paging.mode {
-            Mode::Off => return Ok(itself(ram, gva)),
-            Mode::Bits32 => descend_32bit(ram, paging, gva.0 & 0xffff_ffff),
-            Mode::Pae => descend_pae(ram, paging, gva.0 & 0xffff_ffff),
-            Mode::FourLevel => {
-                let root = paging.cr3 & paging.address_mask();
-                descend_wide(ram, paging, gva.0, root, 39)
-            }
-        };
+        if paging.mode == Mode::Off {
+            return Ok(itself(ram, gva));
+        }
+        let descent = descend(ram, paging, gva);
         let mut path = descent.map_err(|cause| paging.fault(gva, access, privilege, cause))?;
         if !paging.permits(path.translation.rights, access, privilege) {
             return Err(paging.fault(gva, access, privilege, page_fault::PRESENT));
@@ -325,14 +339,11 @@ pub fn peek(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<Translation> {
 /// What a walk would find at `gva`, and whether all its accessed bits are set. Sets none.
 #[must_use]
 pub fn look(ram: &GuestRam, paging: &Paging, gva: Gva) -> Option<(Translation, bool)> {
-    let path = match paging.mode {
-        Mode::Off => return Some((itself(ram, gva), true)),
-        Mode::Bits32 => descend_32bit(ram, paging, gva.0 & 0xffff_ffff),
-        Mode::Pae => descend_pae(ram, paging, gva.0 & 0xffff_ffff),
-        Mode::FourLevel => descend_wide(ram, paging, gva.0, paging.cr3 & paging.address_mask(), 39),
+    if paging.mode == Mode::Off {
+        return Some((itself(ram, gva), true));
     }
-    .ok()?;
-    let accessed = path.steps[..path.len].iter().all(|step| step.value & entry::ACCESSED != 0);
+    let path = descend(ram, paging, gva).ok()?;
+    let accessed = path.is_accessed();
     let gpa = Gpa(ram.issue(path.translation.gpa.0));
     Some((Translation { gpa, ..path.translation }, accessed))
 }
@@ -355,6 +366,16 @@ fn set_accessed(ram: &GuestRam, path: &Path, write: bool, force: bool) -> Result
         step.set(ram, entry::ACCESSED | dirty, force)?;
     }
     Ok(())
+}
+
+/// Goes from the root to the leaf. Without paging there is none, and nothing to go to.
+fn descend<'a>(ram: &'a GuestRam, paging: &Paging, gva: Gva) -> Result<Path<'a>, u32> {
+    match paging.mode {
+        Mode::Off => Err(0),
+        Mode::Bits32 => descend_32bit(ram, paging, gva.0 & 0xffff_ffff),
+        Mode::Pae => descend_pae(ram, paging, gva.0 & 0xffff_ffff),
+        Mode::FourLevel => descend_wide(ram, paging, gva.0, paging.cr3 & paging.address_mask(), 39),
+    }
 }
 
 /// 4-level paging from the level that `shift` names, or PAE paging from its page directory.

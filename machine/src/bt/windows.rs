@@ -19,6 +19,7 @@ use xenolith_cpu::state::{Cr0, Cr4};
 use xenolith_cpu::{Gpa, Gva, PAGE_SIZE};
 use xenolith_mmu::Shadow;
 use xenolith_mmu::shadow::{Delta, Page, Run};
+use xenolith_mmu::tlb::Peeked;
 use xenolith_translator::area::{AreaBox, is_floating};
 use xenolith_translator::emit::{self, MapEntry};
 use xenolith_translator::mode::Mode;
@@ -235,8 +236,11 @@ impl Bt {
         // Large pages, most of them once: they come in no order.
         let mut large: Vec<(u64, u8)> = Vec::new();
         let mut lately = [(0, 0); LATELY];
+        let mut peek = interp.mem.soft.peeks(&interp.state, privilege_of(privilege));
         let is_still = |page: u64, mapped: Page| {
-            peek(interp, privilege, page << 12).is_some_and(|(gpa, may_write, shift)| {
+            let found =
+                peek(Gva(page << 12)).and_then(|found| for_windows(interp, privilege, found));
+            found.is_some_and(|(gpa, may_write, shift)| {
                 let number = page << 12 >> shift;
                 let whole = (number << shift, shift);
                 if shift > 12
@@ -248,6 +252,7 @@ impl Bt {
             })
         };
         let woken = self.windows[usize::from(privilege)].wake(era, owner, is_still);
+        drop(peek);
         self.stats.wakings += u64::from(woken);
         for (la, shift) in large {
             self.interp.mem.soft.note_kept(Gva(la), shift);
@@ -579,7 +584,11 @@ impl Bt {
 /// What the guest's tables say of an address, if its page may be in the windows at all. Those of user code may have
 /// global pages too, which go with the era or by INVLPG.
 fn peek(interp: &Interp<NotingMmu>, privilege: u8, la: u64) -> Option<(Gpa, bool, u8)> {
-    let page = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
+    let found = interp.mem.soft.peek(&interp.state, Gva(la), privilege_of(privilege))?;
+    for_windows(interp, privilege, found)
+}
+
+fn for_windows(interp: &Interp<NotingMmu>, privilege: u8, page: Peeked) -> Option<(Gpa, bool, u8)> {
     let of_era = privilege == 0 || page.global == interp.state.cr4(Cr4::PGE);
     of_era.then_some((page.gpa, page.writable, page.shift))
 }

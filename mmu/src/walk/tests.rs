@@ -172,6 +172,13 @@ fn play(tables: &mut Tables, scene: &Scene) -> Result<(), TestCaseError> {
             .check()
             .map_err(|difference| TestCaseError::fail(format!("{what}: {difference}")))?;
     }
+    // Neighbours, by way of what the first was found by.
+    let mut ways = Ways::new(&tables.ram, paging);
+    let slots = || SLOTS.iter().flat_map(|slot| [slot << 12, (slot << 12) + 0x1000]);
+    for gva in scene.accesses.iter().flat_map(|(gva, ..)| slots().map(move |at| gva ^ at)) {
+        let expected = peek(&tables.ram, &paging, Gva(gva));
+        prop_assert_eq!(ways.peek(Gva(gva)), expected, "at {:#x} by ways", gva);
+    }
     Ok(())
 }
 
