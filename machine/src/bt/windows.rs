@@ -37,6 +37,8 @@ const TICKS_TO_GUESS: u32 = 4;
 const WARM_MAX: usize = 1 << 12;
 /// An address space must have been at work for so many times what filling windows took for others.
 const WORK_PER_COST: u64 = 4;
+/// The same for waking windows of the kernel's code, whose blocks would have to be made a second time.
+const KERNEL_WORK_PER_WAKING: u64 = 1;
 /// Exits of the kernel's code, or ticks of the time stamp counter since the first one, before it does.
 const EXITS_TO_PROMOTE: u32 = 3000;
 const TIME_TO_PROMOTE: u64 = 20_000_000;
@@ -128,6 +130,11 @@ impl Windows {
     }
 }
 
+/// A privilege's code must have been at work for so many times what waking its windows takes.
+fn work_per_waking(privilege: usize) -> u64 {
+    if privilege == 0 { WORK_PER_COST } else { KERNEL_WORK_PER_WAKING }
+}
+
 /// Whether a mode is one that may have windows.
 fn may_have_windows(mode: Mode) -> bool {
     mode.privilege != Privilege::SupervisorAc as u8 && !mode.armed
@@ -172,7 +179,9 @@ impl Bt {
                 let owner = self.window_owner(privilege);
                 let windows = &mut self.windows[privilege];
                 let asleep = windows.shadow.asleep(owner);
-                if asleep.is_some_and(|it| it.worked >= WORK_PER_COST * windows.waking(it.pages)) {
+                if asleep.is_some_and(|it| {
+                    it.worked >= work_per_waking(privilege) * windows.waking(it.pages)
+                }) {
                     self.wake_windows(mode.privilege, era, owner);
                 } else if self.shared.options.making.mmu == Mmu::Shadow {
                     windows.create(era, owner);
@@ -199,7 +208,7 @@ impl Bt {
         let (count, time) = windows.earn(era);
         let asleep = windows.shadow.asleep(owner);
         let earned = match asleep {
-            Some(asleep) => time >= WORK_PER_COST * windows.waking(asleep.pages),
+            Some(asleep) => time >= work_per_waking(privilege) * windows.waking(asleep.pages),
             None if user => count >= TICKS_TO_PROMOTE && time >= WORK_PER_COST * windows.cost,
             None => count >= EXITS_TO_PROMOTE || time >= TIME_TO_PROMOTE,
         };
