@@ -96,6 +96,7 @@ pub struct Peeked {
     /// May be written, and its dirty bit is set.
     pub writable: bool,
     pub global: bool,
+    pub executable: bool,
     /// log2 of the page's size in bytes.
     pub shift: u8,
 }
@@ -258,6 +259,7 @@ impl SoftMmu {
             gpa: found.gpa,
             writable: found.dirty && may(Access::Write) && self.ram.may_write(found.gpa),
             global: found.global,
+            executable: may(Access::Fetch),
             shift: found.page_shift,
         })
     }

@@ -14,6 +14,7 @@
 //! ([`Area::forget_jump`]).
 
 mod away;
+mod kept;
 
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
@@ -23,6 +24,7 @@ use xenolith_codecache::span::Span;
 use xenolith_cpu::state::{Rflags, Segment};
 
 pub use away::Away;
+use kept::{HOMED, Homes};
 
 /// Entries of each table of the inline TLB; a power of two.
 pub const TLB_ENTRIES: usize = 1 << 16;
@@ -31,7 +33,9 @@ pub const JUMP_ENTRIES: usize = 1 << 18;
 /// Address spaces whose user code's branches can be known at a time, each by a jump cache of its own.
 pub const SPACES: usize = 8;
 /// All jump caches: those of user code, then of the other privileges.
-const JUMP_CACHES: usize = SPACES + PRIVILEGES - 1;
+/// The kernel's: without windows, with them, and while AC is set.
+const KERNEL_CACHES: usize = 3;
+const JUMP_CACHES: usize = SPACES + KERNEL_CACHES;
 /// Of a jump cache's entries those that a page's addresses are indexed to: the low bits are the index.
 const PAGE_JUMPS: usize = 4096;
 /// Entries of the table of pages that may be executed; a power of two.
@@ -286,6 +290,8 @@ pub struct Area {
     pub jump_index: u64,
     /// Where the jump cache of the current address space's user code is behind the first, in words of eight bytes.
     pub user_jumps: u64,
+    /// The same of the kernel's code, by whether it uses shadow windows.
+    pub kernel_jumps: u64,
     /// The number of a bit in 32 and in 64.
     pub bit_number: [u64; 2],
     /// The common exit, for the signal handler.
@@ -314,7 +320,7 @@ pub struct Area {
     /// The same for user code that isn't segmented: [`home_mark`]s minus linear addresses.
     pub homes: [u64; EXEC_ENTRIES],
     pub tlb: [Tlb; PRIVILEGES],
-    /// Jump caches, one for each privilege.
+    /// Jump caches: of user code in each address space that is kept, of the kernel's, and of that with AC set.
     pub jumps: [[Jump; JUMP_ENTRIES]; JUMP_CACHES],
     /// Where a segment's base is made of its selector: what [`Self::code_number`] is in code of each selector
     /// with the limit that CS has; zero where that isn't known.
@@ -343,14 +349,20 @@ fn nowhere(slot: usize) -> u64 {
     if slot == 0 { 1_u64.wrapping_neg() } else { 0 }
 }
 
-/// Which jump cache is that of a privilege, in an address space.
-const fn jump_cache(privilege: usize, space: usize) -> usize {
-    if privilege == 0 { space } else { SPACES - 1 + privilege }
+/// The first of a privilege's jump caches.
+const fn first_jump_cache(privilege: usize) -> usize {
+    match privilege {
+        0 => 0,
+        1 => SPACES,
+        _ => SPACES + 2,
+    }
 }
 
-/// See [`Area::user_jumps`].
-fn user_jumps(space: usize) -> u64 {
-    (space * size_of::<[Jump; JUMP_ENTRIES]>() / 8) as u64
+/// How far behind a privilege's first jump cache another is, in words of eight bytes: see [`Area::user_jumps`] and
+/// [`Area::kernel_jumps`].
+#[must_use]
+pub const fn jumps_behind(caches: usize) -> u64 {
+    (caches * size_of::<[Jump; JUMP_ENTRIES]>() / 8) as u64
 }
 
 fn tlb_slot(la: u64) -> usize {
@@ -376,9 +388,10 @@ impl Area {
     /// Forgets where the block at `rip` is, if a jump cache of this privilege knows it. Any thread.
     pub fn forget_jump(&self, privilege: usize, rip: u64) {
         let slot = self.jump_slot(rip);
-        let first = jump_cache(privilege, 0);
-        let last = if privilege == 0 { SPACES - 1 } else { first };
-        for cache in &self.jumps[first..=last] {
+        let first = first_jump_cache(privilege);
+        let end =
+            if privilege + 1 == PRIVILEGES { JUMP_CACHES } else { first_jump_cache(privilege + 1) };
+        for cache in &self.jumps[first..end] {
             let jump = &cache[slot];
             if jump.minus_rip.load(Ordering::Relaxed) == rip.wrapping_neg() {
                 jump.minus_rip.store(nowhere(slot), Ordering::Release);
@@ -529,12 +542,15 @@ struct Book {
     /// Some of it is of segmented code, or of the upper half.
     segmented: bool,
     high: bool,
+    /// In the kernel's jump caches only.
+    homes: Homes,
 }
 
 impl Default for Book {
     fn default() -> Self {
         let slots = Ledger::new(JUMP_ENTRIES);
-        Self { slots, pages: Default::default(), segmented: false, high: false }
+        let (pages, homes) = (Default::default(), Homes::new());
+        Self { slots, pages, segmented: false, high: false, homes }
     }
 }
 
@@ -564,8 +580,9 @@ pub struct AreaBox {
     _span: Span,
     tlb: [Ledger; PRIVILEGES],
     books: [Book; JUMP_CACHES],
-    /// Whose user code's jump cache is in use.
+    /// Which user code's jump cache is in use, and which of the kernel's, from the first.
     space: usize,
+    windowed: usize,
     /// Executable pages that are not global, and their identifiers.
     pages: Vec<(u64, u32)>,
     global_exec: Filled,
@@ -601,9 +618,9 @@ impl AreaBox {
     /// # Errors
     /// The host gives no address space.
     pub fn new(attention: *const u32, bmi2: bool) -> Result<Self, std::io::Error> {
-        // A kernel soon has something in nearly each page of its jump cache, where every page costs two faults: it is
-        // read first. User code may never run here.
-        let kernel = std::mem::offset_of!(Area, jumps) + 8 * user_jumps(jump_cache(1, 0)) as usize;
+        // A kernel soon has something in nearly each page of the jump cache that it uses for long, where every page costs
+        // two faults: it is read first. User code may never run here.
+        let kernel = std::mem::offset_of!(Area, jumps) + 8 * jumps_behind(HOMED.end - 1) as usize;
         let first = kernel & !0xfff;
         let large = first..first + size_of::<[Jump; JUMP_ENTRIES]>();
         let span = Span::new(size_of::<Area>(), BEHIND_BYTES, large)?;
@@ -614,6 +631,7 @@ impl AreaBox {
             tlb: [(); PRIVILEGES].map(|()| Ledger::new(TLB_ENTRIES)),
             books: std::array::from_fn(|_| Book::default()),
             space: 0,
+            windowed: 0,
             pages: Vec::new(),
             global_exec: Filled::new(EXEC_ENTRIES),
             homed: Vec::new(),
@@ -654,7 +672,14 @@ impl AreaBox {
     }
 
     fn jump_cache(&self, privilege: usize) -> usize {
-        jump_cache(privilege, self.space)
+        let behind = [self.space, self.windowed, 0];
+        first_jump_cache(privilege) + behind[privilege]
+    }
+
+    /// Says whether the kernel's code uses shadow windows: that has a jump cache of its own.
+    pub fn choose_kernel_jumps(&mut self, windows: bool) {
+        self.windowed = usize::from(windows);
+        self.area_mut().kernel_jumps = jumps_behind(self.windowed);
     }
 
     /// Says what is added to addresses of a region.
@@ -723,8 +748,7 @@ impl AreaBox {
             area.homes[exec_slot(at)] = 0;
         }
         let first = la >> 12;
-        for privilege in 0..PRIVILEGES {
-            let number = self.jump_cache(privilege);
+        for number in [self.space].into_iter().chain(SPACES..JUMP_CACHES) {
             let (book, cache) = (&self.books[number], &self.jumps[number]);
             if !(first..first + count).any(|page| book.may_have(page)) {
                 continue;
@@ -796,13 +820,24 @@ impl AreaBox {
         }
     }
 
-    /// Remembers where the block at `rip` is, with its code segment's number and in the page of `la`.
-    pub fn remember(&mut self, privilege: usize, rip: u64, la: u64, host: u64, global: bool) {
+    /// Remembers where the block at `rip` is, with its code segment's number and in the page of `la`, of this identifier.
+    pub fn remember(
+        &mut self,
+        privilege: usize,
+        rip: u64,
+        la: u64,
+        id: u32,
+        host: u64,
+        global: bool,
+    ) {
+        let cache = self.jump_cache(privilege);
+        if HOMED.contains(&cache) && !is_segmented(rip) {
+            self.note_home(cache, la >> 12, id);
+        }
         if self.jump(privilege, rip) == Some(host) {
             return;
         }
         let slot = self.jump_slot(rip);
-        let cache = self.jump_cache(privilege);
         let book = &mut self.books[cache];
         book.segmented |= is_segmented(rip);
         book.high |= la >> 47 != 0;
@@ -945,6 +980,7 @@ pub fn name_of(offset: i32) -> Option<String> {
         page_and_32,
         jump_index,
         user_jumps,
+        kernel_jumps,
         bit_number,
         exit,
         fault_pc,
@@ -993,7 +1029,7 @@ pub fn name_of(offset: i32) -> Option<String> {
 
 /// Offsets of the fields from GS.
 pub mod offset {
-    use super::{Area, Bounds, JUMP_ENTRIES, TLB_ENTRIES, jump_cache};
+    use super::{Area, Bounds, JUMP_ENTRIES, TLB_ENTRIES, first_jump_cache};
     use std::mem::offset_of;
 
     const fn at(offset: usize) -> i32 {
@@ -1093,6 +1129,7 @@ pub mod offset {
     /// The record's last word. A poll loads from here plus eight times the attention.
     pub const POLL: i32 = at(size_of::<Area>() - 8);
     pub const USER_JUMPS: i32 = at(offset_of!(Area, user_jumps));
+    pub const KERNEL_JUMPS: i32 = at(offset_of!(Area, kernel_jumps));
     pub const GUEST_MXCSR: i32 = at(offset_of!(Area, guest_mxcsr));
     pub const VECTOR_IDLE: i32 = at(offset_of!(Area, vector_idle));
     pub const X87_IDLE: i32 = at(offset_of!(Area, x87_idle));
@@ -1116,7 +1153,7 @@ pub mod offset {
     pub const SIGN: i32 = at(offset_of!(Area, sign));
     #[must_use]
     pub const fn jumps(privilege: usize) -> i32 {
-        let cache = jump_cache(privilege, 0);
+        let cache = first_jump_cache(privilege);
         at(offset_of!(Area, jumps) + cache * size_of::<[super::Jump; JUMP_ENTRIES]>())
     }
     const TABLE: usize = 8 * TLB_ENTRIES;

@@ -5,11 +5,15 @@
 //! entries when it is left, and is in use again if that era becomes current again. Invariant: what is kept
 //! is dropped with anything that its era drops. Thread: the vCPU's.
 
+use xenolith_cpu::Gva;
+use xenolith_cpu::env::Privilege;
 use xenolith_translator::area::{Away, SPACES};
 use xenolith_translator::mode::Mode;
 
 use super::Bt;
 use super::mmu::FlushedPages;
+use super::shared::{PageKey, Side};
+use super::windows::ticks;
 
 /// Address spaces that are kept; one more is current.
 const KEPT_MAX: usize = SPACES - 1;
@@ -29,6 +33,9 @@ pub(super) struct Elsewhere {
     /// The era and the PCID whose the tables are; era 0 if that isn't known.
     current: (u64, u16),
     kept: Vec<Kept>,
+    /// Time stamp counts: when all was flushed last, and what keeping the kernel's took then.
+    flushed_at: u64,
+    keeping: u64,
 }
 
 impl Elsewhere {
@@ -53,6 +60,33 @@ impl Elsewhere {
 }
 
 impl Bt {
+    /// All was flushed. Of the kernel's code, the tables keep what is where it was, if the last time was longer ago than
+    /// looking at it took.
+    pub(super) fn flush_area(&mut self) {
+        let start = ticks();
+        let worked = start.wrapping_sub(std::mem::replace(&mut self.elsewhere.flushed_at, start));
+        if self.breakpoints.is_some() || worked < self.elsewhere.keeping {
+            return self.area.flush();
+        }
+        let Self { interp, area, shared, .. } = self;
+        let mut large = Vec::new();
+        let mut peek = interp.mem.soft.peeks(&interp.state, Privilege::Supervisor);
+        area.flush_but(|la, id| {
+            let found = peek(Gva(la)).filter(|found| found.executable)?;
+            let page = PageKey { la, gpn: found.gpa.gpn(), code: 0, side: Side::Supervisor };
+            if shared.page_id(page) != Some(id) {
+                return None;
+            }
+            large.push((la, found.shift));
+            Some(found.global)
+        });
+        drop(peek);
+        for (la, shift) in large {
+            interp.mem.soft.note_kept(Gva(la), shift);
+        }
+        self.elsewhere.keeping = ticks().wrapping_sub(start);
+    }
+
     /// All but global pages was flushed: another address space is current, or the same one in a new era.
     pub(super) fn switch_tables(&mut self) {
         let soft = &self.interp.mem.soft;

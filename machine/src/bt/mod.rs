@@ -69,6 +69,8 @@ const INSN_BYTES_MAX: usize = 15;
 const FLUSHED_PAGES_MAX: usize = 32;
 /// Rounds before the caller is asked: it counts time by them.
 const INTERPRETED_RUN: u64 = 64;
+/// Which is the jump cache of the kernel's code that uses shadow windows, behind those of the privileges.
+const WINDOWED_JUMPS: usize = 3;
 /// Page identifiers that one vCPU remembers; a power of two.
 const PAGE_IDS: usize = 4096;
 /// Instructions left to the interpreter that one vCPU keeps decoded; a power of two.
@@ -98,8 +100,8 @@ pub struct Bt {
     me: Arc<Peer>,
     cpuid: Arc<CpuidModel>,
     maker: Maker,
-    /// Whose jump cache each privilege's is.
-    jump_owner: [Option<Mode>; 3],
+    /// Whose jump cache each privilege's is, and that of the kernel's code with windows.
+    jump_owner: [Option<Mode>; WINDOWED_JUMPS + 1],
     /// The modes of each privilege, while translated code may go from one to another.
     sides: [Option<Mode>; 3],
     /// IRETs at CPL 0 that were done: see [`RETURNS`].
@@ -216,7 +218,7 @@ impl Bt {
             me,
             maker: Maker::new(&cpuid),
             cpuid,
-            jump_owner: [None; 3],
+            jump_owner: [None; WINDOWED_JUMPS + 1],
             sides: [None; 3],
             returns: [None; RETURNS],
             elsewhere: Elsewhere::default(),
@@ -360,7 +362,7 @@ impl Bt {
         if flushed != Flushed::Nothing || many {
             if flushed == Flushed::All || many {
                 self.elsewhere.clear();
-                self.area.flush();
+                self.flush_area();
             } else {
                 self.switch_tables();
             }
@@ -503,7 +505,7 @@ impl Bt {
             {
                 note_place(tag, at);
                 let privilege = usize::from(mode.privilege);
-                self.area.remember(privilege, at.tag(), at.la, entry, global);
+                self.area.remember(privilege, at.tag(), at.la, first.page.id, entry, global);
             }
         }
         Some(found)
@@ -534,7 +536,13 @@ impl Bt {
 
     /// Makes the jump cache of this privilege that of `mode`.
     fn own_jumps(&mut self, mode: Mode) {
-        let owner = &mut self.jump_owner[usize::from(mode.privilege)];
+        let is_kernel = mode.privilege == Privilege::Supervisor as u8;
+        if is_kernel {
+            self.area.choose_kernel_jumps(mode.shadow);
+        }
+        let windowed = is_kernel && mode.shadow;
+        let cache = if windowed { WINDOWED_JUMPS } else { usize::from(mode.privilege) };
+        let owner = &mut self.jump_owner[cache];
         if *owner != Some(mode) {
             *owner = Some(mode);
             self.area.crossing_closed = 1;

@@ -426,3 +426,39 @@
         invlpg [abs 0x2000000]
         mov rbx, [abs 0x2010000]
 ; out: rax=2 rbx=0x2222 rcx=0x1111 rdx=0x1111
+
+; case: code-of-another-frame-after-a-flush-of-everything
+; mode: long64
+; qemu-differs: runs the old code after INVLPG of another part of the page; SDM vol. 3, "Operations that Invalidate TLBs and Paging-Structure Caches"
+; in: rsi=RWX+0x1000000 rsp=STACK_MID
+; setup:
+        mov rax, cr4
+        or rax, 0x80                            ; global pages
+        mov cr4, rax
+; code:
+        mov qword [abs PD + 0x80], 0x12001e3    ; another frame for what begins at 0x2000000, and is large
+        invlpg [abs 0x2000000]
+        mov dword [rsi], 0x00c302b0             ; mov al, 2; ret
+        mov qword [abs PD + 0x80], 0x10001e3    ; RWX's
+        invlpg [abs 0x2000000]
+        mov dword [rsi], 0x00c301b0             ; mov al, 1; ret
+        xor eax, eax
+        call rsi
+        mov ebx, eax
+        call rsi
+        add ebx, eax
+        mov rdi, cr4
+        mov qword [abs PD + 0x80], 0x12001e3
+        and dil, 0x7f
+        mov cr4, rdi
+        or dil, 0x80
+        mov cr4, rdi
+        call rsi
+        mov ecx, eax
+        mov qword [abs PD + 0x80], 0x10001e3
+        invlpg [abs 0x2000000]
+        call rsi
+        mov edx, eax
+; out: rax=1 rcx=2 rdx=1 rbx=2 rdi=0x506a0 flags=PF,SF
+; out-mem: RWX = b0 01 c3
+; out-mem: STACK+0xff8 = 75 00 00 01

@@ -53,7 +53,7 @@ impl AreaBox {
             self.flush_jumps(space..space + 1, true);
         }
         self.space = space;
-        self.area_mut().user_jumps = super::user_jumps(space);
+        self.area_mut().user_jumps = super::jumps_behind(space);
         let Some(away) = away else { return };
         for (la, id) in away.pages {
             self.vouch(la, id, false);

@@ -15,7 +15,7 @@ use xenolith_cpu::env::Privilege;
 
 use super::names::scratch_number;
 use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, R11, Restore, Site, Stub, mask};
-use crate::area::{Area, FLOATING, home_mark, offset};
+use crate::area::{Area, FLOATING, home_mark, jumps_behind, offset};
 use crate::plan::{Plan, Step};
 
 /// The NOP behind a poll: `nop dword [rax + site]`.
@@ -367,13 +367,24 @@ impl Emitter<'_> {
         let out = self.asm.new_dynamic_label();
         self.jump_index();
         dynasm!(self.asm ; .arch x64 ; gs mov [offset::spill(0)], rcx);
-        if privilege == Privilege::User as u8 {
-            dynasm!(self.asm ; .arch x64
-                ; gs mov rcx, [offset::USER_JUMPS]
+        let mode = self.frame.mode;
+        let which = match privilege {
+            _ if privilege == Privilege::User as u8 => Some(offset::USER_JUMPS),
+            _ if privilege == Privilege::Supervisor as u8 && mode.privilege != privilege => {
+                Some(offset::KERNEL_JUMPS)
+            }
+            _ => None,
+        };
+        match which {
+            Some(which) => dynasm!(self.asm ; .arch x64
+                ; gs mov rcx, [which]
                 ; lea r11, [rcx + r11 * 2]
-            );
-        } else {
-            dynasm!(self.asm ; .arch x64 ; lea r11, [r11 + r11]);
+            ),
+            None if privilege == Privilege::Supervisor as u8 && mode.shadow => {
+                let behind = jumps_behind(1) as i32;
+                dynasm!(self.asm ; .arch x64 ; lea r11, [r11 + r11 + behind]);
+            }
+            None => dynasm!(self.asm ; .arch x64 ; lea r11, [r11 + r11]),
         }
         dynasm!(self.asm ; .arch x64
             ; gs mov rcx, [r11 * 8 + jumps]
