@@ -226,7 +226,12 @@ pub struct NewLink {
 #[derive(Clone, Copy, Debug)]
 struct Block {
     key: Key,
-    entries: Entries,
+    /// Where its code begins, which is an entry, and offsets of the others.
+    code: usize,
+    indirect: u32,
+    polled: u32,
+    again: u32,
+    plain: u32,
     /// Of all blocks ever made; 0 once its code is gone.
     serial: u64,
     sources: [Source; PAGES_MAX],
@@ -240,6 +245,19 @@ struct Block {
     map_len: u32,
     live: bool,
     tag: u64,
+}
+
+impl Block {
+    fn entries(&self) -> Entries {
+        let at = |offset: u32| self.code + offset as usize;
+        Entries {
+            guarded: self.code,
+            indirect: at(self.indirect),
+            polled: at(self.polled),
+            again: at(self.again),
+            plain: at(self.plain),
+        }
+    }
 }
 
 /// What the blocks of a segment have, dead ones too.
@@ -297,18 +315,29 @@ pub struct Record<S> {
     pub block: u32,
 }
 
+/// A record as it is kept: there are hundreds of thousands.
+#[derive(Clone, Copy, Debug)]
+struct Brief<S> {
+    site: S,
+    /// Where its block's code begins, behind the arena's beginning.
+    code: u32,
+    block: u32,
+}
+
 /// Records of sites by number, for readers without a lock.
 #[derive(Debug)]
 pub struct Sites<S> {
-    chunks: Box<[AtomicPtr<Record<S>>]>,
+    /// Where the arena begins.
+    start: usize,
+    chunks: Box<[AtomicPtr<Brief<S>>]>,
     /// What the chunks are in.
     pool: Arc<Pool>,
 }
 
 impl<S: Copy> Sites<S> {
-    fn new(pool: &Arc<Pool>) -> Self {
+    fn new(arena: &Arena, pool: &Arc<Pool>) -> Self {
         let chunks = (0..CHUNKS).map(|_| AtomicPtr::default()).collect();
-        Self { chunks, pool: Arc::clone(pool) }
+        Self { start: arena.first_entry().addr(), chunks, pool: Arc::clone(pool) }
     }
 
     /// The record of a site that translated code named.
@@ -323,7 +352,8 @@ impl<S: Copy> Sites<S> {
         let record = chunk.wrapping_add(number as usize % CHUNK_SITES);
         // SAFETY: a chunk has CHUNK_SITES records and lives as long as `self`; the record was written
         // before the code that names it was published, and isn't written again while that code may run.
-        unsafe { record.read() }
+        let Brief { site, code, block } = unsafe { record.read() };
+        Record { site, code: self.start + code as usize, block }
     }
 
     /// The record of a site, if its number is one that has been used. Only for the owner of the numbers.
@@ -334,6 +364,9 @@ impl<S: Copy> Sites<S> {
 
     /// Keeps a record. Only for the owner of the numbers, and while nobody can name this one.
     fn set(&self, number: u32, record: Record<S>) {
+        let Record { site, code, block } = record;
+        // No arena is larger than 1 GiB.
+        let record = Brief { site, code: (code - self.start) as u32, block };
         let slot = &self.chunks[number as usize / CHUNK_SITES];
         let mut chunk = slot.load(Ordering::Acquire);
         if chunk.is_null() {
@@ -346,11 +379,11 @@ impl<S: Copy> Sites<S> {
     }
 
     /// A new chunk, full of `record`.
-    fn fresh(&self, record: Record<S>) -> *mut Record<S> {
+    fn fresh(&self, record: Brief<S>) -> *mut Brief<S> {
         // As all that a pool gives.
-        const { assert!(align_of::<Record<S>>() <= ALIGN) };
-        let chunk: *mut Record<S> =
-            self.pool.take(CHUNK_SITES * size_of::<Record<S>>()).cast().as_ptr();
+        const { assert!(align_of::<Brief<S>>() <= ALIGN) };
+        let chunk: *mut Brief<S> =
+            self.pool.take(CHUNK_SITES * size_of::<Brief<S>>()).cast().as_ptr();
         for n in 0..CHUNK_SITES {
             let place = chunk.wrapping_add(n);
             // SAFETY: within the chunk, which is aligned and nobody else's.
@@ -422,8 +455,8 @@ impl<S: Copy> Cache<S> {
         let segment_bytes = ((arena.capacity_bytes() - common_bytes) / SEGMENTS) & !63;
         let pool = Arc::default();
         let mut cache = Self {
+            sites: Arc::new(Sites::new(&arena, &pool)),
             arena,
-            sites: Arc::new(Sites::new(&pool)),
             blocks: Table::new(&pool),
             free: Vec::new(),
             by_key: NumberMap::default(),
@@ -488,20 +521,17 @@ impl<S: Copy> Cache<S> {
             self.sites.set(at, Record { site: *site, code, block: number });
         }
         self.next_site += new.sites.len() as u32;
-        let entries = Entries {
-            guarded: code,
-            indirect: code + new.indirect as usize,
-            polled: code + new.polled as usize,
-            again: code + new.again as usize,
-            plain: code + new.plain as usize,
-        };
         let none = Source { gpn: 0, id: 0, offset: 0, len: 0 };
         let source = |n: usize| new.sources.get(n).copied().unwrap_or(none);
         let serial = self.counters.blocks + 1;
         let segment = &mut self.segments[self.current];
         let block = Block {
             key: new.key,
-            entries,
+            code,
+            indirect: new.indirect,
+            polled: new.polled,
+            again: new.again,
+            plain: new.plain,
             serial,
             sources: [source(0), source(1)],
             incoming: NO_JUMP,
@@ -550,7 +580,7 @@ impl<S: Copy> Cache<S> {
                 self.free_jump(jump);
             }
         }
-        Some(entries)
+        Some(block.entries())
     }
 
     fn keep_jump(&mut self, jump: Jump) -> u32 {
@@ -582,7 +612,7 @@ impl<S: Copy> Cache<S> {
         *next = std::mem::replace(&mut block.incoming, jump);
         // Another block of the same key keeps other things from round to round.
         let link = if *link == Link::Again && *from != target { Link::Polled } else { *link };
-        let distance = block.entries.of(link).wrapping_sub(*at + 4) as i32;
+        let distance = block.entries().of(link).wrapping_sub(*at + 4) as i32;
         self.arena.patch(*at, distance);
         self.counters.chains += 1;
     }
@@ -596,7 +626,7 @@ impl<S: Copy> Cache<S> {
     #[must_use]
     #[inline]
     pub fn find(&self, key: Key) -> Option<Entries> {
-        Some(self.blocks[*self.by_key.get(&key)? as usize].entries)
+        Some(self.blocks[*self.by_key.get(&key)? as usize].entries())
     }
 
     /// The page that the block's last instruction ends in, if it began in another.
@@ -635,14 +665,13 @@ impl<S: Copy> Cache<S> {
         let from = record.block;
         let Some(&number) = self.by_key.get(&key) else { return };
         let source = &self.blocks[from as usize];
-        let Entries { guarded, .. } = source.entries;
-        if !source.live || guarded != record.code {
+        if !source.live || source.code != record.code {
             return;
         }
         let at = record.code + patch as usize;
         let original = self.arena.read_displacement(at);
         // Not to its stub, which is behind it: another vCPU was quicker.
-        let stubs = at + 4..guarded + source.code_bytes as usize;
+        let stubs = at + 4..source.code + source.code_bytes as usize;
         if !stubs.contains(&(at + 4).wrapping_add_signed(original as isize)) {
             return;
         }
@@ -748,7 +777,7 @@ impl<S: Copy> Cache<S> {
     pub fn locate(&self, pc: usize) -> Option<Located> {
         let start = self.arena.first_entry().addr() + self.common_bytes;
         let segment = self.segments.get(pc.checked_sub(start)? / self.segment_bytes)?;
-        let code = |number: u32| self.blocks[number as usize].entries.guarded;
+        let code = |number: u32| self.blocks[number as usize].code;
         let after = segment.blocks.partition_point(|&number| code(number) <= pc);
         let number = *segment.blocks.get(after.checked_sub(1)?)?;
         let (block, code) = (&self.blocks[number as usize], code(number));
@@ -763,7 +792,7 @@ impl<S: Copy> Cache<S> {
     #[must_use]
     pub fn locate_next(&self, block: u32, pc: usize) -> Option<Located> {
         let found = self.blocks.get(block as usize).filter(|found| found.live)?;
-        let code = found.entries.guarded;
+        let code = found.code;
         let offset = pc.checked_sub(code).filter(|&at| at < found.code_bytes as usize)?;
         let start = self.arena.first_entry().addr() + self.common_bytes;
         let segment = &self.segments[(code - start) / self.segment_bytes];
@@ -783,7 +812,7 @@ impl<S: Copy> Cache<S> {
     /// A live block, and its tag, which may be changed.
     pub fn find_mut(&mut self, key: Key) -> Option<(Entries, &mut u64)> {
         let block = &mut self.blocks[*self.by_key.get(&key)? as usize];
-        Some((block.entries, &mut block.tag))
+        Some((block.entries(), &mut block.tag))
     }
 
     /// Takes a block out of the maps and points the jumps into it back: they wait for another of its key.
@@ -885,8 +914,8 @@ impl<S: Copy> Cache<S> {
             Kept {
                 key: block.key,
                 tag: block.tag,
-                entries: block.entries,
-                code: self.arena.read(block.entries.guarded, block.code_bytes as usize),
+                entries: block.entries(),
+                code: self.arena.read(block.code, block.code_bytes as usize),
                 exits: block.exits,
                 bytes: lists.bytes.slice(block.bytes_at as usize, len),
                 map: lists.map.slice(block.map_at as usize, block.map_len as usize),
