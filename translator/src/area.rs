@@ -24,7 +24,8 @@ use xenolith_codecache::span::Span;
 use xenolith_cpu::state::{Rflags, Segment};
 
 pub use away::Away;
-use kept::{HOMED, Homes};
+pub use kept::CodePage;
+use kept::{CodePages, KEPT};
 
 /// Entries of each table of the inline TLB; a power of two.
 pub const TLB_ENTRIES: usize = 1 << 16;
@@ -543,14 +544,14 @@ struct Book {
     segmented: bool,
     high: bool,
     /// In the kernel's jump caches only.
-    homes: Homes,
+    code_pages: CodePages,
 }
 
 impl Default for Book {
     fn default() -> Self {
         let slots = Ledger::new(JUMP_ENTRIES);
-        let (pages, homes) = (Default::default(), Homes::new());
-        Self { slots, pages, segmented: false, high: false, homes }
+        let (pages, code_pages) = (Default::default(), CodePages::default());
+        Self { slots, pages, segmented: false, high: false, code_pages }
     }
 }
 
@@ -566,6 +567,9 @@ impl Book {
         });
         self.segmented &= !global_too;
         self.high &= !global_too;
+        if global_too {
+            self.code_pages.clear();
+        }
         for pages in &mut self.pages[..1 + usize::from(global_too)] {
             pages.0.fill(0);
         }
@@ -620,7 +624,7 @@ impl AreaBox {
     pub fn new(attention: *const u32, bmi2: bool) -> Result<Self, std::io::Error> {
         // A kernel soon has something in nearly each page of the jump cache that it uses for long, where every page costs
         // two faults: it is read first. User code may never run here.
-        let kernel = std::mem::offset_of!(Area, jumps) + 8 * jumps_behind(HOMED.end - 1) as usize;
+        let kernel = std::mem::offset_of!(Area, jumps) + 8 * jumps_behind(KEPT.end - 1) as usize;
         let first = kernel & !0xfff;
         let large = first..first + size_of::<[Jump; JUMP_ENTRIES]>();
         let span = Span::new(size_of::<Area>(), BEHIND_BYTES, large)?;
@@ -820,19 +824,12 @@ impl AreaBox {
         }
     }
 
-    /// Remembers where the block at `rip` is, with its code segment's number and in the page of `la`, of this identifier.
-    pub fn remember(
-        &mut self,
-        privilege: usize,
-        rip: u64,
-        la: u64,
-        id: u32,
-        host: u64,
-        global: bool,
-    ) {
+    /// Remembers where the block at `rip` is, with its code segment's number and in the page of `la`, which is what `page`
+    /// says.
+    pub fn remember(&mut self, privilege: usize, rip: u64, la: u64, page: CodePage, host: u64) {
         let cache = self.jump_cache(privilege);
-        if HOMED.contains(&cache) && !is_segmented(rip) {
-            self.note_home(cache, la >> 12, id);
+        if KEPT.contains(&cache) && !is_segmented(rip) {
+            self.note_code_page(cache, la >> 12, page);
         }
         if self.jump(privilege, rip) == Some(host) {
             return;
@@ -841,8 +838,8 @@ impl AreaBox {
         let book = &mut self.books[cache];
         book.segmented |= is_segmented(rip);
         book.high |= la >> 47 != 0;
-        book.slots.note(slot, global);
-        book.pages[usize::from(global)].note(la >> 12);
+        book.slots.note(slot, page.global);
+        book.pages[usize::from(page.global)].note(la >> 12);
         let jump = &mut self.area_mut().jumps[cache][slot];
         jump.host = host;
         jump.minus_rip.store(rip.wrapping_neg(), Ordering::Release);

@@ -12,7 +12,6 @@ use xenolith_translator::mode::Mode;
 
 use super::Bt;
 use super::mmu::FlushedPages;
-use super::shared::{PageKey, Side};
 use super::windows::ticks;
 
 /// Address spaces that are kept; one more is current.
@@ -68,17 +67,16 @@ impl Bt {
         if self.breakpoints.is_some() || worked < self.elsewhere.keeping {
             return self.area.flush();
         }
-        let Self { interp, area, shared, .. } = self;
+        let Self { interp, area, .. } = self;
         let mut large = Vec::new();
         let mut peek = interp.mem.soft.peeks(&interp.state, Privilege::Supervisor);
-        area.flush_but(|la, id| {
+        area.flush_but(|la| {
             let found = peek(Gva(la)).filter(|found| found.executable)?;
-            let page = PageKey { la, gpn: found.gpa.gpn(), code: 0, side: Side::Supervisor };
-            if shared.page_id(page) != Some(id) {
-                return None;
+            let whole = (la >> found.shift << found.shift, found.shift);
+            if found.shift > 12 && !large.contains(&whole) {
+                large.push(whole);
             }
-            large.push((la, found.shift));
-            Some(found.global)
+            Some((found.gpa.gpn(), found.global))
         });
         drop(peek);
         for (la, shift) in large {

@@ -41,7 +41,7 @@ use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::vector::is_vector;
 use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
-use xenolith_translator::area::{Area, AreaBox, FLOATING, RETURNS, Rights, is_floating};
+use xenolith_translator::area::{Area, AreaBox, CodePage, FLOATING, RETURNS, Rights, is_floating};
 use xenolith_translator::classify::{Class, classify};
 use xenolith_translator::emit::{Page, Site};
 use xenolith_translator::mode::Mode;
@@ -505,7 +505,8 @@ impl Bt {
             {
                 note_place(tag, at);
                 let privilege = usize::from(mode.privilege);
-                self.area.remember(privilege, at.tag(), at.la, first.page.id, entry, global);
+                let page = CodePage { id: first.page.id, gpn: first.gpn, global };
+                self.area.remember(privilege, at.tag(), at.la, page, entry);
             }
         }
         Some(found)
