@@ -15,6 +15,8 @@ use xenolith_cpu::PAGE_SIZE;
 const UNLUCKY_MAX: u32 = 16;
 /// Faults at one instruction that the interpreter had to see to before it does without windows for a while.
 const FAULTS_MAX: u32 = 8;
+/// Of instructions in a page.
+const OFFSETS: usize = PAGE_SIZE as usize;
 /// How long the first time, in ticks of the time stamp counter; then twice as long each time, so many times.
 const WITHOUT_TICKS: u64 = 20_000_000;
 const DOUBLED_MAX: u32 = 10;
@@ -26,8 +28,10 @@ const KNOWN_MAX: usize = 1 << 16;
 pub struct Lessons {
     /// How often blocks had to be left because a window lay across pages or the like.
     unlucky: NumberMap<Key, u32>,
-    /// Faults at instructions that windows couldn't help, by [`insn_key`].
+    /// Faults at instructions that windows couldn't help, by [`insn_key`]; and, by their offsets in their pages, which have
+    /// ever had enough of them: most blocks are made of others.
     faults: NumberMap<Key, Faults>,
+    faulty: Vec<u64>,
     /// Blocks that do without windows because of them.
     without: Vec<Without>,
     /// Instructions whose region was guessed wrong, by their linear addresses.
@@ -117,6 +121,8 @@ impl Lessons {
             return false;
         }
         if faults.times == FAULTS_MAX {
+            self.faulty.resize(OFFSETS / 64, 0);
+            self.faulty[rip as usize % OFFSETS / 64] |= 1 << (rip % 64);
             faults.spells += 1;
         }
         // Other blocks may have the same instruction, so this may not be the first.
@@ -129,7 +135,9 @@ impl Lessons {
 
     /// Whether the instruction at `rip`, in the block of `key`, does without windows.
     pub fn faults_often(&self, key: Key, rip: u64) -> bool {
-        self.faults.get(&insn_key(key, rip)).is_some_and(|faults| faults.times >= FAULTS_MAX)
+        let word = self.faulty.get(rip as usize % OFFSETS / 64);
+        word.is_some_and(|word| word & 1 << (rip % 64) != 0)
+            && self.faults.get(&insn_key(key, rip)).is_some_and(|faults| faults.times >= FAULTS_MAX)
     }
 
     /// Blocks to be made again, as they have instructions that have done without windows for long enough: what those
