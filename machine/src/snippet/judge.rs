@@ -310,6 +310,10 @@ pub fn excuse(
     if let Some(kind) = makers::excuse(&trail.kinds, [a, b]) {
         return Excuse::Makers(makers::cite(kind));
     }
+    if traced.end == End::Endless {
+        // They ended where the trail doesn't lead.
+        return Excuse::Endless;
+    }
     if !traced.is_complete(snippet)
         && let Some(last) = &trail.last
     {
