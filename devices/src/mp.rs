@@ -9,7 +9,7 @@
 //! Systems".
 
 use crate::acpi::pm::SCI_IRQ;
-use crate::acpi::tables::{IO_APIC_GPA, LOCAL_APIC_GPA};
+use crate::acpi::tables::{IO_APIC_GPA, LOCAL_APIC_GPA, checksum};
 use crate::apic;
 use crate::pci::{INTX_PINS, SLOTS, intx_gsi};
 
@@ -60,10 +60,6 @@ const ALL_APICS: u8 = 0xff;
 /// The input that has IRQ 0, and the IRQ that is a cascade.
 const TIMER_INPUT: u8 = 2;
 const CASCADE_IRQ: u8 = 2;
-
-fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_sub(byte))
-}
 
 /// The floating pointer structure, for a multiple of 16 in the first KiB of the extended BIOS data area.
 #[must_use]

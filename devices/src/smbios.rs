@@ -7,6 +7,8 @@
 //! HPET for ones whose RTC alarm comes by ACPI event. Runs once, at build time.
 //! Source: DMTF DSP0134 SMBIOS 2.8, §5.2.1 "SMBIOS 2.1 Entry Point", §7 "Structure definitions".
 
+use crate::acpi::tables::checksum;
+
 /// Where the bytes must be: the start of the area that is scanned for the anchor.
 pub const LOAD_GPA: u64 = 0xf_0000;
 
@@ -47,10 +49,6 @@ impl Structures {
         let size = u16::try_from(self.bytes.len() - start).expect("short constant strings");
         self.largest = self.largest.max(size);
     }
-}
-
-fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_sub(byte))
 }
 
 /// The entry point and its structures for firmware to place, which fills in their address.

@@ -221,7 +221,8 @@ fn hpet() -> Sdt {
     sdt(*b"HPET", 1, &body)
 }
 
-fn checksum(bytes: &[u8]) -> u8 {
+/// What makes the bytes of a table of firmware's add up to 0, where it is 0 so far.
+pub(crate) fn checksum(bytes: &[u8]) -> u8 {
     bytes.iter().fold(0u8, |sum, &byte| sum.wrapping_sub(byte))
 }
 
