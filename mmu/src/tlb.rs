@@ -202,11 +202,12 @@ impl SoftMmu {
         large.next().map_or(12, |(&shift, _)| shift)
     }
 
-    /// Says that somebody else keeps what a page of this size was translated to: a flush of one part of it concerns all.
-    pub fn note_kept(&mut self, gva: Gva, shift: u8) {
-        if let Some(class) = LARGE_SHIFTS.iter().position(|&large| large == shift) {
-            self.large[class].note(gva.0 >> shift);
-        }
+    /// Says that what a page of this size was translated to is kept, here or by somebody else: a flush of one part of it
+    /// concerns all. Gives the size's class if it is large.
+    pub fn note_kept(&mut self, gva: Gva, shift: u8) -> Option<usize> {
+        let class = LARGE_SHIFTS.iter().position(|&large| large == shift)?;
+        self.large[class].note(gva.0 >> shift);
+        Some(class)
     }
 
     /// What is cached of `gva`'s page, if anything: without a walk.
@@ -337,11 +338,7 @@ impl SoftMmu {
                 }
             }
         }
-        let shift = translation.page_shift;
-        let large = LARGE_SHIFTS.iter().position(|&large| large == shift);
-        if let Some(class) = large {
-            self.large[class].note(gva.0 >> shift);
-        }
+        let large = self.note_kept(gva, translation.page_shift);
         let size_class = large.map_or(0, |class| class as u64 + 1);
         let entry = Entry {
             page: gva.0 & PAGE_MASK,

@@ -11,7 +11,7 @@ use xenolith_translator::area::{Away, SPACES};
 use xenolith_translator::mode::Mode;
 
 use super::Bt;
-use super::mmu::FlushedPages;
+use super::mmu::{FlushedPages, KeptLarge};
 use super::windows::ticks;
 
 /// Address spaces that are kept; one more is current.
@@ -68,20 +68,15 @@ impl Bt {
             return self.area.flush();
         }
         let Self { interp, area, .. } = self;
-        let mut large = Vec::new();
+        let mut large = KeptLarge::new();
         let mut peek = interp.mem.soft.peeks(&interp.state, Privilege::Supervisor);
         area.flush_but(|la| {
             let found = peek(Gva(la)).filter(|found| found.executable)?;
-            let whole = (la >> found.shift << found.shift, found.shift);
-            if found.shift > 12 && !large.contains(&whole) {
-                large.push(whole);
-            }
+            large.note(la, found.shift);
             Some((found.gpa.gpn(), found.global))
         });
         drop(peek);
-        for (la, shift) in large {
-            interp.mem.soft.note_kept(Gva(la), shift);
-        }
+        large.tell(&mut interp.mem.soft);
         self.elsewhere.keeping = ticks().wrapping_sub(start);
     }
 

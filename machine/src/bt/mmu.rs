@@ -34,6 +34,40 @@ pub struct FlushedPages {
 /// Pages that are dropped one by one: those of the smaller large pages.
 const FLUSHED_COUNT_MAX: u64 = 1024;
 
+/// Large pages that are told apart from those seen before; a power of two.
+const LATELY: usize = 64;
+
+/// Large pages of which something is kept over a flush, most of them once: they come in no order.
+#[derive(Debug)]
+pub struct KeptLarge {
+    pages: Vec<(u64, u8)>,
+    lately: [(u64, u8); LATELY],
+}
+
+impl KeptLarge {
+    pub fn new() -> Self {
+        Self { pages: Vec::new(), lately: [(0, 0); LATELY] }
+    }
+
+    /// The page of `la` is kept, which is part of one of this size.
+    pub fn note(&mut self, la: u64, shift: u8) {
+        let number = la >> shift;
+        let whole = (number << shift, shift);
+        if shift > 12
+            && std::mem::replace(&mut self.lately[number as usize % LATELY], whole) != whole
+        {
+            self.pages.push(whole);
+        }
+    }
+
+    /// Tells the soft TLB, which a flush has made forget them.
+    pub fn tell(self, soft: &mut SoftMmu) {
+        for (la, shift) in self.pages {
+            soft.note_kept(Gva(la), shift);
+        }
+    }
+}
+
 /// See the module's head.
 #[derive(Debug)]
 pub struct NotingMmu {

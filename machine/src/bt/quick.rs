@@ -8,9 +8,9 @@
 
 use iced_x86::Mnemonic;
 use xenolith_cpu::state::Activity;
+use xenolith_translator::mode::Mode;
 
 use super::{Bt, PREPARED};
-use crate::bt::Mode;
 
 impl Bt {
     /// Does the instruction that translated code of `mode` has come to, if it is one of these.

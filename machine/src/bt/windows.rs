@@ -24,7 +24,7 @@ use xenolith_translator::area::{AreaBox, is_floating};
 use xenolith_translator::emit::{self, MapEntry};
 use xenolith_translator::mode::Mode;
 
-use super::mmu::{FlushedPages, NotingMmu};
+use super::mmu::{FlushedPages, KeptLarge, NotingMmu};
 use super::{Bt, Fetched};
 use crate::config::Mmu;
 
@@ -48,8 +48,6 @@ const EVERYBODY: u64 = u64::MAX;
 const ERAS_MAX: usize = 32;
 /// Pages looked at around a fault; a power of two.
 const AROUND_PAGES: u64 = 16;
-/// Large pages that are told apart from those seen before; a power of two.
-const LATELY: usize = 64;
 /// Bytes of code that hold the rest of a guess.
 const UNGUESSED_BYTES: usize = 32;
 /// In an instruction's word: the block relies on the vector registers there.
@@ -242,30 +240,20 @@ impl Bt {
     /// Wakes the space of `owner` with what the guest's tables say now.
     fn wake_windows(&mut self, privilege: u8, era: u64, owner: u64) {
         let interp = &*self.interp;
-        // Large pages, most of them once: they come in no order.
-        let mut large: Vec<(u64, u8)> = Vec::new();
-        let mut lately = [(0, 0); LATELY];
+        let mut large = KeptLarge::new();
         let mut peek = interp.mem.soft.peeks(&interp.state, privilege_of(privilege));
         let is_still = |page: u64, mapped: Page| {
             let found =
                 peek(Gva(page << 12)).and_then(|found| for_windows(interp, privilege, found));
             found.is_some_and(|(gpa, may_write, shift)| {
-                let number = page << 12 >> shift;
-                let whole = (number << shift, shift);
-                if shift > 12
-                    && std::mem::replace(&mut lately[number as usize % LATELY], whole) != whole
-                {
-                    large.push(whole);
-                }
+                large.note(page << 12, shift);
                 gpa.gpn() == mapped.gpn && (may_write || !mapped.writable)
             })
         };
         let woken = self.windows[usize::from(privilege)].wake(era, owner, is_still);
         drop(peek);
         self.stats.wakings += u64::from(woken);
-        for (la, shift) in large {
-            self.interp.mem.soft.note_kept(Gva(la), shift);
-        }
+        large.tell(&mut self.interp.mem.soft);
     }
 
     /// An interrupt came in a block of user code: after several, its page's code is made again here, with guesses.
