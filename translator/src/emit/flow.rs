@@ -400,9 +400,14 @@ impl Emitter<'_> {
 
     /// Goes to the address in r10 by the jump cache, whose entries are polled.
     pub(super) fn indirect(&mut self, rip: u64, moved: i64) {
-        let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
         self.count_instructions(self.uncounted + 1);
-        self.look_up_jump(Site::Indirect { rip, moved });
+        self.leap(self.frame.mode.privilege, Site::Indirect { rip, moved });
+    }
+
+    /// Goes to the address in r10 by a privilege's jump cache, or leaves by `site` if it isn't there.
+    pub(super) fn leap(&mut self, privilege: u8, site: Site) {
+        self.look_up_jump_of(privilege, site);
+        let jumps = offset::jumps(usize::from(privilege));
         dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [r11 * 8 + jumps + 8]);
     }
 

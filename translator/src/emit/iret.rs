@@ -177,10 +177,8 @@ impl Emitter<'_> {
         );
         self.move_stack(12);
         self.count_instructions(self.uncounted + 1);
-        let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
         dynasm!(self.asm ; .arch x64 ; gs mov r10, [RIP]);
-        self.look_up_jump(Site::Crossed);
-        dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [r11 * 8 + jumps + 8]);
+        self.leap(self.frame.mode.privilege, Site::Crossed);
     }
 
     /// Goes to `out` unless the descriptor of the return at r11 reads as it did, with RCX spilled.

@@ -196,8 +196,6 @@ impl Emitter<'_> {
     fn go_to_pointer(&mut self) {
         self.count_instructions(self.uncounted + 1);
         dynasm!(self.asm ; .arch x64 ; gs movzx r10d, WORD [POINTER]);
-        self.look_up_jump(Site::Crossed);
-        let jumps = offset::jumps(usize::from(self.frame.mode.privilege));
-        dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [r11 * 8 + jumps + 8]);
+        self.leap(self.frame.mode.privilege, Site::Crossed);
     }
 }

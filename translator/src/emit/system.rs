@@ -200,13 +200,11 @@ impl Emitter<'_> {
 
     /// Goes to the address in r10 with another privilege.
     pub(super) fn cross(&mut self, to: Privilege) {
-        let jumps = offset::jumps(to as usize);
         if self.frame.mode.lends_fs() && to != Privilege::SupervisorAc {
             let window = offset::regions(to as usize);
             dynasm!(self.asm ; .arch x64 ; gs mov r11, [window] ; wrfsbase r11);
         }
-        self.look_up_jump_of(to as u8, Site::Crossed);
-        dynasm!(self.asm ; .arch x64 ; gs jmp QWORD [r11 * 8 + jumps + 8]);
+        self.leap(to as u8, Site::Crossed);
     }
 
     /// SYSCALL. Rust has seen that FMASK clears IF and all that blocks can't run with.
