@@ -30,7 +30,7 @@ unsafe impl Send for Span {}
 
 impl Span {
     /// `memory_bytes` of zeroes, a whole number of pages, and at least `behind_bytes` of nothing. Of the zeroes those of
-    /// `large`, whole pages too, are on large pages if the host has them.
+    /// `large`, whole pages too, are on large pages if the host has them; it begins at a multiple of theirs, empty or not.
     ///
     /// # Errors
     /// The host gives no address space.

@@ -8,14 +8,14 @@
 //! pieces' ends. A table has one owner; any thread. Source: mmap(2), madvise(2).
 
 use std::alloc::{Layout, handle_alloc_error};
-use std::ffi::c_void;
+use std::io;
 use std::ops::{Index, IndexMut};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::io::Errno;
-use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
-use rustix::mm::{madvise, mmap_anonymous, mprotect, munmap};
+use rustix::mm::{Advice, MprotectFlags, madvise, mprotect};
+
+use crate::span::Span;
 
 /// Bytes of a large page of the host's.
 pub const LARGE_BYTES: usize = 2 << 20;
@@ -29,33 +29,19 @@ pub const ALIGN: usize = 64;
 /// Address space whose beginning is memory.
 #[derive(Debug)]
 struct Stretch {
-    /// What was reserved.
-    reserved: *mut c_void,
-    reserved_bytes: usize,
-    /// The first byte of use, at a multiple of [`LARGE_BYTES`].
-    start: NonNull<u8>,
+    /// It begins at a multiple of [`LARGE_BYTES`].
+    span: Span,
     open_bytes: usize,
     used_bytes: usize,
 }
 
-// SAFETY: the mapping is this value's alone, and it hands out raw pointers only.
-unsafe impl Send for Stretch {}
-
 impl Stretch {
-    fn new() -> Result<Self, Errno> {
-        let reserved_bytes = STRETCH_BYTES + LARGE_BYTES;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: the kernel picks a free address.
-        let reserved =
-            unsafe { mmap_anonymous(ptr::null_mut(), reserved_bytes, ProtFlags::empty(), flags) }?;
-        let before = reserved.addr().next_multiple_of(LARGE_BYTES) - reserved.addr();
-        let start = NonNull::new(reserved.wrapping_byte_add(before).cast());
-        let start = start.expect("the kernel never picks address 0");
-        Ok(Self { reserved, reserved_bytes, start, open_bytes: 0, used_bytes: 0 })
+    fn new() -> io::Result<Self> {
+        Ok(Self { span: Span::new(0, STRETCH_BYTES, 0..0)?, open_bytes: 0, used_bytes: 0 })
     }
 
     /// `bytes` more bytes, if there is room.
-    fn take(&mut self, bytes: usize) -> Result<Option<NonNull<u8>>, Errno> {
+    fn take(&mut self, bytes: usize) -> io::Result<Option<NonNull<u8>>> {
         let at = self.used_bytes;
         let end = (at + bytes).next_multiple_of(ALIGN);
         if end > STRETCH_BYTES {
@@ -64,16 +50,16 @@ impl Stretch {
         self.open(end)?;
         self.used_bytes = end;
         // SAFETY: within the reservation.
-        Ok(Some(unsafe { self.start.byte_add(at) }))
+        Ok(Some(unsafe { self.span.start().byte_add(at) }))
     }
 
     /// Makes the first `bytes` bytes memory, and maybe more.
-    fn open(&mut self, bytes: usize) -> Result<(), Errno> {
+    fn open(&mut self, bytes: usize) -> io::Result<()> {
         if bytes <= self.open_bytes {
             return Ok(());
         }
         let end = bytes.next_multiple_of(LARGE_BYTES);
-        let at = self.start.as_ptr().wrapping_add(self.open_bytes).cast();
+        let at = self.span.start().as_ptr().wrapping_add(self.open_bytes).cast();
         let more = end - self.open_bytes;
         let access = MprotectFlags::READ | MprotectFlags::WRITE;
         // SAFETY: within the reservation, which is ours; nobody uses this part yet.
@@ -82,14 +68,6 @@ impl Stretch {
         let _ = unsafe { madvise(at, more, Advice::LinuxHugepage) };
         self.open_bytes = end;
         Ok(())
-    }
-}
-
-impl Drop for Stretch {
-    fn drop(&mut self) {
-        // SAFETY: exactly what was mapped; whoever kept a pointer into it broke the contract.
-        let unmapped = unsafe { munmap(self.reserved, self.reserved_bytes) };
-        debug_assert!(unmapped.is_ok(), "a mapping of ours could not be unmapped");
     }
 }
 
@@ -111,7 +89,7 @@ impl Pool {
         })
     }
 
-    fn try_take(stretches: &mut Vec<Stretch>, bytes: usize) -> Result<NonNull<u8>, Errno> {
+    fn try_take(stretches: &mut Vec<Stretch>, bytes: usize) -> io::Result<NonNull<u8>> {
         loop {
             if let Some(last) = stretches.last_mut()
                 && let Some(taken) = last.take(bytes)?
