@@ -134,6 +134,7 @@ fn go_through(code: &[u8], start: u64, mode: Mode) -> Result<Work> {
         decoder_options: DecoderOptions::NONE,
         windows: true,
         counts: false,
+        unrolls: false,
         looks_up: &|_: &Instruction| false,
         code_limit: u64::MAX,
     };

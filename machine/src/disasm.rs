@@ -147,6 +147,7 @@ pub fn code(
             decoder_options: model.decoder_options(),
             windows: true,
             counts: false,
+            unrolls: false,
             code_limit: limit,
         };
         let made = translator.translate(frame, bytes, &limits);

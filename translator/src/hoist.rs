@@ -20,13 +20,49 @@ use crate::plan::{Part, Step, Values, Window, follow, is_hint};
 const MOVED_MAX: i64 = 1 << 20;
 const APART_MAX: i64 = 1 << 30;
 
+/// Copies of a loop's steps at most, and steps of them all.
+const ROUNDS_MAX: usize = 4;
+const ROUND_STEPS_MAX: usize = 160;
+
 /// A loop of one block.
 #[derive(Debug, Default)]
 pub struct Loop {
-    /// Which step jumps back; nothing if there is no such loop, or nothing to be kept in it.
+    /// Which step jumps back; nothing if the block is no loop of simple steps.
     pub edge: Option<usize>,
+    /// Rounds that are made one after the other, so that only every so many jump back and look at the world.
+    pub rounds: usize,
     /// Steps whose accesses are looked up before the loop.
     pub ahead: Vec<usize>,
+}
+
+impl Loop {
+    /// Whether the step is in a loop that keeps what is looked up before it.
+    pub fn keeps_in(&self, step: usize) -> bool {
+        !self.ahead.is_empty() && self.edge.is_some_and(|edge| step <= edge)
+    }
+}
+
+/// Finds the loop of a block at `rip`; `unrolls` says whether it is worth several rounds.
+pub fn find_loop(mode: Mode, rip: u64, steps: &[Step], unrolls: bool, found: &mut Loop) {
+    let (kind, bits) = match mode.bits {
+        64 => (OpKind::NearBranch64, u64::MAX),
+        32 => (OpKind::NearBranch32, u64::from(u32::MAX)),
+        _ => return found.edge = None,
+    };
+    let leads_back = |step: &Step| {
+        matches!(step.class, Class::Branch | Class::Jump)
+            && step.insn.op0_kind() == kind
+            && step.insn.near_branch_target() == rip & bits
+    };
+    let is_simple = |step: &Step| {
+        matches!(step.class, Class::Same | Class::Vector(_) | Class::Branch | Class::Jump)
+    };
+    let edge = steps.iter().position(leads_back);
+    found.edge = edge.filter(|&edge| mode.shadow && steps[..=edge].iter().all(is_simple));
+    found.rounds = match found.edge {
+        Some(edge) if unrolls => (ROUND_STEPS_MAX / (edge + 1)).clamp(1, ROUNDS_MAX),
+        _ => 1,
+    };
 }
 
 /// What makes an address, but for its displacement.
@@ -37,28 +73,9 @@ struct Shape {
     scale: u32,
 }
 
-/// Finds the loop of a block at `rip`, and makes what is looked up ahead a window of its own.
-pub fn hoist(
-    mode: Mode,
-    rip: u64,
-    steps: &mut [Step],
-    windows: &mut Vec<Window>,
-    found: &mut Loop,
-) {
-    found.edge = None;
-    found.ahead.clear();
-    let leads_back = |step: &Step| {
-        matches!(step.class, Class::Branch | Class::Jump)
-            && step.insn.op0_kind() == OpKind::NearBranch64
-            && step.insn.near_branch_target() == rip
-    };
-    let Some(edge) = steps.iter().position(leads_back) else { return };
-    let is_simple = |step: &Step| {
-        matches!(step.class, Class::Same | Class::Vector(_) | Class::Branch | Class::Jump)
-    };
-    if mode.bits < 64 || !mode.shadow || !steps[..=edge].iter().all(is_simple) {
-        return;
-    }
+/// Makes what can be looked up ahead of a loop windows of its own.
+pub fn hoist(mode: Mode, steps: &mut [Step], windows: &mut Vec<Window>, found: &mut Loop) {
+    let Some(edge) = found.edge else { return };
     let mut values = Values::new();
     for step in &steps[..=edge] {
         follow(mode, step, &mut values);
@@ -102,10 +119,6 @@ pub fn hoist(
         };
         step.part = Some(Part { window, first: false });
     }
-    if kept.is_empty() {
-        return;
-    }
-    found.edge = Some(edge);
     // Windows that began with an access that is now another's.
     let first_new = windows.len() - kept.len();
     for window in 0..first_new as u8 {

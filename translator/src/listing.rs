@@ -139,7 +139,7 @@ impl Listing<'_> {
                 format!("the jump cache doesn't know the target of the transfer at {rip:x}")
             }
             Site::Crossed => "the jump cache there doesn't know the target".to_owned(),
-            Site::Poll { rip } => format!("something is in the attention word, at {rip:x}"),
+            Site::Poll { rip, .. } => format!("something is in the attention word, at {rip:x}"),
             Site::Guard { rip } => format!("{rip:x}'s page isn't vouched for"),
             Site::HandOver { rip, mnemonic, .. } => {
                 let mnemonic = format!("{mnemonic:?}").to_uppercase();

@@ -17,7 +17,7 @@ use iced_x86::{
 use crate::area::{WINDOWS_MAX, is_floating};
 use crate::classify::{Class, classify, slot_bytes};
 use crate::guess::{Start, guess};
-use crate::hoist::{Loop, hoist};
+use crate::hoist::{Loop, find_loop, hoist};
 use crate::mode::Mode;
 
 /// Bytes that a window spans at most: few where it must lie within a page or a segment, many where only
@@ -167,6 +167,8 @@ pub struct Limits<'a> {
     pub windows: bool,
     /// Blocks count the instructions they run.
     pub counts: bool,
+    /// The block has been seen at work: if it is a loop, several rounds are made of it.
+    pub unrolls: bool,
     /// The code segment's limit.
     pub code_limit: u64,
     /// Whether an instruction had better not go through shadow windows: it faults too often there.
@@ -243,8 +245,12 @@ pub fn plan(
     if keeps {
         gather(mode, &mut steps, &mut windows, drafts);
     }
-    let loops = if keeps { &mut steps[..] } else { &mut [] };
-    hoist(mode, rip, loops, &mut windows, &mut again);
+    // Where blocks count, each round must look.
+    find_loop(mode, rip, &steps, limits.unrolls && !limits.counts, &mut again);
+    again.ahead.clear();
+    if keeps && mode.bits == 64 {
+        hoist(mode, &mut steps, &mut windows, &mut again);
+    }
     Plan { steps, windows, again, bytes: done, ends, vector }
 }
 

@@ -1,24 +1,33 @@
 //! What blocks are made of: where one may be entered in its middle (nowhere that it relies on what it has kept since
-//! earlier), and which instructions stay locked.
+//! earlier), which instructions stay locked, and what becomes of loops.
 
 use iced_x86::code_asm::{
-    CodeAssembler, CodeLabel, dword_ptr, eax, ecx, edx, qword_ptr, r10, rbx, rcx, rdx, rsi, rsp,
-    st0, st1, xmm0, xmm1, xmmword_ptr,
+    CodeAssembler, CodeLabel, dword_ptr, eax, ecx, edx, qword_ptr, r10, rax, rbx, rcx, rdx, rsi,
+    rsp, st0, st1, xmm0, xmm1, xmmword_ptr,
 };
 use iced_x86::{Decoder, DecoderOptions, IcedError, Instruction, Mnemonic, OpKind};
-use xenolith_translator::emit::{Frame, Page, Routines, Translation, Translator};
+use xenolith_translator::emit::{Frame, Page, Routines, Site, Translation, Translator};
 use xenolith_translator::host::Host;
 use xenolith_translator::mode::{Loads, Mode};
 use xenolith_translator::plan::Limits;
 
 const RIP: u64 = 0x40_0000;
 
-/// A block of user code.
-fn block(
+/// What is asked of a block.
+#[derive(Clone, Copy, Default)]
+struct Wanted {
     shadow: bool,
     unlocks: bool,
+    unrolls: bool,
+    counts: bool,
+}
+
+/// A block of user code.
+fn block(
+    wanted: Wanted,
     write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
 ) -> Translation {
+    let Wanted { shadow, unlocks, unrolls, counts } = wanted;
     let mut asm = CodeAssembler::new(64).expect("64-bit code");
     write(&mut asm).expect("instructions");
     let code = asm.assemble(RIP).expect("code");
@@ -54,7 +63,8 @@ fn block(
         allowed: &|_: &Instruction| true,
         decoder_options: DecoderOptions::NONE,
         windows: true,
-        counts: false,
+        counts,
+        unrolls,
         looks_up: &|_: &Instruction| false,
         code_limit: u64::MAX,
     };
@@ -64,12 +74,16 @@ fn block(
 
 /// For each instruction, whether its block may be entered there.
 fn entries(shadow: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<bool> {
-    block(shadow, false, write).map.iter().map(|entry| entry.enters).collect()
+    block(Wanted { shadow, ..Wanted::default() }, write)
+        .map
+        .iter()
+        .map(|entry| entry.enters)
+        .collect()
 }
 
 /// For each instruction but the last, whether its host code has a locked one.
 fn locked(unlocks: bool, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<bool> {
-    let block = block(true, unlocks, write);
+    let block = block(Wanted { shadow: true, unlocks, ..Wanted::default() }, write);
     let is_locked = |code: &[u8]| {
         Decoder::new(64, code, DecoderOptions::NONE).iter().any(|insn| {
             let swaps = insn.mnemonic() == Mnemonic::Xchg && insn.op0_kind() == OpKind::Memory;
@@ -136,13 +150,21 @@ fn not_while_x87_registers_are_the_hosts() {
 
 /// Whether a loop of one block looks up the windows of its accesses before the first round.
 fn looks_ahead(write: impl Fn(&mut CodeAssembler, CodeLabel) -> Result<(), IcedError>) -> bool {
-    let block = block(true, false, |asm| {
+    let block = a_loop(Wanted { shadow: true, ..Wanted::default() }, write);
+    block.again != block.polled
+}
+
+/// A block with a label at its beginning.
+fn a_loop(
+    wanted: Wanted,
+    write: impl Fn(&mut CodeAssembler, CodeLabel) -> Result<(), IcedError>,
+) -> Translation {
+    block(wanted, |asm| {
         let mut again = asm.create_label();
         asm.set_label(&mut again)?;
         write(asm, again)?;
         asm.ret()
-    });
-    block.again != block.polled
+    })
 }
 
 #[test]
@@ -181,4 +203,41 @@ fn loops_look_ahead_where_each_round_is_near_the_last() {
         asm.dec(rcx)?;
         asm.jne(again)
     }));
+}
+
+#[test]
+fn loops_at_work_are_made_of_several_rounds() {
+    const BUSY: Wanted = Wanted { shadow: true, unlocks: false, unrolls: true, counts: false };
+    // Of each instruction of the host code its guest's address from the block's beginning; and how often the block looks
+    // at the attention word or wants to be made again.
+    let rounds = |wanted: Wanted, length: usize| {
+        let block = a_loop(wanted, |asm, again| {
+            asm.add(rdx, qword_ptr(rbx + rcx * 8))?;
+            for _ in 3..length {
+                asm.inc(rax)?;
+            }
+            asm.dec(rcx)?;
+            asm.jne(again)
+        });
+        let guests: Vec<u16> = block.map.iter().map(|entry| entry.guest).collect();
+        let starts = guests.iter().filter(|&&guest| guest == 0).count();
+        // All but the first keep what was looked up before it.
+        let enters: Vec<bool> = block.map.iter().map(|entry| entry.enters).collect();
+        assert!(enters[0] && !enters[1..starts * length].contains(&true), "{enters:?}");
+        assert!(block.map.is_sorted_by(|one, two| one.host < two.host));
+        assert_eq!(guests.len(), starts * length + 1, "the RET comes once");
+        let polls = |wants: bool| {
+            let is_one =
+                |site: &&Site| matches!(site, Site::Poll { unrolls, .. } if *unrolls == wants);
+            block.sites.iter().filter(is_one).count()
+        };
+        (starts, polls(false), polls(true))
+    };
+    assert_eq!(rounds(BUSY, 3), (4, 2, 0));
+    assert_eq!(rounds(BUSY, 40), (4, 2, 0));
+    assert_eq!(rounds(BUSY, 60), (2, 2, 0));
+    // One that hasn't been seen at work says that it could be.
+    assert_eq!(rounds(Wanted { unrolls: false, ..BUSY }, 3), (1, 0, 2));
+    // Where blocks count, each round looks whether it may go on.
+    assert_eq!(rounds(Wanted { counts: true, ..BUSY }, 3), (1, 2, 0));
 }

@@ -36,6 +36,8 @@ pub struct Lessons {
     without: Vec<Without>,
     /// Instructions whose region was guessed wrong, by their linear addresses.
     misled: NumberMap<u64, ()>,
+    /// Loops that have been seen at work.
+    busy: NumberMap<Key, ()>,
 }
 
 /// When the first of those that do without windows tries again: in ticks, for who has no lock.
@@ -108,6 +110,17 @@ impl Lessons {
     /// Whether nothing is guessed for the instruction at `rip`.
     pub fn is_misled(&self, rip: u64) -> bool {
         self.misled.contains_key(&rip)
+    }
+
+    /// The block, a loop, was at work when somebody looked. True the first time: it is to be made again.
+    pub fn note_busy(&mut self, key: Key) -> bool {
+        make_room(&mut self.busy);
+        self.busy.insert(key, ()).is_none()
+    }
+
+    /// Whether the block, if it is a loop, is worth several rounds.
+    pub fn is_busy(&self, key: Key) -> bool {
+        self.busy.contains_key(&key)
     }
 
     /// Counts a fault at `now`, of the instruction at `rip` in the block of `key`, that windows couldn't help. Often

@@ -24,6 +24,7 @@ use super::segments::{Spot, key, tag_of};
 use super::shared::Side;
 use super::windows::ticks;
 use super::{Bt, Fetched, Found, INSN_BYTES_MAX, LENGTH_MAX, windows};
+use crate::config::Mmu;
 
 /// Bytes of the longest block.
 const BLOCK_BYTES_MAX: usize = LENGTH_MAX * INSN_BYTES_MAX;
@@ -227,6 +228,7 @@ impl Bt {
             decoder_options: self.cpuid.decoder_options(),
             windows,
             counts: self.shared.options.counts,
+            unrolls: self.shared.options.making.mmu == Mmu::Shadow || lessons.is_busy(key),
             code_limit: origin.at.limit,
         };
         match self.maker.translator.translate(*frame, code, &limits) {

@@ -704,9 +704,12 @@ impl Bt {
                     target = next.entries.polled;
                     epoch = next.epoch;
                 }
-                Site::Poll { rip } => {
+                Site::Poll { rip, unrolls } => {
                     self.count(0);
                     self.stats.polls += 1;
+                    if unrolls {
+                        self.note_busy(&record);
+                    }
                     self.earn_windows(mode, true);
                     self.warm_page(mode, record.block);
                     self.unload(self.present(mode, rip));
@@ -828,6 +831,19 @@ impl Bt {
     fn uncount(&mut self, done: u64) {
         if self.shared.options.counts {
             self.interp.state.retired -= done;
+        }
+    }
+
+    /// Notes that a block that is a loop is at work; it is made again, of several rounds.
+    fn note_busy(&mut self, record: &Record<Site>) {
+        let cache = self.shared.cache();
+        if self.stepping || !cache.is_live(record.block) {
+            return;
+        }
+        let key = cache.key_of(record.block);
+        drop(cache);
+        if self.shared.lessons().note_busy(key) {
+            self.shared.drop_block(key);
         }
     }
 

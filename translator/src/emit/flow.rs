@@ -146,7 +146,7 @@ impl Emitter<'_> {
 
     /// Leaves when something is in the attention word, or the instructions to run are used up.
     pub(super) fn poll(&mut self) {
-        let site = self.site(Site::Poll { rip: self.frame.rip });
+        let site = self.site(Site::Poll { rip: self.frame.rip, unrolls: self.unrolls });
         let number = self.frame.first_site + site as u32;
         if self.counts {
             dynasm!(self.asm ; .arch x64 ; gs mov r11, [offset::REMAINING]);
@@ -216,8 +216,15 @@ impl Emitter<'_> {
         self.chained(target, label, from);
     }
 
-    /// Jcc: leaves for the target when taken, else goes on.
+    /// Jcc: leaves for the target when taken, else goes on. Where another round of the loop follows it is the other way
+    /// round.
     pub(super) fn branch(&mut self, insn: &Instruction) -> Result<(), EmitError> {
+        if let Some(over) = self.over.take() {
+            self.keep_but(0);
+            let mut inverse = *insn;
+            inverse.negate_condition_code();
+            return self.jump_if(&inverse, over);
+        }
         let bits = self.frame.mode.bits;
         let target = self.target(insn);
         let taken = self.asm.new_dynamic_label();
@@ -225,27 +232,33 @@ impl Emitter<'_> {
         self.keep_but(if changes_r11 { 1 << R11 } else { 0 });
         self.announce(target);
         self.keep_in_line(2);
+        self.jump_if(insn, taken)?;
+        self.chained(target, taken, mask(insn.ip(), bits));
+        Ok(())
+    }
+
+    /// Jcc with the condition of an instruction.
+    fn jump_if(&mut self, insn: &Instruction, to: DynamicLabel) -> Result<(), EmitError> {
         use iced_x86::ConditionCode as C;
         match insn.condition_code() {
-            C::o => dynasm!(self.asm ; .arch x64 ; jo =>taken),
-            C::no => dynasm!(self.asm ; .arch x64 ; jno =>taken),
-            C::b => dynasm!(self.asm ; .arch x64 ; jb =>taken),
-            C::ae => dynasm!(self.asm ; .arch x64 ; jae =>taken),
-            C::e => dynasm!(self.asm ; .arch x64 ; je =>taken),
-            C::ne => dynasm!(self.asm ; .arch x64 ; jne =>taken),
-            C::be => dynasm!(self.asm ; .arch x64 ; jbe =>taken),
-            C::a => dynasm!(self.asm ; .arch x64 ; ja =>taken),
-            C::s => dynasm!(self.asm ; .arch x64 ; js =>taken),
-            C::ns => dynasm!(self.asm ; .arch x64 ; jns =>taken),
-            C::p => dynasm!(self.asm ; .arch x64 ; jp =>taken),
-            C::np => dynasm!(self.asm ; .arch x64 ; jnp =>taken),
-            C::l => dynasm!(self.asm ; .arch x64 ; jl =>taken),
-            C::ge => dynasm!(self.asm ; .arch x64 ; jge =>taken),
-            C::le => dynasm!(self.asm ; .arch x64 ; jle =>taken),
-            C::g => dynasm!(self.asm ; .arch x64 ; jg =>taken),
+            C::o => dynasm!(self.asm ; .arch x64 ; jo =>to),
+            C::no => dynasm!(self.asm ; .arch x64 ; jno =>to),
+            C::b => dynasm!(self.asm ; .arch x64 ; jb =>to),
+            C::ae => dynasm!(self.asm ; .arch x64 ; jae =>to),
+            C::e => dynasm!(self.asm ; .arch x64 ; je =>to),
+            C::ne => dynasm!(self.asm ; .arch x64 ; jne =>to),
+            C::be => dynasm!(self.asm ; .arch x64 ; jbe =>to),
+            C::a => dynasm!(self.asm ; .arch x64 ; ja =>to),
+            C::s => dynasm!(self.asm ; .arch x64 ; js =>to),
+            C::ns => dynasm!(self.asm ; .arch x64 ; jns =>to),
+            C::p => dynasm!(self.asm ; .arch x64 ; jp =>to),
+            C::np => dynasm!(self.asm ; .arch x64 ; jnp =>to),
+            C::l => dynasm!(self.asm ; .arch x64 ; jl =>to),
+            C::ge => dynasm!(self.asm ; .arch x64 ; jge =>to),
+            C::le => dynasm!(self.asm ; .arch x64 ; jle =>to),
+            C::g => dynasm!(self.asm ; .arch x64 ; jg =>to),
             C::None => return Err(EmitError::Encode(format!("condition of {insn}"))),
         }
-        self.chained(target, taken, mask(insn.ip(), bits));
         Ok(())
     }
 

@@ -52,6 +52,7 @@ use iced_x86::{Encoder, Instruction, InstructionInfoFactory, Mnemonic, OpKind, R
 
 use crate::area::{FLOATING, WINDOWS_MAX, is_floating, offset};
 use crate::classify::{Class, slot_bytes};
+use crate::hoist::Loop;
 use crate::host::Host;
 use crate::mode::Mode;
 use crate::plan::{Drafts, Limits, Plan, Step, Uses, is_hint, plan};
@@ -104,8 +105,9 @@ pub enum Site {
     /// SYSCALL, SYSRET, STAC or CLAC to `Area::rip`, which the other side's jump cache doesn't know, or a far transfer
     /// in a mode in which the mode stays. All is done but the jump.
     Crossed,
-    /// Something is in the attention word; the guest is at `rip`.
-    Poll { rip: u64 },
+    /// Something is in the attention word; the guest is at `rip`. `unrolls`: the block is a loop that would be made of
+    /// several rounds, had it been seen at work.
+    Poll { rip: u64, unrolls: bool },
     /// The table of executable pages doesn't vouch for the block's page.
     Guard { rip: u64 },
     /// The interpreter does the instruction at `rip`; if the guest is then at `next` under the same
@@ -262,8 +264,12 @@ struct Emitter<'a> {
     /// is known yet. Only what comes back there by itself may rely on it, or after a fault, which puts them back.
     ready: [Option<u8>; 2],
     held: [Option<u8>; 2],
-    /// The instruction in hand leads back to the beginning of the block's loop.
+    /// The instruction in hand leads back to the beginning of the block's loop, past what is looked up before it.
     at_edge: bool,
+    /// Where the instruction in hand goes when the loop is over, if another round follows.
+    over: Option<DynamicLabel>,
+    /// The block is a loop that may be made of several rounds, and is of one.
+    unrolls: bool,
     /// Instructions since the last count, where blocks count.
     counts: bool,
     uncounted: u8,
@@ -272,6 +278,26 @@ struct Emitter<'a> {
 impl std::fmt::Debug for Emitter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Emitter").field("sites", &self.sites).finish_non_exhaustive()
+    }
+}
+
+/// What a block keeps addends for, as far as it is emitted.
+struct Kept {
+    /// The last step that uses each window.
+    last_uses: [usize; WINDOWS_MAX],
+    /// Up to this step an addend is kept.
+    until: usize,
+}
+
+impl Kept {
+    fn of(plan: &Plan) -> Self {
+        let mut last_uses = [0; WINDOWS_MAX];
+        for (number, step) in plan.steps.iter().enumerate() {
+            if let Some(part) = step.part {
+                last_uses[usize::from(part.window)] = number;
+            }
+        }
+        Self { last_uses, until: 0 }
     }
 }
 
@@ -401,6 +427,8 @@ impl<'a> Emitter<'a> {
             ready: [None; 2],
             held: [None; 2],
             at_edge: false,
+            over: None,
+            unrolls: false,
             counts,
             uncounted: 0,
         }
@@ -408,6 +436,8 @@ impl<'a> Emitter<'a> {
 
     fn block(mut self, plan: &Plan) -> Result<Translation, EmitError> {
         let bits = self.frame.mode.bits;
+        let Loop { edge, rounds, .. } = plan.again;
+        self.unrolls = edge.is_some() && rounds == 1 && !self.counts;
         self.enter_guarded();
         let indirect = self.enter_indirect();
         let polled = self.offset();
@@ -417,34 +447,25 @@ impl<'a> Emitter<'a> {
             self.guard_second(second);
         }
         let head = self.offset();
-        let again = if plan.again.edge.is_some() { self.enter_again(plan)? } else { polled };
-        let mut last_uses = [0; WINDOWS_MAX];
-        for (number, step) in plan.steps.iter().enumerate() {
-            if let Some(part) = step.part {
-                last_uses[usize::from(part.window)] = number;
+        let again = if plan.again.ahead.is_empty() { polled } else { self.enter_again(plan)? };
+        let mut kept = Kept::of(plan);
+        let over = self.asm.new_dynamic_label();
+        if let Some(edge) = edge {
+            for _ in 1..rounds {
+                for number in 0..=edge {
+                    self.over = (number == edge).then_some(over);
+                    self.step(plan, number, &mut kept, head)?;
+                }
+                kept.until = 0;
             }
         }
-        // Up to here an addend is kept.
-        let mut kept_until = 0;
-        for (number, step) in plan.steps.iter().enumerate() {
-            let host = if number == 0 { head } else { self.offset() } as u32;
-            let in_loop = plan.again.edge.is_some_and(|edge| number <= edge);
-            let enters = (number == 0 || kept_until < number && !in_loop) && !self.x87_live;
-            self.at_edge = plan.again.edge == Some(number);
-            if let Some(part) = step.part {
-                kept_until = kept_until.max(last_uses[usize::from(part.window)]);
+        for number in 0..plan.steps.len() {
+            self.at_edge = edge == Some(number) && !plan.again.ahead.is_empty();
+            self.step(plan, number, &mut kept, head)?;
+            if rounds > 1 && edge == Some(number) {
+                dynasm!(self.asm ; .arch x64 ; =>over);
+                self.held = [None; 2];
             }
-            self.spilled = [MapEntry::NONE; 2];
-            self.region = step.region;
-            self.ready = std::mem::take(&mut self.held);
-            let (done, live) = (self.uncounted, self.vector_live);
-            self.instruction(step, plan)?;
-            if let Some(before) = number.checked_sub(1) {
-                self.hold_off(&plan.steps[before], false);
-            }
-            self.uncounted = if self.transfers(step) { 0 } else { self.uncounted + 1 };
-            let guest = step.insn.ip().wrapping_sub(self.frame.rip) as u16;
-            self.map.push(MapEntry { host, guest, spilled: self.spilled, done, live, enters });
         }
         if !plan.ends {
             // The page or the block's length is over; or the interpreter will raise what is due.
@@ -467,6 +488,36 @@ impl<'a> Emitter<'a> {
             instructions: plan.steps.len(),
             map: self.map,
         })
+    }
+
+    /// One step. The block proper begins at `head`.
+    fn step(
+        &mut self,
+        plan: &Plan,
+        number: usize,
+        kept: &mut Kept,
+        head: usize,
+    ) -> Result<(), EmitError> {
+        let step = &plan.steps[number];
+        let host = if self.map.is_empty() { head } else { self.offset() } as u32;
+        let is_first = self.map.is_empty();
+        let relies = kept.until >= number || plan.again.keeps_in(number);
+        let enters = (is_first || !relies) && !self.x87_live;
+        if let Some(part) = step.part {
+            kept.until = kept.until.max(kept.last_uses[usize::from(part.window)]);
+        }
+        self.spilled = [MapEntry::NONE; 2];
+        self.region = step.region;
+        self.ready = std::mem::take(&mut self.held);
+        let (done, live) = (self.uncounted, self.vector_live);
+        self.instruction(step, plan)?;
+        if let Some(before) = number.checked_sub(1) {
+            self.hold_off(&plan.steps[before], false);
+        }
+        self.uncounted = if self.transfers(step) { 0 } else { self.uncounted + 1 };
+        let guest = step.insn.ip().wrapping_sub(self.frame.rip) as u16;
+        self.map.push(MapEntry { host, guest, spilled: self.spilled, done, live, enters });
+        Ok(())
     }
 
     /// After the step nothing is left to be counted: a transfer counts itself too, and Rust counts all.
@@ -557,6 +608,7 @@ impl<'a> Emitter<'a> {
             Class::Push => self.push(step, plan)?,
             Class::Pop => self.pop(step, plan),
             Class::Leave => self.leave(step, plan),
+            Class::Jump if self.over.take().is_some() => {}
             Class::Jump => self.chain(self.target(insn), rip),
             Class::Branch => self.branch(insn)?,
             Class::Count => self.count(insn),
