@@ -33,7 +33,7 @@ const RESERVED_BYTES: usize = 3 * REGION_BYTES;
 const SPACES_MAX: usize = 8;
 /// Regions of one space.
 const REGIONS_MAX: usize = 16;
-/// Pages of a run that the host is asked to find at once.
+/// Pages of a run that the host is asked to find at once where it may not have them yet.
 const POPULATE_MAX: u64 = 16;
 /// Mappings that we leave to others, of those that the host allows a process.
 const MAPPINGS_SPARED: usize = 16 << 10;
@@ -163,6 +163,8 @@ pub struct Run {
     pub gpn: u64,
     pub count: u64,
     pub writable: bool,
+    /// The guest has given all of it contents: the host has it, or will need to.
+    pub filled: bool,
 }
 
 /// Which spaces (by number) and linear pages map a guest page for writing.
@@ -440,9 +442,9 @@ impl Shadow {
         let layout = self.ram.layout();
         let file_page = layout.file_page(run.gpn).ok_or(Full)? as u64;
         let write = if run.writable { ProtFlags::WRITE } else { ProtFlags::empty() };
-        // A page that faulted is touched at once; of a large one most may never be.
-        let populate =
-            if run.count <= POPULATE_MAX { MapFlags::POPULATE } else { MapFlags::empty() };
+        // A page that faulted is touched at once; of a kernel's large one most may never be.
+        let at_once = run.filled || run.count <= POPULATE_MAX;
+        let populate = if at_once { MapFlags::POPULATE } else { MapFlags::empty() };
         // SAFETY: within a window of ours, whose addresses only translated code uses.
         unsafe {
             mmap(
@@ -570,7 +572,7 @@ mod tests {
                 _ => {
                     // Often what the neighbours go on to.
                     let gpn = if next(2) == 0 { 0x1000 + page - base } else { 0x1000 + next(300) };
-                    let run = Run { page, gpn, count: 1 + next(5), writable: next(2) == 0 };
+                    let run = Run { page, gpn, count: 1 + next(5), writable: next(2) == 0, filled: false };
                     shadow.map(run).expect("there is room");
                 }
             }
@@ -594,7 +596,7 @@ mod tests {
         for era in 1..=3 {
             shadow.create(era, era, 0);
             shadow.open_region(0x1000).expect("room");
-            shadow.map(Run { page: 5, gpn: 7, count: 2, writable: true }).expect("room");
+            shadow.map(Run { page: 5, gpn: 7, count: 2, writable: true, filled: false }).expect("room");
         }
         shadow.unmap_but(Some(3), 5, 1);
         let mut has = |era, page| {
@@ -617,7 +619,7 @@ mod tests {
         shadow.budget = MAPPED.load(Ordering::Relaxed) + 16;
         let map = |shadow: &mut Shadow, page: u64| {
             shadow.open_region(0x1000).expect("room");
-            shadow.map(Run { page, gpn: page, count: 1, writable: true })
+            shadow.map(Run { page, gpn: page, count: 1, writable: true, filled: false })
         };
         for era in 1..=2 {
             shadow.create(era, era, 0);
@@ -644,8 +646,8 @@ mod tests {
         let owner = 0x1000;
         shadow.create(1, owner, 100);
         shadow.open_region(0x1000).expect("room");
-        shadow.map(Run { page: 5, gpn: 7, count: 4, writable: true }).expect("room");
-        shadow.map(Run { page: 20, gpn: 70, count: 2, writable: false }).expect("room");
+        shadow.map(Run { page: 5, gpn: 7, count: 4, writable: true, filled: false }).expect("room");
+        shadow.map(Run { page: 20, gpn: 70, count: 2, writable: false, filled: false }).expect("room");
         let deltas: Vec<_> = shadow.active_deltas().collect();
         assert_eq!(shadow.asleep(owner), None, "it is active");
         shadow.switch(2, 130);

@@ -532,7 +532,8 @@ impl Bt {
             return None;
         }
         let writable = writable && interp.mem.code_version(gpa) == 0;
-        Some(Run { page, gpn: gpa.gpn(), count: 1, writable })
+        // What users see has been cleared at least.
+        Some(Run { page, gpn: gpa.gpn(), count: 1, writable, filled: mode.privilege == 0 })
     }
 
     fn peek(&self, privilege: u8, la: u64) -> Option<(Gpa, bool, u8)> {
