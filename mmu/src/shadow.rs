@@ -572,7 +572,13 @@ mod tests {
                 _ => {
                     // Often what the neighbours go on to.
                     let gpn = if next(2) == 0 { 0x1000 + page - base } else { 0x1000 + next(300) };
-                    let run = Run { page, gpn, count: 1 + next(5), writable: next(2) == 0, filled: false };
+                    let run = Run {
+                        page,
+                        gpn,
+                        count: 1 + next(5),
+                        writable: next(2) == 0,
+                        filled: false,
+                    };
                     shadow.map(run).expect("there is room");
                 }
             }
@@ -596,7 +602,9 @@ mod tests {
         for era in 1..=3 {
             shadow.create(era, era, 0);
             shadow.open_region(0x1000).expect("room");
-            shadow.map(Run { page: 5, gpn: 7, count: 2, writable: true, filled: false }).expect("room");
+            shadow
+                .map(Run { page: 5, gpn: 7, count: 2, writable: true, filled: false })
+                .expect("room");
         }
         shadow.unmap_but(Some(3), 5, 1);
         let mut has = |era, page| {
@@ -647,7 +655,9 @@ mod tests {
         shadow.create(1, owner, 100);
         shadow.open_region(0x1000).expect("room");
         shadow.map(Run { page: 5, gpn: 7, count: 4, writable: true, filled: false }).expect("room");
-        shadow.map(Run { page: 20, gpn: 70, count: 2, writable: false, filled: false }).expect("room");
+        shadow
+            .map(Run { page: 20, gpn: 70, count: 2, writable: false, filled: false })
+            .expect("room");
         let deltas: Vec<_> = shadow.active_deltas().collect();
         assert_eq!(shadow.asleep(owner), None, "it is active");
         shadow.switch(2, 130);

@@ -14,7 +14,7 @@ use xenolith_cpu::vector::{Plain, Unit};
 use crate::mode::{Loads, Mode};
 
 /// How an instruction is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Class {
     /// The same instruction runs on the host, its memory operand (if any) redirected.
     Same,
@@ -80,6 +80,7 @@ pub enum Class {
     ClearInterrupts,
     SetInterrupts,
     /// The interpreter does it.
+    #[default]
     HandOver,
 }
 

@@ -44,7 +44,7 @@ pub struct Part {
 }
 
 /// One instruction of a block.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Step {
     pub insn: Instruction,
     pub class: Class,
@@ -202,12 +202,17 @@ pub fn plan(
     let mut ends = false;
     let mut done = 0;
     while steps.len() < limits.length_max && !ends && decoder.can_decode() {
-        let insn = decoder.decode();
+        // Decoded where it stays: to copy an instruction waits for the decoder's stores.
+        steps.push(Step::default());
+        let Some(step) = steps.last_mut() else { break };
+        decoder.decode_out(&mut step.insn);
+        let insn = &step.insn;
         if insn.is_invalid() {
+            steps.pop();
             break;
         }
-        let allowed = (limits.allowed)(&insn);
-        let mut class = if allowed { classify(&insn, mode) } else { Class::HandOver };
+        let allowed = (limits.allowed)(insn);
+        let mut class = if allowed { classify(insn, mode) } else { Class::HandOver };
         if class.is_relative() && insn.near_branch_target() > limits.code_limit {
             // The branch itself faults when it is taken.
             class = Class::HandOver;
@@ -217,11 +222,11 @@ pub fn plan(
             class = Class::HandOver;
         }
         done += insn.len();
-        ends = class.ends_block(&insn);
-        let uses = uses(&insn, info);
+        ends = class.ends_block(insn);
         let whole = class == Class::String || class.changes_segment();
-        let looks_up = !mode.shadow || whole || (limits.looks_up)(&insn);
-        steps.push(Step { insn, class, uses, part: None, looks_up, region: None });
+        step.looks_up = !mode.shadow || whole || (limits.looks_up)(insn);
+        step.uses = uses(insn, info);
+        step.class = class;
     }
     // A load of SS holds interrupts off for one instruction more, which must be in the block, and plain.
     for number in 0..steps.len() {

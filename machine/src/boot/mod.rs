@@ -23,6 +23,7 @@ mod xz;
 
 use std::fs;
 use std::io::{self, Read};
+use std::ops::Range;
 use std::path::Path;
 
 use xenolith_cpu::cpuid::{CpuidModel, Feature};
@@ -49,6 +50,11 @@ mod place {
     /// Longest command line that fits below the extended BIOS data area, with its NUL.
     pub const COMMAND_LINE_MAX: usize = 0x1_0000;
 }
+
+/// Of the host.
+const LARGE_PAGE: usize = 2 << 20;
+/// Kernels are packed to a fourth or so.
+const LIKELY_RATIO: usize = 8;
 
 /// Null, null, flat code at 0x10, flat data at 0x18 (the selectors of Linux's boot protocol), and a
 /// task state segment for PVH, which in long mode has two places.
@@ -286,6 +292,39 @@ fn ask_for_large_pages(room: &mut Vec<u8>) {
     let len = (start + room.capacity()).saturating_sub(first);
     // SAFETY: a range inside the vector's memory; the advice changes no contents. A refusal does no harm.
     let _ = unsafe { libc::madvise(first as *mut libc::c_void, len, libc::MADV_HUGEPAGE) };
+}
+
+/// What of `room` will probably be filled by what is packed into `packed` bytes: not all, if somebody only says that it
+/// becomes so large.
+fn likely_range(room: Range<*mut u8>, packed: usize) -> Range<*mut u8> {
+    let bytes = room.end.addr() - room.start.addr();
+    room.start..room.start.wrapping_add(bytes.min(packed.saturating_mul(LIKELY_RATIO)))
+}
+
+/// Does some work while another thread has the host find the pages of `room`, which is memory of ours: unpacking is so slow
+/// that it rarely has to wait for one then.
+fn beside_populating<T>(room: Range<*mut u8>, work: impl FnOnce() -> T) -> T {
+    let (start, end) = (room.start.addr(), room.end.addr());
+    if end - start < LARGE_PAGE {
+        return work();
+    }
+    let populate = move || {
+        let mut at = start.next_multiple_of(PAGE_SIZE as usize);
+        while at < end {
+            let next = end.min((at + 1).next_multiple_of(LARGE_PAGE));
+            // SAFETY: pages of a range that is allocated until the thread has been joined; the advice changes no contents.
+            // A refusal does no harm.
+            let _ = unsafe {
+                libc::madvise(at as *mut libc::c_void, next - at, libc::MADV_POPULATE_WRITE)
+            };
+            at = next;
+        }
+    };
+    std::thread::scope(|scope| {
+        // Without a thread the pages are found when they are written.
+        let _ = std::thread::Builder::new().name("memory".to_owned()).spawn_scoped(scope, populate);
+        work()
+    })
 }
 
 /// Reads an option ROM of at most `max` bytes.

@@ -14,7 +14,7 @@ use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::{DecompressorOxide, decompress, inflate_flags};
 
 use super::xz::Block;
-use super::{ask_for_large_pages, u16_at, u32_at};
+use super::{ask_for_large_pages, beside_populating, likely_range, u16_at, u32_at};
 
 /// Bytes of the unpacked size behind the compressed kernel.
 const SIZE_BYTES: usize = 4;
@@ -63,14 +63,15 @@ pub fn unpack(payload: &[u8], limit: u64, memory: u64) -> Result<Vec<u8>, String
     let mut kernel = vec![0; usize::try_from(size).map_err(|_| "it is too large")?];
     ask_for_large_pages(&mut kernel);
     let packed = &payload[..packed];
-    let filled = match format {
+    let likely = likely_range(kernel.as_mut_ptr_range(), packed.len());
+    let filled = beside_populating(likely, || match format {
         // The size is the format's own here.
         Format::Gzip => gzip(payload, &mut kernel),
         Format::Lz4 => lz4(packed, &mut kernel),
         Format::Lzma => lzma(Stream::new_lzma_decoder(memory), packed, &mut kernel),
         Format::Xz => xz(packed, memory, &mut kernel),
         Format::Zstd => zstd(packed, &mut kernel),
-    }
+    })
     .map_err(|reason| format!("its {format:?} data can't be unpacked: {reason}"))?;
     if filled != kernel.len() {
         return Err(format!("it has {filled:#x} bytes unpacked, not {size:#x}"));

@@ -12,8 +12,8 @@
 mod lzma2;
 mod x86;
 
-use super::u32_at;
-use lzma2::Decoder;
+use super::{beside_populating, likely_range, u32_at};
+use lzma2::{Decoder, Room};
 use x86::Filter;
 
 /// Of a stream's header, and of its footer.
@@ -116,7 +116,19 @@ impl<'a> Block<'a> {
         }
         // The window needs to be no larger than all that there is to look back at.
         let window = self.window_bytes.min(u32::try_from(kernel.len()).unwrap_or(u32::MAX));
-        let mut decoder = Decoder::new(self.data, window, memory)?;
+        let room = Room::new(window);
+        let likely = likely_range(room.range(), self.data.len());
+        beside_populating(likely, || self.decode(window, &room, memory, kernel))
+    }
+
+    fn decode(
+        self,
+        window_bytes: u32,
+        room: &Room,
+        memory: u64,
+        kernel: &mut [u8],
+    ) -> Result<usize, String> {
+        let mut decoder = Decoder::new(self.data, window_bytes, room, memory)?;
         let mut filter = self.filter;
         let mut sum = crc32fast::Hasher::new();
         let (mut filled, mut summed) = (0, 0);

@@ -1,50 +1,80 @@
 //! LZMA2 data, decoded by the library.
 //!
-//! Problem: the library's window is tens of megabytes on small pages, if it allocates it itself. Scheme: it is given an
-//! allocator that asks for large ones. Invariants: a decoder reads and writes inside the slices that it is given. Any
+//! Problem: the library's window is tens of megabytes on small pages, which the host has to find on the way, if it
+//! allocates it itself. Scheme: it is given an allocator that takes the window out of a [`Room`], which somebody else may
+//! populate meanwhile. Invariants: a decoder reads and writes inside the slices that it is given and in its room. Any
 //! thread.
 
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::{mem, ptr};
 
 use liblzma_sys as lzma;
 
-const LARGE_PAGE: usize = 2 << 20;
+use crate::boot::ask_for_large_pages;
 
-const ALLOCATOR: lzma::lzma_allocator =
-    lzma::lzma_allocator { alloc: Some(allocate), free: Some(free), opaque: ptr::null_mut() };
+/// What the library asks for beside the window's bytes, and more.
+const EXTRA_BYTES: usize = 1 << 16;
 
-unsafe extern "C" fn allocate(_: *mut c_void, count: usize, size: usize) -> *mut c_void {
-    let Some(bytes) = count.checked_mul(size) else { return ptr::null_mut() };
-    if bytes < LARGE_PAGE {
-        // SAFETY: any size can be asked for.
-        return unsafe { libc::malloc(bytes) };
-    }
-    let Some(bytes) = bytes.checked_next_multiple_of(LARGE_PAGE) else { return ptr::null_mut() };
-    // SAFETY: the alignment is a power of two, and the size a multiple of it.
-    let room = unsafe { libc::aligned_alloc(LARGE_PAGE, bytes) };
-    if !room.is_null() {
-        // SAFETY: the range was just allocated; the advice changes no contents. A refusal does no harm.
-        let _ = unsafe { libc::madvise(room, bytes, libc::MADV_HUGEPAGE) };
-    }
-    room
+/// Memory for a decoder's window.
+#[derive(Debug)]
+pub struct Room {
+    start: *mut u8,
+    bytes: Vec<u8>,
+    is_free: Cell<bool>,
 }
 
-unsafe extern "C" fn free(_: *mut c_void, room: *mut c_void) {
-    // SAFETY: the library frees once what `allocate` gave it, or null.
-    unsafe { libc::free(room) };
+impl Room {
+    pub fn new(window_bytes: u32) -> Self {
+        let mut bytes = vec![0; window_bytes as usize + EXTRA_BYTES];
+        ask_for_large_pages(&mut bytes);
+        Self { start: bytes.as_mut_ptr(), bytes, is_free: Cell::new(true) }
+    }
+
+    pub fn range(&self) -> Range<*mut u8> {
+        self.start..self.start.wrapping_add(self.bytes.len())
+    }
+}
+
+/// The library asks for its window, which is by far the largest thing that it asks for, or for something small.
+unsafe extern "C" fn allocate(room: *mut c_void, count: usize, size: usize) -> *mut c_void {
+    // SAFETY: the decoder's room, which it borrows.
+    let room = unsafe { &*room.cast::<Room>() };
+    let Some(bytes) = count.checked_mul(size) else { return ptr::null_mut() };
+    if bytes > EXTRA_BYTES && bytes <= room.bytes.len() && room.is_free.take() {
+        return room.start.cast();
+    }
+    // SAFETY: any size can be asked for.
+    unsafe { libc::malloc(bytes) }
+}
+
+unsafe extern "C" fn free(room: *mut c_void, given: *mut c_void) {
+    // SAFETY: the decoder's room, which it borrows.
+    let room = unsafe { &*room.cast::<Room>() };
+    if given.cast() != room.start {
+        // SAFETY: the library frees once what `allocate` gave it, or null.
+        unsafe { libc::free(given) };
+    }
 }
 
 /// A decoder in the midst of its data.
 pub struct Decoder<'a> {
     stream: lzma::lzma_stream,
-    data: PhantomData<&'a [u8]>,
+    /// What the stream points at.
+    _allocator: Box<lzma::lzma_allocator>,
+    borrowed: PhantomData<(&'a [u8], &'a Room)>,
 }
 
 impl<'a> Decoder<'a> {
-    /// One that looks back at `window_bytes` at most, and takes at most `memory` bytes.
-    pub fn new(data: &'a [u8], window_bytes: u32, memory: u64) -> Result<Self, String> {
+    /// One that looks back at `window_bytes` at most, for which there is `room`, and takes at most `memory` bytes.
+    pub fn new(
+        data: &'a [u8],
+        window_bytes: u32,
+        room: &'a Room,
+        memory: u64,
+    ) -> Result<Self, String> {
         // SAFETY: integers and pointers, for which zero is a value; so the library wants a new one to be.
         let mut options: lzma::lzma_options_lzma = unsafe { mem::zeroed() };
         options.dict_size = window_bytes;
@@ -58,11 +88,14 @@ impl<'a> Decoder<'a> {
         }
         // SAFETY: as for the options.
         let mut stream: lzma::lzma_stream = unsafe { mem::zeroed() };
-        stream.allocator = &ALLOCATOR;
+        let opaque = ptr::from_ref(room).cast_mut().cast();
+        let allocator =
+            Box::new(lzma::lzma_allocator { alloc: Some(allocate), free: Some(free), opaque });
+        stream.allocator = &raw const *allocator;
         stream.next_in = data.as_ptr();
         stream.avail_in = data.len();
-        let mut decoder = Self { stream, data: PhantomData };
-        // SAFETY: a new stream with an allocator that is never gone, and a list as above. Nothing keeps the list.
+        let mut decoder = Self { stream, _allocator: allocator, borrowed: PhantomData };
+        // SAFETY: a new stream with an allocator that stays as long, and a list as above. Nothing keeps the list.
         let status = unsafe { lzma::lzma_raw_decoder(&mut decoder.stream, filters.as_ptr()) };
         decoder_status(status).map(|_| decoder)
     }
