@@ -33,8 +33,8 @@ pub trait Clock: Send + Sync {
     fn set_running(&self, running: bool) {
         let _ = running;
     }
-    /// Seconds since 1970-01-01 UTC at machine start, for the RTC.
-    fn start_unix_seconds(&self) -> i64;
+    /// Nanoseconds since 1970-01-01 UTC at machine start, for clocks that know the date.
+    fn start_unix_ns(&self) -> i64;
 }
 
 /// A device that wants to be called at a time.

@@ -6,13 +6,17 @@ use std::sync::{Arc, Mutex};
 use crate::clock::{Clock, lock};
 use crate::irq::{IrqLine, IrqSink};
 
-/// A clock that moves when told.
+/// A clock that moves when told: its time, and how far into a second it starts.
 #[derive(Default)]
-pub struct FakeClock(AtomicU64);
+pub struct FakeClock(AtomicU64, i64);
 
 impl FakeClock {
     pub fn new() -> Arc<Self> {
         Arc::default()
+    }
+    /// One that starts so much later in its second.
+    pub fn into_second(ns: i64) -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(0), ns))
     }
     pub fn advance(&self, ns: u64) {
         self.0.fetch_add(ns, Ordering::Relaxed);
@@ -29,8 +33,8 @@ impl Clock for FakeClock {
     fn tsc_hz(&self) -> u64 {
         1_000_000_000
     }
-    fn start_unix_seconds(&self) -> i64 {
-        1_700_000_000
+    fn start_unix_ns(&self) -> i64 {
+        1_700_000_000_000_000_000 + self.1
     }
 }
 

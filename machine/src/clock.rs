@@ -46,13 +46,12 @@ pub struct HostClock {
     fallback: Option<Instant>,
     /// Latest time handed out: two cores' counters may differ by a few ticks.
     latest_tick: AtomicU64,
-    start_unix_seconds: i64,
+    start_unix_ns: i64,
 }
 
 impl HostClock {
     #[must_use]
     pub fn new() -> Self {
-        let start_unix_seconds = unix_seconds();
         if !has_invariant_tsc() {
             return Self {
                 start_ticks: AtomicU64::new(0),
@@ -61,13 +60,14 @@ impl HostClock {
                 ns_per_tick: 1 << SCALE_SHIFT,
                 fallback: Some(Instant::now()),
                 latest_tick: AtomicU64::new(0),
-                start_unix_seconds,
+                start_unix_ns: unix_ns(),
             };
         }
         let begun = MEASURED_FROM.get().filter(|(start, _)| start.elapsed() < MEASURE_MAX);
         let (start, start_ticks) = begun.copied().unwrap_or_else(read_both);
         std::thread::sleep(MEASURE.saturating_sub(start.elapsed()));
         let (end, end_ticks) = read_both();
+        let start_unix_ns = unix_ns();
         let ns = end.duration_since(start).as_nanos().max(1);
         let ticks = u128::from(end_ticks.wrapping_sub(start_ticks).max(1));
         // A frequency in whole kilohertz, as real ones are given.
@@ -79,7 +79,7 @@ impl HostClock {
             ns_per_tick: ((1_000_000u128 << SCALE_SHIFT) / u128::from(khz)) as u64,
             fallback: None,
             latest_tick: AtomicU64::new(0),
-            start_unix_seconds,
+            start_unix_ns,
         }
     }
 
@@ -136,8 +136,8 @@ impl Clock for HostClock {
         }
     }
 
-    fn start_unix_seconds(&self) -> i64 {
-        self.start_unix_seconds
+    fn start_unix_ns(&self) -> i64 {
+        self.start_unix_ns
     }
 }
 
@@ -168,9 +168,9 @@ fn has_invariant_tsc() -> bool {
     __cpuid(0x8000_0000).eax >= 0x8000_0007 && __cpuid(0x8000_0007).edx & (1 << 8) != 0
 }
 
-fn unix_seconds() -> i64 {
+fn unix_ns() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Ok(since) => i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
         Err(_) => 0,
     }
 }
@@ -185,9 +185,9 @@ pub struct CountedClock {
 }
 
 impl CountedClock {
-    /// Seconds since 1970 at which every counted run starts, 2026-01-01: a run must not depend on the
+    /// Nanoseconds since 1970 at which every counted run starts, 2026-01-01: a run must not depend on the
     /// day it is made.
-    pub const START_UNIX_SECONDS: i64 = 1_767_225_600;
+    pub const START_UNIX_NS: i64 = 1_767_225_600_000_000_000;
 
     #[must_use]
     pub fn new() -> Self {
@@ -219,8 +219,8 @@ impl Clock for CountedClock {
         1_000_000_000
     }
 
-    fn start_unix_seconds(&self) -> i64 {
-        Self::START_UNIX_SECONDS
+    fn start_unix_ns(&self) -> i64 {
+        Self::START_UNIX_NS
     }
 }
 

@@ -77,10 +77,16 @@ const ALARM_ANY: u8 = 0xc0;
 pub struct Battery {
     cmos: [u8; 128],
     /// How far the guest has set the clock from the computer's.
-    shift_s: i64,
-    phase_ns: u64,
+    shift_ns: i128,
     weekday_shift: u8,
     frozen: Option<Fields>,
+}
+
+/// Seconds since 1970, within what the calendar can show, and nanoseconds into the second.
+fn in_seconds(unix_ns: i128) -> (i64, u64) {
+    let second = i128::from(NS_PER_S);
+    let seconds = i64::try_from(unix_ns.div_euclid(second)).unwrap_or(i64::MAX);
+    (calendar::clamp(seconds), unix_ns.rem_euclid(second) as u64)
 }
 
 /// The clock.
@@ -125,12 +131,13 @@ impl Rtc {
     /// A clock that raises `irq` (ISA line 8) from `timers`, set to the machine's start time.
     pub fn new(clock: Arc<dyn Clock>, timers: &Arc<TimerQueue>, irq: IrqLine) -> Arc<Mutex<Self>> {
         let timer = timers.timer();
+        let (base_s, phase_ns) = in_seconds(clock.start_unix_ns().into());
         let mut cmos = [0; 128];
         cmos[usize::from(REG_A)] = A_DIVIDER_RUNS | 6;
         cmos[usize::from(REG_B)] = B_24H;
         cmos[usize::from(REG_D)] = D_VRT;
         let rtc = Arc::new(Mutex::new(Self {
-            base_s: calendar::clamp(clock.start_unix_seconds()),
+            base_s,
             clock,
             timer: timer.clone(),
             irq,
@@ -138,7 +145,7 @@ impl Rtc {
             alarms: false,
             index: 0,
             cmos,
-            phase_ns: 0,
+            phase_ns,
             weekday_shift: 0,
             frozen: None,
             events_ns: 0,
@@ -174,17 +181,18 @@ impl Rtc {
     /// What lives on when this board goes.
     #[must_use]
     pub fn battery(&self) -> Battery {
-        let shift_s = self.base_s.saturating_sub(calendar::clamp(self.clock.start_unix_seconds()));
-        let (phase_ns, weekday_shift) = (self.phase_ns, self.weekday_shift);
-        Battery { cmos: self.cmos, shift_s, phase_ns, weekday_shift, frozen: self.frozen }
+        let start_ns = i128::from(self.base_s) * i128::from(NS_PER_S) + i128::from(self.phase_ns);
+        let shift_ns = start_ns - i128::from(self.clock.start_unix_ns());
+        let weekday_shift = self.weekday_shift;
+        Battery { cmos: self.cmos, shift_ns, weekday_shift, frozen: self.frozen }
     }
 
     /// Goes on from what a board before had, with a RESET between.
     pub fn restore(&mut self, battery: &Battery) {
-        let start = calendar::clamp(self.clock.start_unix_seconds());
-        self.base_s = calendar::clamp(start.saturating_add(battery.shift_s));
+        let start_ns = i128::from(self.clock.start_unix_ns()) + battery.shift_ns;
+        (self.base_s, self.phase_ns) = in_seconds(start_ns);
         self.cmos = battery.cmos;
-        (self.phase_ns, self.weekday_shift) = (battery.phase_ns, battery.weekday_shift);
+        self.weekday_shift = battery.weekday_shift;
         self.frozen = battery.frozen;
         self.reset();
     }

@@ -13,7 +13,9 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let clock = FakeClock::new();
+        Self::on(FakeClock::new())
+    }
+    fn on(clock: Arc<FakeClock>) -> Self {
         let timers = TimerQueue::new();
         let irqs = FakeIrqs::new();
         let rtc = Rtc::new(Arc::clone(&clock) as _, &timers, irqs.line(8));
@@ -60,6 +62,22 @@ fn shows_the_time_in_every_format() {
     bench.clock.advance(2 * 3600 * NS_PER_S);
     assert_eq!(bench.time(), [0x20, 0x23, 0x11, 0x15, 4, 0x12, 0x13, 0x20]);
     assert_eq!((bench.read(REG_D), bench.read(REG_A)), (0x80, 0x26));
+}
+
+#[test]
+fn seconds_begin_when_the_computers_do() {
+    let bench = Bench::on(FakeClock::into_second(750_000_000));
+    bench.clock.advance(249_000_000);
+    assert_eq!(bench.read(REG_SECONDS), 0x20);
+    bench.clock.advance(1_000_000);
+    assert_eq!(bench.read(REG_SECONDS), 0x21);
+    // A board that is built at another point of a second goes on by the same seconds.
+    let after = Bench::on(FakeClock::into_second(100_000_000));
+    lock(&after.rtc).restore(&lock(&bench.rtc).battery());
+    after.clock.advance(899_000_000);
+    assert_eq!(after.read(REG_SECONDS), 0x20);
+    after.clock.advance(1_000_000);
+    assert_eq!(after.read(REG_SECONDS), 0x21);
 }
 
 #[test]
