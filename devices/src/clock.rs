@@ -37,6 +37,38 @@ pub trait Clock: Send + Sync {
     fn start_unix_ns(&self) -> i64;
 }
 
+/// How a counter's ticks become nanoseconds, in 32-bit arithmetic that guests know too (Linux,
+/// arch/x86/include/asm/pvclock.h): shifted, then multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// Bits to shift ticks to the left; to the right if it is negative.
+    pub shift: i8,
+    /// Nanoseconds in a shifted tick, with 32 fraction bits.
+    pub factor: u32,
+}
+
+impl Scale {
+    /// The scale of a counter of `hz` ticks a second, at most 2^40. Its nanoseconds are never ahead, and are behind by
+    /// less than a part in 10^9.
+    #[must_use]
+    pub fn of(hz: u64) -> Self {
+        // Nanoseconds in a tick, with 64 fraction bits: below 2^94, from 2^53 on.
+        let exact = (1_000_000_000_u128 << 64) / u128::from(hz.clamp(1, 1 << 40));
+        let bits = exact.ilog2() as i32 + 1;
+        // The factor gets 32 bits, but a shift to the right would lose ticks: up to 4 GHz 31 bits do without.
+        let shift = if bits >= 64 { bits - 64 } else { (bits - 63).min(0) };
+        Self { shift: shift as i8, factor: (exact >> (32 + shift)) as u32 }
+    }
+
+    /// Nanoseconds that `ticks` take.
+    #[must_use]
+    pub fn ns(self, ticks: u64) -> u64 {
+        let shift = u32::from(self.shift.unsigned_abs());
+        let shifted = if self.shift < 0 { ticks >> shift } else { ticks << shift };
+        ((u128::from(shifted) * u128::from(self.factor)) >> 32) as u64
+    }
+}
+
 /// A device that wants to be called at a time.
 pub trait Timed: Send {
     /// Time has reached (about) the armed deadline. `now_ns` as [`Clock::now_ns`].
@@ -208,4 +240,41 @@ impl Timed for Never {
 /// Locks, also after another thread panicked: device state is plain data.
 pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::Random;
+
+    #[test]
+    fn scales_are_good_to_a_nanosecond_and_a_part_in_a_thousand_million() {
+        let mut random = Random(1);
+        let known = [1000, 1_000_000_000, 2_000_000_000, 2_596_152_000, 1 << 32, 10_000_000_000];
+        let drawn = (0..20_000).map(|_| 1000 + random.next() % 9_999_999_001);
+        let hzs: Vec<u64> = known.into_iter().chain(drawn).collect();
+        for hz in hzs {
+            let scale = Scale::of(hz);
+            for seconds in [1, 7, 3600, 86_400] {
+                let ticks = hz * seconds + random.next() % hz;
+                let exact = u128::from(ticks) * 1_000_000_000 / u128::from(hz);
+                let (exact, ns) = (exact as u64, scale.ns(ticks));
+                let behind = exact.checked_sub(ns).expect("never ahead");
+                assert!(behind <= 1 + exact / 1_000_000_000, "{hz} Hz, {ticks}: {behind} ns");
+            }
+        }
+    }
+
+    #[test]
+    fn scales_lose_nothing_where_nothing_need_be_lost() {
+        assert_eq!(Scale::of(1_000_000_000), Scale { shift: 1, factor: 1 << 31 });
+        // Linux takes the frequency in kHz from the factor.
+        for khz in [1_000_001, 2_596_152, 2_999_999, 3_999_999] {
+            let Scale { shift, factor } = Scale::of(khz * 1000);
+            assert_eq!((shift, (1_000_000_u64 << 32) / u64::from(factor)), (0, khz));
+        }
+        for hz in [0, 1, u64::MAX] {
+            let _ = Scale::of(hz).ns(u64::MAX);
+        }
+    }
 }

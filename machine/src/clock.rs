@@ -12,15 +12,13 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use xenolith_devices::clock::Clock;
+use xenolith_devices::clock::{Clock, Scale};
 
 /// How long the host's TSC is measured at least: reading two clocks one after the other errs by some tens of
 /// nanoseconds, which this makes a few parts per million.
 const MEASURE: Duration = Duration::from_millis(20);
 /// From here on a measurement may have been through a suspension of the host.
 const MEASURE_MAX: Duration = Duration::from_secs(5);
-/// Fraction bits of the ticks-to-nanoseconds factor.
-const SCALE_SHIFT: u32 = 32;
 /// No time that is ever reached.
 const RUNNING: u64 = u64::MAX;
 
@@ -40,8 +38,8 @@ pub struct HostClock {
     /// The time at which it stands still, or [`RUNNING`].
     stands_at: AtomicU64,
     ticks_hz: u64,
-    /// Nanoseconds in a tick, with [`SCALE_SHIFT`] fraction bits.
-    ns_per_tick: u64,
+    /// From ticks to nanoseconds.
+    scale: Scale,
     /// Stands in for a host TSC that isn't invariant.
     fallback: Option<Instant>,
     /// Latest time handed out: two cores' counters may differ by a few ticks.
@@ -57,7 +55,7 @@ impl HostClock {
                 start_ticks: AtomicU64::new(0),
                 stands_at: AtomicU64::new(RUNNING),
                 ticks_hz: 1_000_000_000,
-                ns_per_tick: 1 << SCALE_SHIFT,
+                scale: Scale::of(1_000_000_000),
                 fallback: Some(Instant::now()),
                 latest_tick: AtomicU64::new(0),
                 start_unix_ns: unix_ns(),
@@ -71,20 +69,16 @@ impl HostClock {
         let ns = end.duration_since(start).as_nanos().max(1);
         let ticks = u128::from(end_ticks.wrapping_sub(start_ticks).max(1));
         // A frequency in whole kilohertz, as real ones are given.
-        let khz = (ticks * 1_000_000 / ns).max(1) as u64;
+        let khz = ((ticks * 1_000_000 + ns / 2) / ns).max(1) as u64;
         Self {
             start_ticks: AtomicU64::new(end_ticks),
             stands_at: AtomicU64::new(RUNNING),
             ticks_hz: khz * 1000,
-            ns_per_tick: ((1_000_000u128 << SCALE_SHIFT) / u128::from(khz)) as u64,
+            scale: Scale::of(khz * 1000),
             fallback: None,
             latest_tick: AtomicU64::new(0),
             start_unix_ns,
         }
-    }
-
-    fn ns_of(&self, ticks: u64) -> u64 {
-        ((u128::from(ticks) * u128::from(self.ns_per_tick)) >> SCALE_SHIFT) as u64
     }
 
     /// The counter that guest time follows.
@@ -101,7 +95,7 @@ impl Default for HostClock {
 
 impl Clock for HostClock {
     fn now_ns(&self) -> u64 {
-        self.ns_of(self.tsc())
+        self.scale.ns(self.tsc())
     }
 
     fn tsc(&self) -> u64 {
@@ -246,7 +240,7 @@ mod tests {
     fn host_tsc_and_nanoseconds_are_one_clock() {
         let clock = HostClock::new();
         for seconds in [1u64, 3600, 10 * 365 * 86400] {
-            let ns = clock.ns_of(seconds * clock.tsc_hz());
+            let ns = clock.scale.ns(seconds * clock.tsc_hz());
             assert!(ns.abs_diff(seconds * 1_000_000_000) <= seconds, "{seconds} s: {ns} ns");
         }
     }
@@ -287,7 +281,7 @@ mod tests {
         assert!(base.is_none() || clock.tsc_base() != base, "what was kept of it is void");
         // Time that stood still is not made up for.
         std::thread::sleep(Duration::from_millis(20));
-        let passed_ns = clock.now_ns() - clock.ns_of(at);
+        let passed_ns = clock.now_ns() - clock.scale.ns(at);
         assert!(passed_ns <= start.elapsed().as_nanos() as u64 + 10_000_000, "{passed_ns} ns");
     }
 
