@@ -89,6 +89,9 @@ const I686: &[Feature] = {
         // Ours.
         F::Hypervisor,
         F::InvariantTsc,
+        F::KvmNoIoDelay,
+        F::KvmClock,
+        F::KvmClockStable,
     ]
 };
 
@@ -149,6 +152,9 @@ const WITHOUT_HOST: &[Feature] = {
         F::TscAdjust,
         F::Hypervisor,
         F::InvariantTsc,
+        F::KvmNoIoDelay,
+        F::KvmClock,
+        F::KvmClockStable,
         F::Umip,
         F::Pcid,
         F::Invpcid,

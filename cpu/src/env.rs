@@ -120,7 +120,7 @@ pub mod attention {
     pub const REST: u32 = 1 << 8;
 }
 
-/// An MSR access that the local APIC refused, to become #GP(0).
+/// An MSR access that the device refused, to become #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
@@ -151,14 +151,18 @@ pub trait Env: Send {
     fn random(&mut self) -> u64;
     /// INTA cycle: the vector to deliver now, if there still is one.
     fn acknowledge_interrupt(&mut self) -> Option<u8>;
-    /// IA32_APIC_BASE, IA32_TSC_DEADLINE and the x2APIC range 0x800-0x8ff.
+    /// IA32_APIC_BASE, IA32_TSC_DEADLINE, the x2APIC range 0x800-0x8ff, and KVM's clock.
     ///
     /// # Errors
     /// `Refused`: no such register, or not in this mode.
-    fn apic_msr_read(&mut self, msr: u32) -> Result<u64, Refused>;
+    fn device_msr_read(&mut self, msr: u32) -> Result<u64, Refused>;
     /// # Errors
     /// `Refused`: no such register, reserved bits, or not in this mode.
-    fn apic_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused>;
+    fn device_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused>;
+    /// `Msrs::tsc_offset` has changed to this. Told where the model has [`crate::cpuid::Feature::KvmClock`].
+    fn tsc_moved(&mut self, tsc_offset: u64) {
+        let _ = tsc_offset;
+    }
     /// CR8: the task priority class, 0 to 15.
     fn task_priority(&mut self) -> u8;
     fn set_task_priority(&mut self, tpr: u8);

@@ -13,6 +13,7 @@ pub mod fw_cfg;
 pub mod hpet;
 pub mod ide;
 pub mod irq;
+pub mod kvmclock;
 pub mod legacy;
 pub mod mp;
 pub mod net;

@@ -34,6 +34,7 @@ use xenolith_devices::fw_cfg::{self, FwCfg};
 use xenolith_devices::hpet::{Hpet, LegacyGate};
 use xenolith_devices::ide;
 use xenolith_devices::irq::{IrqLine, IrqSink};
+use xenolith_devices::kvmclock::KvmClock;
 use xenolith_devices::legacy::debug_exit::{self, DebugExit};
 use xenolith_devices::legacy::debugcon::{self, DebugConsole};
 use xenolith_devices::legacy::dma::{Dma, DmaChannels};
@@ -341,6 +342,8 @@ impl Board {
             balloon,
             model: Arc::clone(&model),
         });
+        let kvmclock = KvmClock::new(time.clock(), ram.memory_arc(), config.vcpus as usize);
+        let kvmclock = Arc::new(Mutex::new(kvmclock));
         let vcpus = (0..config.vcpus)
             .zip(pins)
             .map(|(index, pins)| {
@@ -351,6 +354,7 @@ impl Board {
                     time: time.clone(),
                     pins: Arc::clone(&pins),
                     ferr: Arc::clone(&legacy.ferr),
+                    kvmclock: Arc::clone(&kvmclock),
                 };
                 vcpu(world, pins, start, &ram, &model, &translations, make)
             })
@@ -756,7 +760,7 @@ fn vcpu(
     mmu.set_gigabyte_pages(model.has(Feature::Pdpe1gb));
     mmu.set_amd(model.vendor() == Vendor::Amd);
     let code = Stubs::new().map_err(|error| host("provide memory for code")(error.into()))?;
-    let router = Arc::clone(&world.router);
+    let (router, kvmclock) = (Arc::clone(&world.router), Arc::clone(&world.kvmclock));
     let env = Box::new(VcpuEnv::new(world));
     let parts = EngineParts {
         state,
@@ -772,7 +776,10 @@ fn vcpu(
         signature: model.signature(),
         engine: make(parts)?,
         pins,
-        apic_init: Box::new(move || router.init_cpu(index)),
+        devices_init: Box::new(move || {
+            router.init_cpu(index);
+            lock(&kvmclock).init_cpu(index);
+        }),
     })
 }
 

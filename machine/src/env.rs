@@ -16,6 +16,8 @@ use xenolith_devices::apic::InterruptRouter;
 use xenolith_devices::bus::{Bus, BusDevice};
 use xenolith_devices::clock::{Clock, lock};
 use xenolith_devices::irq::IrqLine;
+use xenolith_devices::kvmclock::{KvmClock, Register};
+use xenolith_mmu::DeviceMemory;
 
 use crate::random::Random;
 use crate::run::Time;
@@ -45,7 +47,11 @@ pub struct World {
     pub time: Time,
     pub pins: Arc<Pins>,
     pub ferr: Arc<Mutex<Ferr>>,
+    pub kvmclock: Arc<Mutex<GuestClock>>,
 }
+
+/// KVM's clock over this machine's memory.
+pub type GuestClock = KvmClock<Arc<DeviceMemory>>;
 
 /// One vCPU's environment.
 pub struct VcpuEnv {
@@ -143,13 +149,25 @@ impl Env for VcpuEnv {
         self.world.router.acknowledge(self.world.index)
     }
 
-    fn apic_msr_read(&mut self, msr: u32) -> Result<u64, Refused> {
-        self.world.router.msr_read(self.world.index, msr).map_err(|_| Refused)
+    fn device_msr_read(&mut self, msr: u32) -> Result<u64, Refused> {
+        let world = &self.world;
+        if let Some(register) = Register::of(msr) {
+            return Ok(lock(&world.kvmclock).read(world.index, register));
+        }
+        world.router.msr_read(world.index, msr).map_err(|_| Refused)
     }
 
-    fn apic_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused> {
+    fn device_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused> {
         let world = &self.world;
+        if let Some(register) = Register::of(msr) {
+            lock(&world.kvmclock).write(world.index, register, value);
+            return Ok(());
+        }
         world.router.msr_write(world.index, msr, value, tsc_offset).map_err(|_| Refused)
+    }
+
+    fn tsc_moved(&mut self, tsc_offset: u64) {
+        lock(&self.world.kvmclock).tsc_moved(self.world.index, tsc_offset);
     }
 
     fn task_priority(&mut self) -> u8 {
@@ -199,10 +217,10 @@ impl Env for BareEnv {
     fn acknowledge_interrupt(&mut self) -> Option<u8> {
         None
     }
-    fn apic_msr_read(&mut self, _: u32) -> Result<u64, Refused> {
+    fn device_msr_read(&mut self, _: u32) -> Result<u64, Refused> {
         Err(Refused)
     }
-    fn apic_msr_write(&mut self, _: u32, _: u64, _: u64) -> Result<(), Refused> {
+    fn device_msr_write(&mut self, _: u32, _: u64, _: u64) -> Result<(), Refused> {
         Err(Refused)
     }
     fn task_priority(&mut self) -> u8 {

@@ -60,8 +60,8 @@ pub struct Vcpu {
     pub signature: u32,
     pub engine: Box<dyn Engine>,
     pub pins: Arc<Pins>,
-    /// Tells the local APIC that its processor took an INIT.
-    pub apic_init: Box<dyn FnMut() + Send>,
+    /// Tells the vCPU's own devices that it took an INIT.
+    pub devices_init: Box<dyn FnMut() + Send>,
 }
 
 impl fmt::Debug for Vcpu {
@@ -167,7 +167,7 @@ impl Vcpu {
             activity: Activity::WaitForSipi,
             ..fresh
         };
-        (self.apic_init)();
+        (self.devices_init)();
         self.pins.take(attention::NMI);
         self.engine.state_changed();
     }

@@ -3,7 +3,7 @@
 //! One row a feature: where CPUID reports it, its names, whether its instructions run on the host in
 //! stubs (so that the host must have it), and what it can't do without. A bit that has no row is
 //! never shown to a guest. Sources: SDM vol. 2, "CPUID"; APM vol. 3, "Obtaining Processor Information Via
-//! the CPUID Instruction"; names as in Linux's /proc/cpuinfo.
+//! the CPUID Instruction"; names as in Linux's /proc/cpuinfo, KVM's as QEMU has them.
 
 use iced_x86::CpuidFeature;
 
@@ -27,9 +27,11 @@ pub(super) enum Word {
     /// Leaf 0x8000_0021.
     Extended2Eax,
     Extended2Ecx,
+    /// KVM's leaf of features.
+    KvmEax,
 }
 
-pub(super) const WORDS: usize = 12;
+pub(super) const WORDS: usize = 13;
 
 /// A set of features, as the registers that report them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -197,6 +199,10 @@ features! {
     SrsoNo = Extended2Eax 29 ["srso_no"] false [];
     TsaSqNo = Extended2Ecx 1 ["tsa_sq_no"] false [];
     TsaL1No = Extended2Ecx 2 ["tsa_l1_no"] false [];
+    // Linux, Documentation/virt/kvm/x86/cpuid.rst.
+    KvmNoIoDelay = KvmEax 1 ["kvm_nopiodelay"] false [Hypervisor];
+    KvmClock = KvmEax 3 ["kvmclock"] false [Hypervisor, Msr, Tsc];
+    KvmClockStable = KvmEax 24 ["kvmclock_stable_bit"] false [KvmClock];
 }
 
 impl Feature {

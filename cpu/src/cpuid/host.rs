@@ -49,6 +49,8 @@ impl Host {
             0,
             0,
             0,
+            // The hypervisor is we.
+            0,
         ];
         let ours = FeatureSet::of(Feature::ALL);
         let mut features = FeatureSet::default();

@@ -16,6 +16,12 @@ const HIGHEST_EXTENDED: u32 = 0x8000_0008;
 const HIGHEST_EXTENDED_AMD: u32 = 0x8000_0021;
 const HYPERVISOR_BASE: u32 = 0x4000_0000;
 pub(super) const HYPERVISOR_SIGNATURE: &[u8; 12] = b"XenolithXeno";
+/// Guests look for the interface that they know at each multiple of 0x100.
+const KVM_BASE: u32 = 0x4000_0100;
+const KVM_FEATURES: u32 = KVM_BASE + 1;
+const KVM_SIGNATURE: &[u8; 12] = b"KVMKVMKVM\0\0\0";
+/// The clock by its older MSR numbers.
+const KVM_OLD_CLOCK: u32 = 1;
 
 /// Bytes of the x87 and SSE region with the XSAVE header, and of the AVX component after it.
 const XSAVE_LEGACY_BYTES: u32 = 512 + 64;
@@ -28,7 +34,7 @@ impl CpuidModel {
         let hypervisor = self.has(Feature::Hypervisor);
         let known = match leaf {
             0..HYPERVISOR_BASE => leaf <= self.highest_basic(),
-            HYPERVISOR_BASE..=0x4000_00ff if hypervisor => return hypervisor_leaf(leaf),
+            HYPERVISOR_BASE..=0x4000_01ff if hypervisor => return self.hypervisor_leaf(leaf),
             HYPERVISOR_BASE..0x8000_0000 => false,
             0x8000_0000.. => leaf <= self.highest_extended(),
         };
@@ -175,6 +181,24 @@ impl CpuidModel {
         }
     }
 
+    /// Leaves that a hypervisor answers: who we are, and what we offer as KVM does.
+    fn hypervisor_leaf(&self, leaf: u32) -> [u32; 4] {
+        let named = |highest: u32, name| {
+            let [ebx, ecx, edx] = three_words(name);
+            [highest, ebx, ecx, edx]
+        };
+        let mut offered = self.features.word(Word::KvmEax);
+        if self.has(Feature::KvmClock) {
+            offered |= KVM_OLD_CLOCK;
+        }
+        match leaf {
+            HYPERVISOR_BASE => named(HYPERVISOR_BASE, HYPERVISOR_SIGNATURE),
+            KVM_BASE if offered != 0 => named(KVM_FEATURES, KVM_SIGNATURE),
+            KVM_FEATURES => [offered, 0, 0, 0],
+            _ => [0; 4],
+        }
+    }
+
     /// TSC frequency as a ratio to the crystal's.
     ///
     /// Linux multiplies the crystal's kHz by the numerator in 32 bits, so the fraction has to be
@@ -205,14 +229,6 @@ fn best_fraction(a: u64, b: u64, max: u64) -> (u64, u64) {
     }
     // A ratio above `max` has no convergent at all: say nothing rather than something wrong.
     if last.1 == 0 { (0, 0) } else { last }
-}
-
-fn hypervisor_leaf(leaf: u32) -> [u32; 4] {
-    if leaf != HYPERVISOR_BASE {
-        return [0; 4];
-    }
-    let [ebx, ecx, edx] = three_words(HYPERVISOR_SIGNATURE);
-    [HYPERVISOR_BASE, ebx, ecx, edx]
 }
 
 fn three_words(text: &[u8; 12]) -> [u32; 3] {

@@ -302,7 +302,7 @@ fn leaves_beyond_the_highest_repeat_the_highest_basic_one() {
     assert_eq!(query(&model, 0, 0)[0], 0x16);
     let highest = query(&model, 0x16, 0);
     for leaf in
-        [0x17, 0x1f, 0x3fff_ffff, 0x4000_0100, 0x7fff_ffff, 0x8000_0009, 0x8fff_ffff, u32::MAX]
+        [0x17, 0x1f, 0x3fff_ffff, 0x4000_0200, 0x7fff_ffff, 0x8000_0009, 0x8fff_ffff, u32::MAX]
     {
         assert_eq!(query(&model, leaf, 0), highest, "{leaf:#x}");
     }
@@ -327,6 +327,24 @@ fn identity_strings() {
     let hidden = super::tests::model("x86-64-v3,-hypervisor");
     assert_eq!(query(&hidden, 0x4000_0000, 0), query(&hidden, 0x16, 0));
     assert_eq!(query(&model, 0x8000_0008, 0)[0], 0x3028);
+}
+
+#[test]
+fn kvms_clock_is_offered_behind_our_own_leaf() {
+    let leaves = |spec| {
+        let model = model(spec);
+        [0x4000_0100, 0x4000_0101, 0x4000_0102].map(|leaf| query(&model, leaf, 0))
+    };
+    let named = [0x4000_0101, 0x4b4d_564b, 0x564b_4d56, 0x4d];
+    for spec in ["host", "x86-64-v3", "i686", "x86-64-v2,vendor=amd"] {
+        assert_eq!(leaves(spec), [named, [1 << 24 | 0b1011, 0, 0, 0], [0; 4]], "{spec}");
+    }
+    assert_eq!(leaves("host,-kvmclock")[1][0], 0b10);
+    assert_eq!(leaves("host,-kvm-nopiodelay")[1][0], 1 << 24 | 0b1001);
+    assert_eq!(leaves("host,-kvmclock-stable-bit")[1][0], 0b1011);
+    assert_eq!(leaves("host,-kvmclock,-kvm-nopiodelay"), [[0; 4]; 3]);
+    assert_eq!(leaves("host,vendor=amd,-hypervisor"), [[0; 4]; 3]);
+    assert!(!model("host,-hypervisor").has(F::KvmClock));
 }
 
 #[test]

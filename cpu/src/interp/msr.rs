@@ -1,10 +1,10 @@
 //! Model-specific registers.
 //!
 //! Problem: guests probe for registers, so an unknown one must fault, and a known one must refuse what
-//! a processor refuses. Scheme: two matches, read and write; the local APIC's registers go to the
-//! machine. What only one vendor's processors have exists only when the model is that vendor's. Invariants:
+//! a processor refuses. Scheme: two matches, read and write; registers of the local APIC and of KVM's clock go
+//! to the machine. What only one vendor's processors have exists only when the model is that vendor's. Invariants:
 //! no unknown register reads as zero; a refused write changes nothing. Source: SDM vol. 4, "Architectural
-//! MSRs"; APM vol. 2, "MSR Cross-Reference".
+//! MSRs"; APM vol. 2, "MSR Cross-Reference"; Linux, Documentation/virt/kvm/x86/msr.rst.
 
 use tracing::debug;
 
@@ -20,6 +20,8 @@ mod number {
     pub const P5_MC_ADDR: u32 = 0x0;
     pub const P5_MC_TYPE: u32 = 0x1;
     pub const TSC: u32 = 0x10;
+    pub const KVM_WALL_CLOCK: u32 = 0x11;
+    pub const KVM_SYSTEM_TIME: u32 = 0x12;
     pub const PLATFORM_ID: u32 = 0x17;
     pub const APIC_BASE: u32 = 0x1b;
     pub const FEATURE_CONTROL: u32 = 0x3a;
@@ -51,6 +53,8 @@ mod number {
     pub const X2APIC_ICR: u32 = 0x830;
     pub const X2APIC_INITIAL_COUNT: u32 = 0x838;
     pub const X2APIC_LAST: u32 = 0x8ff;
+    pub const KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
+    pub const KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
     pub const LSTAR: u32 = 0xc000_0082;
@@ -127,8 +131,15 @@ impl<M: Memory> Interp<M> {
                 if msr == n::TSC_DEADLINE && !has(Feature::TscDeadline) {
                     return Err(self.unknown_msr(msr, "reads"));
                 }
-                self.env.set_retired(self.state.retired);
-                self.env.apic_msr_read(msr).map_err(|_| Trap::gp0())?
+                self.read_device_msr(msr)?
+            }
+            n::KVM_WALL_CLOCK
+            | n::KVM_SYSTEM_TIME
+            | n::KVM_WALL_CLOCK_NEW
+            | n::KVM_SYSTEM_TIME_NEW
+                if has(Feature::KvmClock) =>
+            {
+                self.read_device_msr(msr)?
             }
             n::FEATURE_CONTROL if !amd => FEATURE_CONTROL_LOCKED,
             n::TSC_ADJUST if has(Feature::TscAdjust) => m.tsc_adjust,
@@ -181,7 +192,7 @@ impl<M: Memory> Interp<M> {
             return false;
         }
         self.env.set_retired(self.state.retired + 1);
-        let done = self.env.apic_msr_write(msr, value, self.state.msr.tsc_offset).is_ok();
+        let done = self.env.device_msr_write(msr, value, self.state.msr.tsc_offset).is_ok();
         self.state.retired += u64::from(done);
         done
     }
@@ -208,9 +219,15 @@ impl<M: Memory> Interp<M> {
                 if msr == n::TSC_DEADLINE && !has(Feature::TscDeadline) {
                     return Err(self.unknown_msr(msr, "writes"));
                 }
-                self.env.set_retired(self.state.retired);
-                let offset = self.state.msr.tsc_offset;
-                self.env.apic_msr_write(msr, value, offset).map_err(|_| Trap::gp0())?;
+                self.write_device_msr(msr, value)?;
+            }
+            n::KVM_WALL_CLOCK
+            | n::KVM_SYSTEM_TIME
+            | n::KVM_WALL_CLOCK_NEW
+            | n::KVM_SYSTEM_TIME_NEW
+                if has(Feature::KvmClock) =>
+            {
+                self.write_device_msr(msr, value)?;
             }
             n::SPEC_CTRL if has(Feature::SpecCtrl) => {
                 require(value & !7 == 0)?;
@@ -297,6 +314,20 @@ impl<M: Memory> Interp<M> {
         let m = &mut self.state.msr;
         m.tsc_offset = m.tsc_offset.wrapping_add(delta);
         m.tsc_adjust = m.tsc_adjust.wrapping_add(delta);
+        if self.cpuid.has(Feature::KvmClock) {
+            self.env.tsc_moved(self.state.msr.tsc_offset);
+        }
+    }
+
+    fn read_device_msr(&mut self, msr: u32) -> Outcome<u64> {
+        self.env.set_retired(self.state.retired);
+        self.env.device_msr_read(msr).map_err(|_| Trap::gp0())
+    }
+
+    fn write_device_msr(&mut self, msr: u32, value: u64) -> Outcome {
+        self.env.set_retired(self.state.retired);
+        let offset = self.state.msr.tsc_offset;
+        self.env.device_msr_write(msr, value, offset).map_err(|_| Trap::gp0())
     }
 
     fn write_efer(&mut self, value: u64) -> Outcome {

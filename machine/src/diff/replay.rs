@@ -25,8 +25,8 @@ pub enum Event {
     TimeStamp(u64),
     Random(u64),
     Interrupt(Option<u8>),
-    ApicRead { msr: u32, value: Option<u64> },
-    ApicWrite { msr: u32, value: u64, done: bool },
+    DeviceMsrRead { msr: u32, value: Option<u64> },
+    DeviceMsrWrite { msr: u32, value: u64, done: bool },
     PriorityRead(u8),
     PriorityWrite(u8),
     CoprocessorError,
@@ -95,15 +95,18 @@ impl Env for Recorder {
         self.keep(Event::Interrupt(vector));
         vector
     }
-    fn apic_msr_read(&mut self, msr: u32) -> Result<u64, Refused> {
-        let value = self.world.apic_msr_read(msr);
-        self.keep(Event::ApicRead { msr, value: value.ok() });
+    fn device_msr_read(&mut self, msr: u32) -> Result<u64, Refused> {
+        let value = self.world.device_msr_read(msr);
+        self.keep(Event::DeviceMsrRead { msr, value: value.ok() });
         value
     }
-    fn apic_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused> {
-        let done = self.world.apic_msr_write(msr, value, tsc_offset);
-        self.keep(Event::ApicWrite { msr, value, done: done.is_ok() });
+    fn device_msr_write(&mut self, msr: u32, value: u64, tsc_offset: u64) -> Result<(), Refused> {
+        let done = self.world.device_msr_write(msr, value, tsc_offset);
+        self.keep(Event::DeviceMsrWrite { msr, value, done: done.is_ok() });
         done
+    }
+    fn tsc_moved(&mut self, tsc_offset: u64) {
+        self.world.tsc_moved(tsc_offset);
     }
     fn task_priority(&mut self) -> u8 {
         let priority = self.world.task_priority();
@@ -207,17 +210,19 @@ impl Env for Replayer {
         })
         .flatten()
     }
-    fn apic_msr_read(&mut self, msr: u32) -> Result<u64, Refused> {
+    fn device_msr_read(&mut self, msr: u32) -> Result<u64, Refused> {
         self.next(&format!("RDMSR of {msr:#x}"), |event| match event {
-            Event::ApicRead { msr: m, value } if m == msr => Some(value),
+            Event::DeviceMsrRead { msr: m, value } if m == msr => Some(value),
             _ => None,
         })
         .flatten()
         .ok_or(Refused)
     }
-    fn apic_msr_write(&mut self, msr: u32, value: u64, _: u64) -> Result<(), Refused> {
+    fn device_msr_write(&mut self, msr: u32, value: u64, _: u64) -> Result<(), Refused> {
         self.next(&format!("WRMSR of {value:#x} to {msr:#x}"), |event| match event {
-            Event::ApicWrite { msr: m, value: v, done } if (m, v) == (msr, value) => Some(done),
+            Event::DeviceMsrWrite { msr: m, value: v, done } if (m, v) == (msr, value) => {
+                Some(done)
+            }
             _ => None,
         })
         .filter(|&done| done)

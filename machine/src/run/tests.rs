@@ -40,7 +40,7 @@ fn vcpu(index: u32, step: impl FnMut(&mut CpuState, u64) -> Exit + Send + 'stati
         signature: 0x306c3,
         engine: Box::new(Script { state, step }),
         pins: Pins::new(),
-        apic_init: Box::new(|| ()),
+        devices_init: Box::new(|| ()),
     }
 }
 

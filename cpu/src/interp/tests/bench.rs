@@ -162,6 +162,9 @@ pub struct World {
     pub device: u64,
     pub device_writes: Vec<(u64, u8, u64)>,
     pub ferr: bool,
+    /// What device MSRs were written, with the time stamp counter's offset.
+    pub msr_writes: Vec<(u32, u64, u64)>,
+    pub tsc_moves: Vec<u64>,
 }
 
 struct TestEnv {
@@ -173,6 +176,11 @@ impl TestEnv {
     fn world(&self) -> std::sync::MutexGuard<'_, World> {
         self.world.lock().expect("no test holds it")
     }
+}
+
+/// There is no local APIC here.
+fn is_apic(msr: u32) -> bool {
+    matches!(msr, 0x1b | 0x6e0 | 0x800..=0x8ff)
 }
 
 impl Env for TestEnv {
@@ -203,11 +211,18 @@ impl Env for TestEnv {
         }
         vector
     }
-    fn apic_msr_read(&mut self, _: u32) -> Result<u64, Refused> {
-        Err(Refused)
+    fn device_msr_read(&mut self, msr: u32) -> Result<u64, Refused> {
+        if is_apic(msr) { Err(Refused) } else { Ok(0x1234) }
     }
-    fn apic_msr_write(&mut self, _: u32, _: u64, _: u64) -> Result<(), Refused> {
-        Err(Refused)
+    fn device_msr_write(&mut self, msr: u32, value: u64, offset: u64) -> Result<(), Refused> {
+        if is_apic(msr) {
+            return Err(Refused);
+        }
+        self.world().msr_writes.push((msr, value, offset));
+        Ok(())
+    }
+    fn tsc_moved(&mut self, offset: u64) {
+        self.world().tsc_moves.push(offset);
     }
     fn task_priority(&mut self) -> u8 {
         self.world().tpr

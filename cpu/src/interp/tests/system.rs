@@ -426,6 +426,48 @@ fn msrs_refuse_reserved_bits() {
 }
 
 #[test]
+fn kvms_clock_has_msrs_where_the_model_has_the_clock() {
+    let bench = |spec| Bench::with_model(64, model_of(spec));
+    let write = |b: &mut Bench, msr: u32, value: u64| {
+        b.vm.state.rip = CODE;
+        b.vm.state.gpr[RCX] = u64::from(msr);
+        (b.vm.state.gpr[RAX], b.vm.state.gpr[RDX]) = (value & 0xffff_ffff, value >> 32);
+        b.bytes(b"\x0f\x30").vm.step();
+        b.vm.state.rip == CODE + 2
+    };
+    let mut with = bench("host");
+    assert!(write(&mut with, 0x10, 1_000_500));
+    for (msr, value) in [(0x11, 1), (0x12, 2), (0x4b56_4d00, 3), (0x4b56_4d01, u64::MAX)] {
+        assert!(write(&mut with, msr, value), "{msr:#x}");
+        assert_eq!(
+            with.world.lock().expect("no test holds it").msr_writes.pop(),
+            Some((msr, value, 500))
+        );
+        assert_eq!(read_msr(&mut with, msr), Some(0x1234), "{msr:#x}");
+        for spec in ["host,-kvmclock", "host,-hypervisor"] {
+            assert!(!write(&mut bench(spec), msr, value), "{spec} {msr:#x}");
+            assert_eq!(read_msr(&mut bench(spec), msr), None, "{spec} {msr:#x}");
+        }
+    }
+    assert!(!write(&mut bench("host"), 0x4b56_4d02, 0), "asynchronous page faults");
+}
+
+#[test]
+fn kvms_clock_is_told_when_the_counter_is_moved() {
+    for (spec, expected) in [("host", &[500, 7, 0][..]), ("host,-kvmclock", &[])] {
+        let mut b = Bench::with_model(64, model_of(spec));
+        // IA32_TSC, IA32_TSC_ADJUST.
+        for (msr, value) in [(0x10, 1_000_500), (0x3b, 7), (0x3b, 0)] {
+            b.vm.state.rip = CODE;
+            (b.vm.state.gpr[RCX], b.vm.state.gpr[RAX], b.vm.state.gpr[RDX]) = (msr, value, 0);
+            b.bytes(b"\x0f\x30").vm.step();
+            assert_eq!(b.vm.state.rip, CODE + 2);
+        }
+        assert_eq!(b.world.lock().expect("no test holds it").tsc_moves, expected, "{spec}");
+    }
+}
+
+#[test]
 fn segment_bases_are_msrs_too() {
     let (done, b) = wrmsr(0xc000_0100, 0x1234_5678_9abc);
     assert!(done);
