@@ -17,7 +17,7 @@ use iced_x86::{
 };
 
 use super::names::{
-    address_bits, constant_address, full, is_short, narrow, scratch_number, wide_form,
+    address_bits, constant_address, full, is_short, keeps_bytes, narrow, scratch_number, wide_form,
 };
 use super::place::{Spot, is_narrow};
 use super::{EmitError, Emitter, R10, R11, RCX, Restore, Site, Stub, has_memory};
@@ -28,6 +28,10 @@ use crate::plan::{Part, Plan, Step, alignment};
 /// number is, for a guess.
 const REGION_BITS: i8 = 32;
 const GUESSED_BITS: i8 = 20;
+
+/// Prefixes: FS, and an address of 32 bits in 64-bit code.
+const FS_AND_NARROW: [u8; 2] = [0x64, 0x67];
+const INSN_BYTES_MAX: usize = 15;
 
 /// The scratch registers of one access, and which of them the guest's value must return to.
 #[derive(Clone, Copy)]
@@ -362,6 +366,11 @@ impl Emitter<'_> {
     /// An instruction with a memory operand, which runs as itself on the host address.
     pub(super) fn with_memory(&mut self, step: &Step, plan: &Plan) -> Result<(), EmitError> {
         let (insn, uses) = (&step.insn, &step.uses);
+        if self.by_segment(step) && self.takes_prefixes(insn) {
+            self.asm.extend(&FS_AND_NARROW);
+            self.copy(insn);
+            return Ok(());
+        }
         let mut redirected = wide_form(insn);
         redirected.set_segment_prefix(Register::None);
         if self.frame.unlocks && !is_fence(insn) {
@@ -473,6 +482,20 @@ impl Emitter<'_> {
     /// A step's linear addresses are added to FS base, which is where the windows begin.
     pub(super) fn by_segment(&self, step: &Step) -> bool {
         self.frame.mode.lends_fs() && self.frame.mode.shadow && !step.looks_up
+    }
+
+    /// An instruction of flat 32-bit code runs on the host's address with nothing but prefixes before it.
+    fn takes_prefixes(&self, insn: &Instruction) -> bool {
+        // A lone displacement is relative to RIP in 64-bit code.
+        let has_register =
+            insn.memory_base() != Register::None || insn.memory_index() != Register::None;
+        let unlocks = self.frame.unlocks && (insn.has_lock_prefix() || self.can_unlock(insn));
+        keeps_bytes(insn)
+            && has_register
+            && !is_narrow(insn)
+            && insn.segment_prefix() == Register::None
+            && !unlocks
+            && insn.len() + FS_AND_NARROW.len() <= INSN_BYTES_MAX
     }
 
     /// XCHG of memory and a register of its own name, which needn't be locked.

@@ -61,7 +61,7 @@ pub use memory::unguess;
 use xenolith_codecache::cache::Link;
 
 use memory::Borrowed;
-use names::{constant_address, is_short, scratch_number, wide_form};
+use names::{constant_address, is_short, keeps_bytes, scratch_number, wide_form};
 use place::is_narrow;
 
 const RAX: u8 = 0;
@@ -759,7 +759,8 @@ impl<'a> Emitter<'a> {
 
     fn registers_only(&mut self, step: &Step) -> Result<(), EmitError> {
         let scratch = 1 << R10 | 1 << R11;
-        if self.wide() && step.uses.any & scratch == 0 {
+        let is_same = self.wide() || self.frame.mode.bits == 32 && keeps_bytes(&step.insn);
+        if is_same && step.uses.any & scratch == 0 {
             self.copy(&step.insn);
             self.keep_but(0);
             return Ok(());

@@ -1,6 +1,8 @@
 //! Registers and encodings under other names.
 
-use iced_x86::{Code, Instruction, Register};
+use std::sync::LazyLock;
+
+use iced_x86::{Code, EncodingKind, Instruction, Register};
 
 use super::{R10, R11};
 
@@ -98,4 +100,17 @@ pub fn wide_form(insn: &Instruction) -> Instruction {
     let mut out = *insn;
     out.set_code(code);
     out
+}
+
+/// Whether 64-bit code has an instruction of 32-bit code in the same bytes, but for prefixes of its address. VEX has bits
+/// that only 64-bit code looks at.
+pub fn keeps_bytes(insn: &Instruction) -> bool {
+    static KEEP: LazyLock<Box<[bool]>> = LazyLock::new(|| {
+        let keeps = |code: Code| {
+            let info = code.op_code();
+            info.mode64() && info.encoding() == EncodingKind::Legacy
+        };
+        Code::values().map(keeps).collect()
+    });
+    KEEP[insn.code() as usize]
 }
