@@ -199,6 +199,8 @@ pub fn plan(
     let Plan { mut steps, mut windows, mut again, .. } = old;
     steps.clear();
     windows.clear();
+    // In flat 32-bit code with shadow windows an address's delta is a constant: nothing is to be kept.
+    let constant = mode.shadow && mode.bits < 64 && !mode.segmented;
     let mut ends = false;
     let mut done = 0;
     while steps.len() < limits.length_max && !ends && decoder.can_decode() {
@@ -225,8 +227,15 @@ pub fn plan(
         ends = class.ends_block(insn);
         let whole = class == Class::String || class.changes_segment();
         step.looks_up = !mode.shadow || whole || (limits.looks_up)(insn);
-        step.uses = uses(insn, info);
         step.class = class;
+        // Nobody asks where nothing but prefixes makes the window's address of the guest's.
+        let goes_by_prefixes = constant
+            && !step.looks_up
+            && step.insn.segment_prefix() == Register::None
+            && !has_high_byte(&step.insn);
+        if !goes_by_prefixes {
+            step.uses = uses(&step.insn, info);
+        }
     }
     // A load of SS holds interrupts off for one instruction more, which must be in the block, and plain.
     for number in 0..steps.len() {
@@ -244,8 +253,6 @@ pub fn plan(
         guess(&mut steps, start);
     }
     let vector = steps.iter().any(|step| matches!(step.class, Class::Vector(_)));
-    // In flat 32-bit code with shadow windows an address's delta is a constant: nothing is to be kept.
-    let constant = mode.shadow && mode.bits < 64 && !mode.segmented;
     let keeps = limits.windows && !constant && !mode.expands_down;
     if keeps {
         gather(mode, &mut steps, &mut windows, drafts);
@@ -305,6 +312,17 @@ fn uses(insn: &Instruction, info: &mut InstructionInfoFactory) -> Uses {
         uses.read |= uses.written;
     }
     uses
+}
+
+/// AH, CH, DH or BH is an operand: no register of the instruction may need a REX prefix.
+pub(crate) fn has_high_byte(insn: &Instruction) -> bool {
+    (0..insn.op_count()).any(|n| {
+        insn.op_kind(n) == OpKind::Register
+            && matches!(
+                insn.op_register(n),
+                Register::AH | Register::CH | Register::DH | Register::BH
+            )
+    })
 }
 
 fn directions(access: OpAccess) -> (bool, bool) {

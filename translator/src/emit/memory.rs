@@ -22,7 +22,7 @@ use super::names::{
 use super::place::{Spot, is_narrow};
 use super::{EmitError, Emitter, R10, R11, RCX, Restore, Site, Stub, has_memory};
 use crate::area::{PROBE, offset};
-use crate::plan::{Part, Plan, Step, alignment};
+use crate::plan::{Part, Plan, Step, alignment, has_high_byte};
 
 /// How far an address is turned so that its region's number comes to the lowest bits, or to where a page's
 /// number is, for a guess.
@@ -613,15 +613,4 @@ pub fn unguess(code: &[u8], privilege: u8) -> Option<Vec<u8>> {
         new.push(0x90);
     }
     (new.len() == room).then_some(new)
-}
-
-/// AH, CH, DH or BH is an operand: no register of the instruction may need a REX prefix.
-fn has_high_byte(insn: &Instruction) -> bool {
-    (0..insn.op_count()).any(|n| {
-        insn.op_kind(n) == OpKind::Register
-            && matches!(
-                insn.op_register(n),
-                Register::AH | Register::CH | Register::DH | Register::BH
-            )
-    })
 }
