@@ -44,25 +44,32 @@ impl Loop {
 
 /// Finds the loop of a block at `rip`; `unrolls` says whether it is worth several rounds.
 pub fn find_loop(mode: Mode, rip: u64, steps: &[Step], unrolls: bool, found: &mut Loop) {
-    let (kind, bits) = match mode.bits {
-        64 => (OpKind::NearBranch64, u64::MAX),
-        32 => (OpKind::NearBranch32, u64::from(u32::MAX)),
-        _ => return found.edge = None,
-    };
-    let leads_back = |step: &Step| {
-        matches!(step.class, Class::Branch | Class::Jump)
-            && step.insn.op0_kind() == kind
-            && step.insn.near_branch_target() == rip & bits
-    };
-    let is_simple = |step: &Step| {
-        matches!(step.class, Class::Same | Class::Vector(_) | Class::Branch | Class::Jump)
-    };
-    let edge = steps.iter().position(leads_back);
-    found.edge = edge.filter(|&edge| mode.shadow && steps[..=edge].iter().all(is_simple));
+    found.edge = edge(mode, rip, steps);
     found.rounds = match found.edge {
         Some(edge) if unrolls => (ROUND_STEPS_MAX / (edge + 1)).clamp(1, ROUNDS_MAX),
         _ => 1,
     };
+}
+
+/// The step that jumps back to the block's beginning, if those up to it are simple.
+fn edge(mode: Mode, rip: u64, steps: &[Step]) -> Option<usize> {
+    let (kind, bits) = match mode.bits {
+        64 if mode.shadow => (OpKind::NearBranch64, u64::MAX),
+        32 if mode.shadow => (OpKind::NearBranch32, u64::from(u32::MAX)),
+        _ => return None,
+    };
+    for (number, Step { insn, class, .. }) in steps.iter().enumerate() {
+        match class {
+            Class::Same | Class::Vector(_) => {}
+            Class::Branch | Class::Jump => {
+                if insn.op0_kind() == kind && insn.near_branch_target() == rip & bits {
+                    return Some(number);
+                }
+            }
+            _ => break,
+        }
+    }
+    None
 }
 
 /// What makes an address, but for its displacement.

@@ -2,8 +2,8 @@
 //! earlier), which instructions stay locked, and what becomes of loops.
 
 use iced_x86::code_asm::{
-    CodeAssembler, CodeLabel, dword_ptr, eax, ecx, edx, qword_ptr, r10, rax, rbx, rcx, rdx, rsi,
-    rsp, st0, st1, xmm0, xmm1, xmmword_ptr,
+    CodeAssembler, CodeLabel, ah, byte_ptr, dword_ptr, eax, ebx, ecx, edx, esp, qword_ptr, r10,
+    rax, rbx, rcx, rdx, rsi, rsp, st0, st1, xmm0, xmm1, xmmword_ptr,
 };
 use iced_x86::{Decoder, DecoderOptions, IcedError, Instruction, Mnemonic, OpKind};
 use xenolith_translator::emit::{Frame, Page, Routines, Site, Translation, Translator};
@@ -20,6 +20,8 @@ struct Wanted {
     unlocks: bool,
     unrolls: bool,
     counts: bool,
+    /// Flat 32-bit code instead of 64-bit code.
+    narrow: bool,
 }
 
 /// A block of user code.
@@ -27,12 +29,13 @@ fn block(
     wanted: Wanted,
     write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
 ) -> Translation {
-    let Wanted { shadow, unlocks, unrolls, counts } = wanted;
-    let mut asm = CodeAssembler::new(64).expect("64-bit code");
+    let Wanted { shadow, unlocks, unrolls, counts, narrow } = wanted;
+    let bits = if narrow { 32 } else { 64 };
+    let mut asm = CodeAssembler::new(bits).expect("such code");
     write(&mut asm).expect("instructions");
     let code = asm.assemble(RIP).expect("code");
     let mode = Mode {
-        bits: 64,
+        bits: bits as u8,
         privilege: 0,
         vector: 2,
         x87: true,
@@ -207,7 +210,7 @@ fn loops_look_ahead_where_each_round_is_near_the_last() {
 
 #[test]
 fn loops_at_work_are_made_of_several_rounds() {
-    const BUSY: Wanted = Wanted { shadow: true, unlocks: false, unrolls: true, counts: false };
+    let busy = Wanted { shadow: true, unrolls: true, ..Wanted::default() };
     // Of each instruction of the host code its guest's address from the block's beginning; and how often the block looks
     // at the attention word or wants to be made again.
     let rounds = |wanted: Wanted, length: usize| {
@@ -233,11 +236,44 @@ fn loops_at_work_are_made_of_several_rounds() {
         };
         (starts, polls(false), polls(true))
     };
-    assert_eq!(rounds(BUSY, 3), (4, 2, 0));
-    assert_eq!(rounds(BUSY, 40), (4, 2, 0));
-    assert_eq!(rounds(BUSY, 60), (2, 2, 0));
+    assert_eq!(rounds(busy, 3), (4, 2, 0));
+    assert_eq!(rounds(busy, 40), (4, 2, 0));
+    assert_eq!(rounds(busy, 60), (2, 2, 0));
     // One that hasn't been seen at work says that it could be.
-    assert_eq!(rounds(Wanted { unrolls: false, ..BUSY }, 3), (1, 0, 2));
+    assert_eq!(rounds(Wanted { unrolls: false, ..busy }, 3), (1, 0, 2));
     // Where blocks count, each round looks whether it may go on.
-    assert_eq!(rounds(Wanted { counts: true, ..BUSY }, 3), (1, 2, 0));
+    assert_eq!(rounds(Wanted { counts: true, ..busy }, 3), (1, 2, 0));
+}
+
+#[test]
+fn flat_32_bit_code_is_copied_where_it_can_be() {
+    let made = |write: fn(&mut CodeAssembler) -> Result<(), IcedError>| {
+        let wanted = Wanted { shadow: true, narrow: true, unlocks: true, ..Wanted::default() };
+        let block = block(wanted, |asm| {
+            write(asm)?;
+            asm.ret()
+        });
+        block.code[block.map[0].host as usize..block.map[1].host as usize].to_vec()
+    };
+    assert_eq!(made(|asm| asm.add(eax, ecx)), [0x01, 0xc8]);
+    assert_eq!(made(|asm| asm.add(eax, dword_ptr(ebx + 8))), [0x64, 0x67, 0x03, 0x43, 0x08]);
+    assert_eq!(
+        made(|asm| asm.mov(byte_ptr(esp + ecx * 4), ah)),
+        [0x64, 0x67, 0x88, 0x24, 0x8c],
+        "no REX prefix: AH stays what it is"
+    );
+    // One byte here, a prefix there.
+    assert_eq!(made(|asm| asm.inc(ecx)), [0xff, 0xc1]);
+    // In its own bytes that would be relative to RIP there.
+    assert_eq!(
+        made(|asm| asm.add(eax, dword_ptr(0x1234_5678))),
+        [0x64, 0x67, 0x03, 0x04, 0x25, 0x78, 0x56, 0x34, 0x12]
+    );
+    // With one processor nothing is locked.
+    assert_eq!(made(|asm| asm.lock().inc(dword_ptr(ebx))), [0x64, 0x67, 0xff, 0x03]);
+    // Bits of VEX that 32-bit code doesn't look at: VADDPS XMM0, XMM1, [EBX] with B as if it were XMM8 and above.
+    assert_eq!(
+        made(|asm| asm.db(&[0xc4, 0xc1, 0x70, 0x58, 0x03])),
+        made(|asm| asm.vaddps(xmm0, xmm1, xmmword_ptr(ebx)))
+    );
 }
