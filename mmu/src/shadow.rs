@@ -163,7 +163,7 @@ pub struct Run {
     pub gpn: u64,
     pub count: u64,
     pub writable: bool,
-    /// The guest has given all of it contents: the host has it, or will need to.
+    /// The guest has probably given all of it contents: the host has it, or will need to.
     pub filled: bool,
 }
 

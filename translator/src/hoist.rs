@@ -1,4 +1,4 @@
-//! What the accesses of a loop share from one round to the next.
+//! Loops of one block: what their accesses share from one round to the next, and how many rounds are made of them.
 //!
 //! Problem: with shadow windows each access looks for its window, which costs a short loop more than its own
 //! instructions. Scheme: where a block jumps back to its beginning, the registers that make an access's address often move

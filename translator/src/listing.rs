@@ -34,7 +34,7 @@ pub struct Listing<'a> {
     pub polled: u32,
     pub plain: u32,
     pub exits: u32,
-    /// Of each guest instruction: offset of its host code, and its own offset.
+    /// Of each guest instruction, in each round of a loop: offset of its host code, and its own offset.
     pub map: &'a [(u32, u16)],
     pub sites: &'a [Site],
     pub first_site: u32,
@@ -95,13 +95,21 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Listing<'_> {
+    /// How many guest instructions the block is made of.
+    fn instructions(&self) -> usize {
+        let mut guests: Vec<u16> = self.map.iter().map(|&(_, guest)| guest).collect();
+        guests.sort_unstable();
+        guests.dedup();
+        guests.len()
+    }
+
     /// One line of `xenolith disasm`'s list of blocks.
     #[must_use]
     pub fn summary(&self) -> String {
         format!(
             "{:016x}  {:>3} instructions  {:>4} bytes  {:>5} host bytes  {}",
             self.rip,
-            self.map.len(),
+            self.instructions(),
             self.guest.len(),
             self.code.len(),
             describe(&self.mode)
@@ -244,7 +252,7 @@ impl fmt::Display for Listing<'_> {
             f,
             "in: {} instructions, {} bytes; out: {inside} bytes ({grown:.1} times), {} more in {} exits; \
              host address {:x}",
-            self.map.len(),
+            self.instructions(),
             self.guest.len(),
             all - inside,
             self.sites.len(),

@@ -228,12 +228,12 @@ pub fn plan(
         let whole = class == Class::String || class.changes_segment();
         step.looks_up = !mode.shadow || whole || (limits.looks_up)(insn);
         step.class = class;
-        // Nobody asks where nothing but prefixes makes the window's address of the guest's.
-        let goes_by_prefixes = constant
+        // Nobody asks where the window's address is the guest's with FS for a segment.
+        let goes_by_segment = constant
             && !step.looks_up
             && step.insn.segment_prefix() == Register::None
             && !has_high_byte(&step.insn);
-        if !goes_by_prefixes {
+        if !goes_by_segment {
             step.uses = uses(&step.insn, info);
         }
     }

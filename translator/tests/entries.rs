@@ -6,6 +6,7 @@ use iced_x86::code_asm::{
     rax, rbx, rcx, rdx, rsi, rsp, st0, st1, xmm0, xmm1, xmmword_ptr,
 };
 use iced_x86::{Decoder, DecoderOptions, IcedError, Instruction, Mnemonic, OpKind};
+use xenolith_codecache::cache::Link;
 use xenolith_translator::emit::{Frame, Page, Routines, Site, Translation, Translator};
 use xenolith_translator::host::Host;
 use xenolith_translator::mode::{Loads, Mode};
@@ -22,6 +23,10 @@ struct Wanted {
     counts: bool,
     /// Flat 32-bit code instead of 64-bit code.
     narrow: bool,
+    /// The code ends where its page does.
+    ends_page: bool,
+    /// The guest's processor has neither TZCNT nor LZCNT.
+    old: bool,
 }
 
 /// A block of user code.
@@ -29,11 +34,13 @@ fn block(
     wanted: Wanted,
     write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>,
 ) -> Translation {
-    let Wanted { shadow, unlocks, unrolls, counts, narrow } = wanted;
+    let Wanted { shadow, unlocks, unrolls, counts, narrow, ends_page, old } = wanted;
     let bits = if narrow { 32 } else { 64 };
     let mut asm = CodeAssembler::new(bits).expect("such code");
     write(&mut asm).expect("instructions");
     let code = asm.assemble(RIP).expect("code");
+    let rip = if ends_page { RIP + 0x1000 - code.len() as u64 } else { RIP };
+    let code = asm.assemble(rip).expect("the same code");
     let mode = Mode {
         bits: bits as u8,
         privilege: 0,
@@ -53,7 +60,7 @@ fn block(
         routines: Routines { exit: 0x6fff_0000, ..Routines::default() },
         first_site: 0,
         mode,
-        rip: RIP,
+        rip,
         page: Page { la: RIP, id: 1 },
         second: None,
         code_base: 0,
@@ -64,7 +71,11 @@ fn block(
         start: None,
         length_max: 64,
         allowed: &|_: &Instruction| true,
-        decoder_options: DecoderOptions::NONE,
+        decoder_options: if old {
+            DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD
+        } else {
+            DecoderOptions::NONE
+        },
         windows: true,
         counts,
         unrolls,
@@ -276,4 +287,53 @@ fn flat_32_bit_code_is_copied_where_it_can_be() {
         made(|asm| asm.db(&[0xc4, 0xc1, 0x70, 0x58, 0x03])),
         made(|asm| asm.vaddps(xmm0, xmm1, xmmword_ptr(ebx)))
     );
+}
+
+#[test]
+fn what_follows_a_loop_in_another_page_is_guarded() {
+    for unrolls in [false, true] {
+        let wanted = Wanted { shadow: true, unrolls, ends_page: true, ..Wanted::default() };
+        let block = block(wanted, |asm| {
+            let mut again = asm.create_label();
+            asm.set_label(&mut again)?;
+            asm.add(rdx, qword_ptr(rbx + rcx * 8))?;
+            asm.dec(rcx)?;
+            asm.jne(again)
+        });
+        let links: Vec<(u64, Link)> = block
+            .sites
+            .iter()
+            .filter_map(|site| match *site {
+                Site::Chain { target, link, .. } => Some((target, link)),
+                _ => None,
+            })
+            .collect();
+        let start = RIP + 0x1000 - block.bytes as u64;
+        assert_eq!(links, [(start, Link::Again), (RIP + 0x1000, Link::Guarded)]);
+    }
+}
+
+#[test]
+fn prefixes_that_make_another_instruction_of_it_on_the_host_are_left_out() {
+    for narrow in [false, true] {
+        for old in [false, true] {
+            // With a register and with memory.
+            for (opcode, operand) in [(0xbc, 0xc1), (0xbd, 0xc1), (0xbc, 0x03), (0xbd, 0x03)] {
+                let wanted = Wanted { shadow: true, narrow, old, ..Wanted::default() };
+                let block = block(wanted, |asm| {
+                    asm.db(&[0xf3, 0x0f, opcode, operand])?;
+                    asm.ret()
+                });
+                let code = &block.code[block.map[0].host as usize..block.map[1].host as usize];
+                let mut insns = Decoder::new(64, code, DecoderOptions::NONE);
+                let found: Vec<Mnemonic> = insns.iter().map(|insn| insn.mnemonic()).collect();
+                let (scan, count) = match opcode {
+                    0xbc => (Mnemonic::Bsf, Mnemonic::Tzcnt),
+                    _ => (Mnemonic::Bsr, Mnemonic::Lzcnt),
+                };
+                let (wanted, other) = if old { (scan, count) } else { (count, scan) };
+                assert!(found.contains(&wanted) && !found.contains(&other), "{found:?}");
+            }
+        }
+    }
 }

@@ -26,7 +26,8 @@ use super::windows::ticks;
 use super::{Bt, Fetched, Found, INSN_BYTES_MAX, LENGTH_MAX, windows};
 use crate::config::Mmu;
 
-/// Bytes of the longest block: hardly any of [`LENGTH_MAX`] instructions has more, and all are copied for each.
+/// Bytes of the longest block, which are copied for each block however short: hardly any of [`LENGTH_MAX`] instructions
+/// has more.
 const BLOCK_BYTES_MAX: usize = 6 * LENGTH_MAX;
 
 /// What making blocks needs.

@@ -532,7 +532,7 @@ impl Bt {
             return None;
         }
         let writable = writable && interp.mem.code_version(gpa) == 0;
-        // What users see has been cleared at least.
+        // What a user may see a kernel has cleared at least.
         Some(Run { page, gpn: gpa.gpn(), count: 1, writable, filled: mode.privilege == 0 })
     }
 

@@ -200,7 +200,8 @@ impl Emitter<'_> {
         if link == Link::Plain && target <= from {
             link = Link::Polled;
         }
-        if self.at_edge {
+        // Only the jump back: the block may end behind it, and what follows be in another page.
+        if std::mem::take(&mut self.at_edge) {
             link = Link::Again;
         }
         let site = self.site(Site::Chain { target, patch, link });

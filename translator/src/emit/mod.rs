@@ -61,7 +61,7 @@ pub use memory::unguess;
 use xenolith_codecache::cache::Link;
 
 use memory::Borrowed;
-use names::{constant_address, is_short, keeps_bytes, scratch_number, wide_form};
+use names::{constant_address, is_prefixed_scan, is_short, keeps_bytes, scratch_number, wide_form};
 use place::is_narrow;
 
 const RAX: u8 = 0;
@@ -281,15 +281,15 @@ impl std::fmt::Debug for Emitter<'_> {
     }
 }
 
-/// What a block keeps addends for, as far as it is emitted.
-struct Kept {
+/// The addends that a block keeps for its windows, as far as it is emitted.
+struct Addends {
     /// The last step that uses each window.
     last_uses: [usize; WINDOWS_MAX],
     /// Up to this step an addend is kept.
     until: usize,
 }
 
-impl Kept {
+impl Addends {
     fn of(plan: &Plan) -> Self {
         let mut last_uses = [0; WINDOWS_MAX];
         for (number, step) in plan.steps.iter().enumerate() {
@@ -448,7 +448,7 @@ impl<'a> Emitter<'a> {
         }
         let head = self.offset();
         let again = if plan.again.ahead.is_empty() { polled } else { self.enter_again(plan)? };
-        let mut kept = Kept::of(plan);
+        let mut kept = Addends::of(plan);
         let over = self.asm.new_dynamic_label();
         if let Some(edge) = edge {
             for _ in 1..rounds {
@@ -495,12 +495,12 @@ impl<'a> Emitter<'a> {
         &mut self,
         plan: &Plan,
         number: usize,
-        kept: &mut Kept,
+        kept: &mut Addends,
         head: usize,
     ) -> Result<(), EmitError> {
         let step = &plan.steps[number];
-        let host = if self.map.is_empty() { head } else { self.offset() } as u32;
         let is_first = self.map.is_empty();
+        let host = if is_first { head } else { self.offset() } as u32;
         let relies = kept.until >= number || plan.again.keeps_in(number);
         let enters = (is_first || !relies) && !self.x87_live;
         if let Some(part) = step.part {
@@ -759,7 +759,11 @@ impl<'a> Emitter<'a> {
 
     fn registers_only(&mut self, step: &Step) -> Result<(), EmitError> {
         let scratch = 1 << R10 | 1 << R11;
-        let is_same = self.wide() || self.frame.mode.bits == 32 && keeps_bytes(&step.insn);
+        let is_same = match self.frame.mode.bits {
+            64 => !is_prefixed_scan(&step.insn),
+            32 => keeps_bytes(&step.insn),
+            _ => false,
+        };
         if is_same && step.uses.any & scratch == 0 {
             self.copy(&step.insn);
             self.keep_but(0);

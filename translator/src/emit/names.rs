@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use iced_x86::{Code, EncodingKind, Instruction, Register};
+use iced_x86::{Code, EncodingKind, Instruction, Mnemonic, Register};
 
 use super::{R10, R11};
 
@@ -80,7 +80,7 @@ pub fn narrow(number: u8) -> Register {
     NAMES[usize::from(number & 15)]
 }
 
-/// The encoding of an instruction that 64-bit code has too.
+/// The encoding of an instruction that means the same in the host's 64-bit code.
 pub fn wide_form(insn: &Instruction) -> Instruction {
     let code = match insn.code() {
         Code::Inc_r16 => Code::Inc_rm16,
@@ -99,11 +99,19 @@ pub fn wide_form(insn: &Instruction) -> Instruction {
     };
     let mut out = *insn;
     out.set_code(code);
+    if is_prefixed_scan(insn) {
+        out.set_has_rep_prefix(false);
+    }
     out
 }
 
-/// Whether 64-bit code has an instruction of 32-bit code in the same bytes, but for prefixes of its address. VEX has bits
-/// that only 64-bit code looks at.
+/// BSF or BSR with a prefix that the guest's processor, which has no TZCNT or LZCNT, doesn't look at; the host's may.
+pub fn is_prefixed_scan(insn: &Instruction) -> bool {
+    insn.has_rep_prefix() && matches!(insn.mnemonic(), Mnemonic::Bsf | Mnemonic::Bsr)
+}
+
+/// Whether 64-bit code has an instruction of 32-bit code in the same bytes, but for prefixes of its address, where that
+/// has a register. VEX has bits that only 64-bit code looks at.
 pub fn keeps_bytes(insn: &Instruction) -> bool {
     static KEEP: LazyLock<Box<[bool]>> = LazyLock::new(|| {
         let keeps = |code: Code| {
@@ -112,5 +120,5 @@ pub fn keeps_bytes(insn: &Instruction) -> bool {
         };
         Code::values().map(keeps).collect()
     });
-    KEEP[insn.code() as usize]
+    KEEP[insn.code() as usize] && !is_prefixed_scan(insn)
 }

@@ -5,7 +5,7 @@
 //! populate meanwhile. Invariants: a decoder reads and writes inside the slices that it is given and in its room. Any
 //! thread.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -19,18 +19,20 @@ use crate::boot::ask_for_large_pages;
 const EXTRA_BYTES: usize = 1 << 16;
 
 /// Memory for a decoder's window.
-#[derive(Debug)]
 pub struct Room {
     start: *mut u8,
     bytes: Vec<u8>,
     is_free: Cell<bool>,
+    /// What takes from here.
+    allocator: OnceCell<lzma::lzma_allocator>,
 }
 
 impl Room {
     pub fn new(window_bytes: u32) -> Self {
         let mut bytes = vec![0; window_bytes as usize + EXTRA_BYTES];
         ask_for_large_pages(&mut bytes);
-        Self { start: bytes.as_mut_ptr(), bytes, is_free: Cell::new(true) }
+        let start = bytes.as_mut_ptr();
+        Self { start, bytes, is_free: Cell::new(true), allocator: OnceCell::new() }
     }
 
     pub fn range(&self) -> Range<*mut u8> {
@@ -62,8 +64,6 @@ unsafe extern "C" fn free(room: *mut c_void, given: *mut c_void) {
 /// A decoder in the midst of its data.
 pub struct Decoder<'a> {
     stream: lzma::lzma_stream,
-    /// What the stream points at.
-    _allocator: Box<lzma::lzma_allocator>,
     borrowed: PhantomData<(&'a [u8], &'a Room)>,
 }
 
@@ -89,13 +89,12 @@ impl<'a> Decoder<'a> {
         // SAFETY: as for the options.
         let mut stream: lzma::lzma_stream = unsafe { mem::zeroed() };
         let opaque = ptr::from_ref(room).cast_mut().cast();
-        let allocator =
-            Box::new(lzma::lzma_allocator { alloc: Some(allocate), free: Some(free), opaque });
-        stream.allocator = &raw const *allocator;
+        let allocator = lzma::lzma_allocator { alloc: Some(allocate), free: Some(free), opaque };
+        stream.allocator = room.allocator.get_or_init(|| allocator);
         stream.next_in = data.as_ptr();
         stream.avail_in = data.len();
-        let mut decoder = Self { stream, _allocator: allocator, borrowed: PhantomData };
-        // SAFETY: a new stream with an allocator that stays as long, and a list as above. Nothing keeps the list.
+        let mut decoder = Self { stream, borrowed: PhantomData };
+        // SAFETY: a new stream with an allocator in a room that is borrowed, and a list as above. Nothing keeps the list.
         let status = unsafe { lzma::lzma_raw_decoder(&mut decoder.stream, filters.as_ptr()) };
         decoder_status(status).map(|_| decoder)
     }
