@@ -14,7 +14,9 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use xenolith_cpu::env::Privilege;
 
 use super::names::scratch_number;
-use super::{EmitError, Emitter, LINE_BYTES, Link, Page, R10, R11, Restore, Site, Stub, mask};
+use super::{
+    Edge, EmitError, Emitter, LINE_BYTES, Link, Page, R10, R11, Restore, Site, Stub, mask,
+};
 use crate::area::{Area, FLOATING, home_mark, jumps_behind, offset};
 use crate::plan::{Plan, Step};
 
@@ -201,7 +203,7 @@ impl Emitter<'_> {
             link = Link::Polled;
         }
         // Only the jump back: the block may end behind it, and what follows be in another page.
-        if std::mem::take(&mut self.at_edge) {
+        if let Some(Edge::Again) = self.edge.take() {
             link = Link::Again;
         }
         let site = self.site(Site::Chain { target, patch, link });
@@ -220,7 +222,8 @@ impl Emitter<'_> {
     /// Jcc: leaves for the target when taken, else goes on. Where another round of the loop follows it is the other way
     /// round.
     pub(super) fn branch(&mut self, insn: &Instruction) -> Result<(), EmitError> {
-        if let Some(over) = self.over.take() {
+        if let Some(Edge::Over(over)) = self.edge {
+            self.edge = None;
             self.keep_but(0);
             let mut inverse = *insn;
             inverse.negate_condition_code();

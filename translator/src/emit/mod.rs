@@ -264,10 +264,8 @@ struct Emitter<'a> {
     /// is known yet. Only what comes back there by itself may rely on it, or after a fault, which puts them back.
     ready: [Option<u8>; 2],
     held: [Option<u8>; 2],
-    /// The instruction in hand leads back to the beginning of the block's loop, past what is looked up before it.
-    at_edge: bool,
-    /// Where the instruction in hand goes when the loop is over, if another round follows.
-    over: Option<DynamicLabel>,
+    /// What the jump in hand does, if it is the one at the end of a round of the block's loop.
+    edge: Option<Edge>,
     /// The block is a loop that may be made of several rounds, and is of one.
     unrolls: bool,
     /// Instructions since the last count, where blocks count.
@@ -279,6 +277,15 @@ impl std::fmt::Debug for Emitter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Emitter").field("sites", &self.sites).finish_non_exhaustive()
     }
+}
+
+/// The end of a loop's round.
+#[derive(Clone, Copy)]
+enum Edge {
+    /// Back to the first round, past what is looked up before it.
+    Again,
+    /// Another round follows: only out of the loop, to there.
+    Over(DynamicLabel),
 }
 
 /// The addends that a block keeps for its windows, as far as it is emitted.
@@ -426,8 +433,7 @@ impl<'a> Emitter<'a> {
             region: None,
             ready: [None; 2],
             held: [None; 2],
-            at_edge: false,
-            over: None,
+            edge: None,
             unrolls: false,
             counts,
             uncounted: 0,
@@ -453,14 +459,15 @@ impl<'a> Emitter<'a> {
         if let Some(edge) = edge {
             for _ in 1..rounds {
                 for number in 0..=edge {
-                    self.over = (number == edge).then_some(over);
+                    self.edge = (number == edge).then_some(Edge::Over(over));
                     self.step(plan, number, &mut kept, head)?;
                 }
                 kept.until = 0;
             }
         }
         for number in 0..plan.steps.len() {
-            self.at_edge = edge == Some(number) && !plan.again.ahead.is_empty();
+            let looks_ahead = !plan.again.ahead.is_empty();
+            self.edge = (looks_ahead && edge == Some(number)).then_some(Edge::Again);
             self.step(plan, number, &mut kept, head)?;
             if rounds > 1 && edge == Some(number) {
                 dynasm!(self.asm ; .arch x64 ; =>over);
@@ -608,7 +615,7 @@ impl<'a> Emitter<'a> {
             Class::Push => self.push(step, plan)?,
             Class::Pop => self.pop(step, plan),
             Class::Leave => self.leave(step, plan),
-            Class::Jump if self.over.take().is_some() => {}
+            Class::Jump if matches!(self.edge, Some(Edge::Over(_))) => self.edge = None,
             Class::Jump => self.chain(self.target(insn), rip),
             Class::Branch => self.branch(insn)?,
             Class::Count => self.count(insn),
