@@ -14,3 +14,6 @@ pub mod vector;
 
 pub use addr::{Gpa, Gva, PAGE_SIZE};
 pub use state::CpuState;
+
+/// Bytes of the longest instruction (SDM vol. 2, "Instruction Format").
+pub const INSN_BYTES_MAX: usize = 15;

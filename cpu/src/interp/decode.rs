@@ -16,6 +16,7 @@ use iced_x86::{
 
 use super::memory::{copy_in, is_canonical};
 use super::{Access, Interp, table};
+use crate::INSN_BYTES_MAX;
 use crate::addr::{Gpa, Gva, PAGE_SIZE};
 use crate::env::{Memory, Place, Privilege};
 use crate::exception::{Outcome, Trap};
@@ -26,8 +27,6 @@ use crate::vector::VectorOp;
 const SLOTS: usize = 1 << 15;
 /// Instructions in a block at most.
 const LENGTH_MAX: usize = 48;
-/// Longest instruction (SDM vol. 2, "Instruction Format").
-const INSN_BYTES_MAX: usize = 15;
 
 /// Code version of a device, whose reads may change from one to the next: no page ever has it.
 const NEVER_CURRENT: u32 = u32::MAX;

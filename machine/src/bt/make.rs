@@ -13,7 +13,7 @@ use iced_x86::{Code, EncodingKind, Instruction};
 use xenolith_codecache::cache::{Cache, Entries, Key, Mapped, NewBlock, NewLink, Source};
 use xenolith_cpu::cpuid::CpuidModel;
 use xenolith_cpu::env::Memory;
-use xenolith_cpu::{Gpa, PAGE_SIZE, interp};
+use xenolith_cpu::{Gpa, INSN_BYTES_MAX, PAGE_SIZE, interp};
 use xenolith_translator::area::FLOATING;
 use xenolith_translator::emit::{EmitError, Frame, Page, Site, Translation, Translator};
 use xenolith_translator::guess::Start;
@@ -23,7 +23,7 @@ use xenolith_translator::plan::Limits;
 use super::segments::{Spot, key, tag_of};
 use super::shared::Side;
 use super::windows::ticks;
-use super::{Bt, Fetched, Found, INSN_BYTES_MAX, LENGTH_MAX, windows};
+use super::{Bt, Fetched, Found, LENGTH_MAX, windows};
 use crate::config::Mmu;
 
 /// Bytes of the longest block, which are copied for each block however short: hardly any of [`LENGTH_MAX`] instructions

@@ -39,7 +39,7 @@ use xenolith_cpu::host_code::HostCode;
 use xenolith_cpu::interp::{self, Interp, PortAccess, Prepared, Returned, is_canonical};
 use xenolith_cpu::state::{Activity, Rflags, sreg};
 use xenolith_cpu::vector::is_vector;
-use xenolith_cpu::{CpuState, Gva, PAGE_SIZE};
+use xenolith_cpu::{CpuState, Gva, INSN_BYTES_MAX, PAGE_SIZE};
 use xenolith_mmu::{Shadow, SoftMmu};
 use xenolith_translator::area::{Area, AreaBox, CodePage, FLOATING, RETURNS, Rights, is_floating};
 use xenolith_translator::classify::{Class, classify};
@@ -63,8 +63,6 @@ pub use stats::Report;
 
 /// Guest instructions in a block at most.
 pub(crate) const LENGTH_MAX: usize = 64;
-/// Bytes of the longest instruction.
-const INSN_BYTES_MAX: usize = 15;
 /// Single pages to flush before all are.
 const FLUSHED_PAGES_MAX: usize = 32;
 /// Rounds before the caller is asked: it counts time by them.

@@ -16,6 +16,8 @@ use iced_x86::{
     Code, Decoder, DecoderOptions, Instruction, MemoryOperand, Mnemonic, OpKind, Register,
 };
 
+use xenolith_cpu::INSN_BYTES_MAX;
+
 use super::names::{
     address_bits, constant_address, full, is_short, keeps_bytes, narrow, scratch_number, wide_form,
 };
@@ -31,7 +33,6 @@ const GUESSED_BITS: i8 = 20;
 
 /// Prefixes: FS, and an address of 32 bits in 64-bit code.
 const FS_AND_NARROW: [u8; 2] = [0x64, 0x67];
-const INSN_BYTES_MAX: usize = 15;
 
 /// The scratch registers of one access, and which of them the guest's value must return to.
 #[derive(Clone, Copy)]
