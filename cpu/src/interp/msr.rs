@@ -55,6 +55,11 @@ mod number {
     pub const X2APIC_LAST: u32 = 0x8ff;
     pub const KVM_WALL_CLOCK_NEW: u32 = 0x4b56_4d00;
     pub const KVM_SYSTEM_TIME_NEW: u32 = 0x4b56_4d01;
+
+    pub const fn is_of_kvms_clock(msr: u32) -> bool {
+        matches!(msr, KVM_WALL_CLOCK | KVM_SYSTEM_TIME | KVM_WALL_CLOCK_NEW | KVM_SYSTEM_TIME_NEW)
+    }
+
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
     pub const LSTAR: u32 = 0xc000_0082;
@@ -133,12 +138,7 @@ impl<M: Memory> Interp<M> {
                 }
                 self.read_device_msr(msr)?
             }
-            n::KVM_WALL_CLOCK
-            | n::KVM_SYSTEM_TIME
-            | n::KVM_WALL_CLOCK_NEW
-            | n::KVM_SYSTEM_TIME_NEW
-                if has(Feature::KvmClock) =>
-            {
+            msr if n::is_of_kvms_clock(msr) && has(Feature::KvmClock) => {
                 self.read_device_msr(msr)?
             }
             n::FEATURE_CONTROL if !amd => FEATURE_CONTROL_LOCKED,
@@ -221,12 +221,7 @@ impl<M: Memory> Interp<M> {
                 }
                 self.write_device_msr(msr, value)?;
             }
-            n::KVM_WALL_CLOCK
-            | n::KVM_SYSTEM_TIME
-            | n::KVM_WALL_CLOCK_NEW
-            | n::KVM_SYSTEM_TIME_NEW
-                if has(Feature::KvmClock) =>
-            {
+            msr if n::is_of_kvms_clock(msr) && has(Feature::KvmClock) => {
                 self.write_device_msr(msr, value)?;
             }
             n::SPEC_CTRL if has(Feature::SpecCtrl) => {
