@@ -163,8 +163,6 @@ pub struct Run {
     pub gpn: u64,
     pub count: u64,
     pub writable: bool,
-    /// The guest has probably given all of it contents: the host has it, or will need to.
-    pub filled: bool,
 }
 
 /// Which spaces (by number) and linear pages map a guest page for writing.
@@ -425,11 +423,12 @@ impl Shadow {
         Ok(Some(delta))
     }
 
-    /// Maps a run of pages, which lies in one region with a window, into the active space.
+    /// Maps a run of pages, which lies in one region with a window, into the active space. `filled`: the guest has probably
+    /// given all of it contents, so the host has it, or will need to.
     ///
     /// # Errors
     /// The budget is used up, or the host refuses.
-    pub fn map(&mut self, run: Run) -> Result<(), Full> {
+    pub fn map(&mut self, run: Run, filled: bool) -> Result<(), Full> {
         while MAPPED.load(Ordering::Relaxed) >= self.budget {
             if !self.drop_oldest() {
                 return Err(Full);
@@ -443,7 +442,7 @@ impl Shadow {
         let file_page = layout.file_page(run.gpn).ok_or(Full)? as u64;
         let write = if run.writable { ProtFlags::WRITE } else { ProtFlags::empty() };
         // A page that faulted is touched at once; of a kernel's large one most may never be.
-        let at_once = run.filled || run.count <= POPULATE_MAX;
+        let at_once = filled || run.count <= POPULATE_MAX;
         let populate = if at_once { MapFlags::POPULATE } else { MapFlags::empty() };
         // SAFETY: within a window of ours, whose addresses only translated code uses.
         unsafe {
@@ -572,14 +571,8 @@ mod tests {
                 _ => {
                     // Often what the neighbours go on to.
                     let gpn = if next(2) == 0 { 0x1000 + page - base } else { 0x1000 + next(300) };
-                    let run = Run {
-                        page,
-                        gpn,
-                        count: 1 + next(5),
-                        writable: next(2) == 0,
-                        filled: false,
-                    };
-                    shadow.map(run).expect("there is room");
+                    let run = Run { page, gpn, count: 1 + next(5), writable: next(2) == 0 };
+                    shadow.map(run, false).expect("there is room");
                 }
             }
             assert_eq!(shadow.spaces[0].mappings, host() - none, "round {round}");
@@ -602,9 +595,7 @@ mod tests {
         for era in 1..=3 {
             shadow.create(era, era, 0);
             shadow.open_region(0x1000).expect("room");
-            shadow
-                .map(Run { page: 5, gpn: 7, count: 2, writable: true, filled: false })
-                .expect("room");
+            shadow.map(Run { page: 5, gpn: 7, count: 2, writable: true }, false).expect("room");
         }
         shadow.unmap_but(Some(3), 5, 1);
         let mut has = |era, page| {
@@ -627,7 +618,7 @@ mod tests {
         shadow.budget = MAPPED.load(Ordering::Relaxed) + 16;
         let map = |shadow: &mut Shadow, page: u64| {
             shadow.open_region(0x1000).expect("room");
-            shadow.map(Run { page, gpn: page, count: 1, writable: true, filled: false })
+            shadow.map(Run { page, gpn: page, count: 1, writable: true }, false)
         };
         for era in 1..=2 {
             shadow.create(era, era, 0);
@@ -654,10 +645,8 @@ mod tests {
         let owner = 0x1000;
         shadow.create(1, owner, 100);
         shadow.open_region(0x1000).expect("room");
-        shadow.map(Run { page: 5, gpn: 7, count: 4, writable: true, filled: false }).expect("room");
-        shadow
-            .map(Run { page: 20, gpn: 70, count: 2, writable: false, filled: false })
-            .expect("room");
+        shadow.map(Run { page: 5, gpn: 7, count: 4, writable: true }, false).expect("room");
+        shadow.map(Run { page: 20, gpn: 70, count: 2, writable: false }, false).expect("room");
         let deltas: Vec<_> = shadow.active_deltas().collect();
         assert_eq!(shadow.asleep(owner), None, "it is active");
         shadow.switch(2, 130);

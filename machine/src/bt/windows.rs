@@ -511,7 +511,9 @@ impl Bt {
     fn map_run(&mut self, mode: Mode, run: Run) -> bool {
         let privilege = usize::from(mode.privilege);
         let windows = &mut self.windows[privilege];
-        if windows.shadow.map(run).is_err() {
+        // What a user may see a kernel has cleared at least.
+        let filled = mode.privilege == Privilege::User as u8;
+        if windows.shadow.map(run, filled).is_err() {
             // Too many mappings: this address space goes back to the inline TLB.
             windows.shadow.drop_active();
             windows.show(&mut self.area, privilege);
@@ -532,8 +534,7 @@ impl Bt {
             return None;
         }
         let writable = writable && interp.mem.code_version(gpa) == 0;
-        // What a user may see a kernel has cleared at least.
-        Some(Run { page, gpn: gpa.gpn(), count: 1, writable, filled: mode.privilege == 0 })
+        Some(Run { page, gpn: gpa.gpn(), count: 1, writable })
     }
 
     fn peek(&self, privilege: u8, la: u64) -> Option<(Gpa, bool, u8)> {
