@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::console::{Console, Dialogue};
 
@@ -144,6 +144,17 @@ impl Program {
         self.child.wait()?;
         self.join();
         Ok(self.dialogue.console().text())
+    }
+
+    /// Has the guest's shell power its machine off, and waits until the program has ended well.
+    ///
+    /// # Errors
+    /// It didn't in time, or says that something failed.
+    pub fn power_off(mut self, limit: Duration) -> Result<Ended> {
+        self.type_line("poweroff");
+        let ended = self.end(limit)?;
+        ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+        Ok(ended)
     }
 
     /// Waits until the program ends by itself.

@@ -226,9 +226,7 @@ fn debian_boots_from_a_rescue_disc() -> Result<()> {
     let digest = program.command("sha256sum </dev/sr0", PATIENCE)?;
     let expected = disk::tool(&["sha256sum", &whole.display().to_string()], "")?;
     ensure!(digest.split(' ').next() == expected.split(' ').next(), "{digest} {expected}");
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    program.power_off(PATIENCE)?;
     Ok(())
 }
 

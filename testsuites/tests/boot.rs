@@ -122,9 +122,7 @@ fn unpacked_both_ways(name: &'static str, linked_at: u64, step: u64) -> Result<(
         let mut program = guest.boot(unpacked_by(&guest, who, "nokaslr")?)?;
         let address = kernel_address(&mut program)?;
         ensure!(address == linked_at, "{who}: {address:#x}");
-        program.type_line("poweroff");
-        let ended = program.end(PATIENCE)?;
-        ensure!(ended.status.code() == Some(0), "{}: {}", ended.status, ended.stderr);
+        let ended = program.power_off(PATIENCE)?;
         let told = ended.stderr.contains("not at a random address: nokaslr");
         ensure!(told == (who == "host"), "{}", ended.stderr);
     }
@@ -138,9 +136,7 @@ fn unpacked_both_ways(name: &'static str, linked_at: u64, step: u64) -> Result<(
             program.wait_for(&guest.prompt(), PATIENCE)?;
         }
     }
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.code() == Some(0), "{}: {}", ended.status, ended.stderr);
+    let ended = program.power_off(PATIENCE)?;
     ensure!(ended.stderr.is_empty(), "it was left to the guest, or not moved: {}", ended.stderr);
     Ok(())
 }

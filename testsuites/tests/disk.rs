@@ -157,9 +157,7 @@ fn boots_i386_with_a_read_only_disk() -> Result<()> {
     ensure!(size == "512\n1\n", "{size}");
     let written = program.command("echo x | dd of=/dev/vda 2>&1; true", PATIENCE)?;
     ensure!(written.contains("not permitted") || written.contains("ead-only"), "{written}");
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    program.power_off(PATIENCE)?;
     ensure!(fs::read(&image)? == before, "the image was written");
     fs::remove_file(&image)?;
     Ok(())

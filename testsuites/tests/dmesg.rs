@@ -47,9 +47,7 @@ fn log_of(guest: &Debian, command: Command) -> Result<Vec<Line>> {
         PATIENCE,
     )?;
     println!("{}: clock source {clock}", guest.name);
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    program.power_off(PATIENCE)?;
     let mut lines = dmesg::parse(&log);
     // The whole log, not the end of a ring that was too small.
     ensure!(lines.len() > 150, "only {} lines", lines.len());

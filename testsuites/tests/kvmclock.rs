@@ -88,9 +88,7 @@ fn goes_as_the_hosts(name: &'static str, cpus: u32) -> Result<()> {
         .map(|line| line.split(' ').nth(2).unwrap_or_default().parse())
         .collect::<Result<_, _>>()?;
     ensure!(times.len() == 20 * cpus as usize && times.is_sorted(), "{name}: {times:?}");
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    program.power_off(PATIENCE)?;
     Ok(())
 }
 

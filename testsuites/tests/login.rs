@@ -31,9 +31,7 @@ fn session(kind: Kind) -> Result<()> {
     program.command("echo by hand >/root/note", PATIENCE)?;
     program.command("dd if=/dev/urandom of=/root/large bs=64k count=96 2>&1; sync", PATIENCE)?;
     let sum = program.command("sha256sum /root/large", PATIENCE)?;
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    program.power_off(PATIENCE)?;
 
     let partition = image.checked_partition()?.display().to_string();
     ensure!(tool(&["debugfs", "-R", "cat /root/note", &partition], "")? == "by hand\n");
@@ -46,9 +44,7 @@ fn session(kind: Kind) -> Result<()> {
     if kind == Kind::Backed {
         let mut program = start()?;
         ensure!(program.command("sha256sum /root/large", PATIENCE)? == sum);
-        program.type_line("poweroff");
-        let ended = program.end(PATIENCE)?;
-        ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+        program.power_off(PATIENCE)?;
         image.checked_partition()?;
     }
     if kind != Kind::Raw {

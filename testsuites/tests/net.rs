@@ -130,9 +130,7 @@ fn a_guest_uses_the_network(
     let told = program.command("udhcpc -n -q -t 20 2>&1", PATIENCE)?;
     ensure!(told.contains("10.0.2.15"), "{told}");
 
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    program.power_off(PATIENCE)?;
     let dump = fs::read(dump)?;
     ensure!(dump.starts_with(&[0xd4, 0xc3, 0xb2, 0xa1]) && dump.len() > FILE_BYTES as usize);
     Ok(())

@@ -93,9 +93,7 @@ fn work_together(name: &'static str, cpus: u32) -> Result<()> {
 
     let trouble = program.command(&format!("dmesg | grep -E '{TROUBLE}'; true"), PATIENCE)?;
     ensure!(trouble.is_empty(), "{trouble}");
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    program.power_off(PATIENCE)?;
     Ok(())
 }
 
@@ -182,8 +180,6 @@ fn two_processors_take_at_most_six_tenths_of_the_time_of_one() -> Result<()> {
     shares.sort_by(f64::total_cmp);
     let median = shares[shares.len() / 2];
     ensure!(median <= 0.6, "{shares:?}");
-    program.type_line("poweroff");
-    let ended = program.end(PATIENCE)?;
-    ensure!(ended.status.success(), "{}: {}", ended.status, ended.stderr);
+    program.power_off(PATIENCE)?;
     Ok(())
 }
